@@ -1,0 +1,46 @@
+"""vrpo: preference alignment of diffusion language models, by likelihood bounds whose noise is under control."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Bernoulli": "vrpo.draws",
+    "DPO": "vrpo.losses",
+    "Draws": "vrpo.types",
+    "Enumerate": "vrpo.draws",
+    "Estimate": "vrpo.types",
+    "FixedCount": "vrpo.draws",
+    "FrozenReference": "vrpo.reference",
+    "IndependentReference": "vrpo.reference",
+    "NoReference": "vrpo.reference",
+    "Pairs": "vrpo.types",
+    "Rows": "vrpo.types",
+    "SFT": "vrpo.losses",
+    "SFTConfig": "vrpo.training.config",
+    "SFTTrainer": "vrpo.training.sft",
+    "Tokens": "vrpo.types",
+    "VRPOConfig": "vrpo.training.config",
+    "VRPOTrainer": "vrpo.training.preference",
+    "WeightedSum": "vrpo.losses",
+    "backward_by_draw": "vrpo.preference",
+    "draw_key": "vrpo.draws",
+    "elbo": "vrpo.elbo",
+    "exact_elbo": "vrpo.elbo",
+    "generate": "vrpo.decoding.decode",
+    "load": "vrpo.models.load",
+    "preference_loss": "vrpo.preference",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first used (PEP 562), so that `import vrpo` loads no torch."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'vrpo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

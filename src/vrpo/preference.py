@@ -1,0 +1,91 @@
+"""A preference step: the loss with all its graphs, or the same gradient at the memory of one draw.
+
+A loss that is a function of the terms has the gradient sum_k (d loss / d term_k) * grad term_k. The slopes need only
+the VALUES of the terms; so the values come first, without a graph, and then one pack of draws at a time is run again
+and pushed back with its slopes. Nothing is approximated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrpo.elbo import Agree, elbo, pack_terms, plan_packs, terms_of
+from vrpo.losses import Objective
+from vrpo.reference import Reference
+from vrpo.types import Denoiser, Draws, Structure, Tokens
+
+Backward = Callable[[Float[Tensor, ""], bool], None]  # (scalar to differentiate, whether it is the last one)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a preference step computed: the loss and the terms it came from, for metrics."""
+
+    loss: Float[Tensor, ""]
+    policy_terms: Float[Tensor, "N K"]
+    reference_terms: Float[Tensor, "N R J"]
+
+
+def preference_loss(
+    policy: Denoiser,
+    reference: Reference,
+    tokens: Tokens,
+    structure: Structure,
+    draws: Draws,
+    objective: Objective,
+    *,
+    max_tokens: int | None = None,
+    agree: Agree = int,
+) -> Step:
+    """The loss, differentiable through all draws at once: memory grows with the number of draws."""
+    reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
+    policy_terms = elbo(policy, tokens, draws, max_tokens=max_tokens, agree=agree).terms
+    return Step(objective(policy_terms, reference_terms, structure), policy_terms, reference_terms)
+
+
+def backward_by_draw(
+    policy: Denoiser,
+    reference: Reference,
+    tokens: Tokens,
+    structure: Structure,
+    draws: Draws,
+    objective: Objective,
+    *,
+    max_tokens: int | None = None,
+    agree: Agree = int,
+    scale: float = 1.0,
+    backward: Backward | None = None,
+) -> Step:
+    """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
+
+    The same gradient as `scale * preference_loss(...).loss.backward()`, at an activation memory that does not grow with
+    the number of draws: by default that of one draw of every row. Costs one extra forward pass without a graph.
+    Items whose slope is zero are not run again. The policy must be deterministic (no dropout), since its terms are
+    computed twice.
+
+    Args:
+        max_tokens: tokens (padding included) per call; None: as many as one draw of every row.
+        agree: makes the number of calls equal across processes.
+        scale: factor on the gradient (not on the returned loss).
+        backward: called with each pack's scalar instead of `.backward()`, and whether it is the last of this step;
+            a trainer puts loss scaling and gradient synchronisation here.
+    """
+    packs = plan_packs(tokens, draws, draws.scored.any(-1), max_tokens, agree)
+    reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
+    with torch.no_grad():
+        policy_terms = terms_of(policy, tokens, draws, packs)
+    leaf = policy_terms.requires_grad_()
+    loss = objective(leaf, reference_terms, structure)
+    (slope,) = torch.autograd.grad(loss, leaf)
+
+    packs = plan_packs(tokens, draws, slope != 0, max_tokens, agree)
+    for index, (pack, terms) in enumerate(pack_terms(policy, tokens, draws, packs)):
+        scalar = scale * (terms * slope[pack[:, 0], pack[:, 1]]).sum()
+        if backward is None:
+            scalar.backward()
+        else:
+            backward(scalar, index == len(packs) - 1)
+    return Step(loss.detach(), policy_terms.detach(), reference_terms)

@@ -1,0 +1,92 @@
+"""References: where the second argument of an objective comes from.
+
+A reference is a function of (tokens, draws), because sharing noise with the policy MEANS receiving the same draws.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrpo.draws import rekeyed
+from vrpo.elbo import Agree, elbo
+from vrpo.types import Denoiser, Draws, Plan, Structure, Tokens
+
+
+class Reference(Protocol):
+    """Terms of R references for the given rows, without a graph. R may be 0."""
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        draws: Draws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N R J"]: ...
+
+
+@dataclass(frozen=True)
+class FrozenReference:
+    """A model that is not trained, on the SAME draws as the policy: common random numbers ("antithetic" in the paper).
+
+    Args:
+        denoiser: a frozen copy; or the policy itself, if `frozen` turns its adapter off.
+        frozen: context manager factory to evaluate under, such as peft's `disable_adapter`.
+    """
+
+    denoiser: Denoiser
+    frozen: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        draws: Draws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N 1 K"]:
+        with torch.no_grad(), self.frozen():
+            return elbo(self.denoiser, tokens, draws, max_tokens=max_tokens, agree=agree).terms[:, None]
+
+
+@dataclass(frozen=True)
+class IndependentReference:
+    """The same reference on draws of its own, independent of the policy's: `share_draws=False`, for comparison only."""
+
+    reference: Reference
+    plan: Plan
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        draws: Draws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N R J"]:
+        own = self.plan(rekeyed(tokens), structure)
+        return self.reference(tokens, own, structure, max_tokens=max_tokens, agree=agree)
+
+
+@dataclass(frozen=True)
+class NoReference:
+    """R = 0: for objectives without a reference, such as SFT."""
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        draws: Draws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N 0 K"]:
+        return draws.weight.new_zeros(len(draws.group), 0, draws.group.shape[1])

@@ -1,0 +1,173 @@
+"""The nouns of vrpo. Read this page first.
+
+    rows -> Tokens -> Draws -> Estimate (terms) -> objective -> slope per term -> one draw at a time
+
+Dimensions: N rows, K draws, R references, L positions, P pairs, S scored positions, V vocabulary.
+
+What lives here: values and the two protocols between rooms. What deliberately does not: any arithmetic on
+probabilities (elbo.py), any randomness (draws.py), any knowledge of a model (models/) or of a text (data/).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Flat rows of token ids, one row per (prompt, response).
+
+    `response` marks the positions that may be masked and that the bound is about; the prompt is what is attended and
+    not response. `attention` is False on padding, which is neither attended, masked nor scored. `key` is the replay
+    key of the row's randomness (`draws.draw_key`): equal keys and equal response lengths give equal draws, whatever
+    the padding, the neighbours or the device.
+    """
+
+    ids: Int[Tensor, "N L"]
+    response: Bool[Tensor, "N L"]
+    attention: Bool[Tensor, "N L"]
+    key: Int[Tensor, " N"]
+
+    @property
+    def length(self) -> Int[Tensor, " N"]:
+        """Number of response positions per row."""
+        return self.response.sum(-1)
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        return Tokens(*(value.to(device) for value in (self.ids, self.response, self.attention, self.key)))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All the randomness of an estimate, as a value.
+
+    `masked` is what the denoiser does not see; `weight` is what is scored and how much, 0 = not scored, the 1/K of the
+    Monte Carlo mean included, so an estimate is a plain sum. Nothing forces the two to coincide: enumeration, ragged
+    budgets (surplus draws weigh 0), importance sampling and causal models (nothing masked, everything scored) are the
+    same sum. Draws of a row that are statistically dependent share a `group`; -1 marks a draw that is not in use.
+    """
+
+    masked: Bool[Tensor, "N K L"]
+    weight: Float[Tensor, "N K L"]
+    group: Int[Tensor, "N K"]
+
+    @property
+    def scored(self) -> Bool[Tensor, "N K L"]:
+        return self.weight != 0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo estimate of the evidence lower bound of each row, kept as its terms.
+
+    terms_k = sum_i weight_ki * log p(y_i | what draw k left visible); the bound is their SUM, in nats, summed over
+    tokens. Not to be confused with a log-likelihood (it is a lower bound) nor with a mean per token.
+    """
+
+    terms: Float[Tensor, "N K"]
+    group: Int[Tensor, "N K"]
+
+    @property
+    def value(self) -> Float[Tensor, " N"]:
+        """The estimated bound B(y | x) per row, in nats."""
+        return self.terms.sum(-1)
+
+    @property
+    def standard_error(self) -> Float[Tensor, " N"]:
+        """Square root of `group_variance`: what independent groups alone can say about the noise of `value`."""
+        return group_variance(self.terms, self.group).sqrt()
+
+
+def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Float[Tensor, " N"]:
+    """Unbiased estimate of the variance of `terms.sum(-1)` when groups are independent and identically distributed.
+
+    With S_g the sum of the terms of group g and G groups: Var = G / (G - 1) * sum_g (S_g - mean S)^2. Terms inside a
+    group may depend on each other in any way.
+
+    Raises:
+        ValueError: a row has fewer than two groups, so its variance is not estimable.
+    """
+    in_use = group >= 0
+    slot = group.clamp(min=0)
+    sums = torch.zeros_like(terms).scatter_add(1, slot, terms * in_use)
+    present = torch.zeros_like(terms).scatter_add(1, slot, in_use.to(terms.dtype)) > 0
+    count = present.sum(-1)
+    if bool((count < 2).any()):
+        row = int((count < 2).nonzero()[0])
+        raise ValueError(
+            f"row {row} has {int(count[row])} independent group(s) of draws; a variance needs at least 2 "
+            "(raise num_times: masks drawn at one common time are dependent)"
+        )
+    deviation = (sums - sums.sum(-1, keepdim=True) / count[:, None]) * present
+    return count / (count - 1) * deviation.square().sum(-1)
+
+
+class Structure(Protocol):
+    """Which rows an objective compares or imitates, with the facts it needs about them."""
+
+    @property
+    def length(self) -> Int[Tensor, " N"]: ...
+
+    @property
+    def imitated(self) -> Int[Tensor, " M"]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to imitate: the structure of supervised fine-tuning. `length`: response tokens per row."""
+
+    length: Int[Tensor, " N"]
+
+    @property
+    def imitated(self) -> Int[Tensor, " N"]:
+        return torch.arange(len(self.length), device=self.length.device)
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pair p prefers row `chosen[p]` to row `rejected[p]`; `length`: response tokens per row."""
+
+    chosen: Int[Tensor, " P"]
+    rejected: Int[Tensor, " P"]
+    length: Int[Tensor, " N"]
+
+    @property
+    def imitated(self) -> Int[Tensor, " P"]:
+        """The rows that a supervised term imitates: the chosen ones."""
+        return self.chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+class Denoiser(Protocol):
+    """A masked diffusion model, as the core sees it: log-probabilities of given tokens at given positions.
+
+    The model replaces `masked` positions by its mask token, attends to `attention_mask` (True = real token) in both
+    directions, and returns log p(input_ids_i | the rest) at the `scored` positions, row-major, at least in float32, so
+    that logits over the vocabulary exist at scored positions only. Any module wrapper (DDP, FSDP, peft) of a denoiser
+    is a denoiser, because everything happens inside its forward.
+    """
+
+    def __call__(
+        self,
+        *,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        masked: Bool[Tensor, "B L"],
+        scored: Bool[Tensor, "B L"],
+    ) -> Float[Tensor, " S"]: ...
+
+
+class Plan(Protocol):
+    """A sampling plan: from rows (and, for plans that couple rows, their structure) to draws."""
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws: ...
