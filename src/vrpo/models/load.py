@@ -1,0 +1,82 @@
+"""`vrpo.load`: from a hub name or a folder to a denoiser. Chooses the adapter by `architectures[0]`, runs no remote code."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.configuration_utils import PreTrainedConfig
+
+from vrpo.models import llada
+from vrpo.models.hf import HFDenoiser
+
+_ADAPTERS: dict[str, type[PreTrainedModel]] = {llada.ARCHITECTURE: llada.LLaDA}
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+    adapter: str | Path | None = None,
+    attn_implementation: str | None = None,
+) -> HFDenoiser:
+    """Load a diffusion language model in its official layout, from the hub or a folder, in evaluation mode.
+
+    A folder with an adapter_config.json (what training with LoRA leaves) loads its base model and the adapter on it.
+
+    Args:
+        dtype: of the weights; "auto": as config.json says.
+        adapter: a peft adapter to put on top, trainable parameters frozen.
+        attn_implementation: transformers' name, such as "sdpa" or "flex_attention".
+
+    Raises:
+        ValueError: the architecture has no adapter here, or its configuration is incomplete.
+    """
+    name_or_path = str(name_or_path)
+    if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
+        adapter, name_or_path = name_or_path, _base_of(name_or_path)
+    module: torch.nn.Module = _model_class(name_or_path).from_pretrained(
+        name_or_path, dtype=dtype, attn_implementation=attn_implementation
+    )
+    if adapter is not None:
+        module = PeftModel.from_pretrained(module, str(adapter))
+    return adapt(module.eval().to(device), load_tokenizer(name_or_path))
+
+
+def adapt(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
+    """A denoiser from a module of one of our classes, or a peft wrapper of one, and its tokenizer."""
+    config = module.config
+    eot_id = None
+    if tokenizer is not None and llada.END_OF_TURN in tokenizer.get_vocab():
+        eot_id = tokenizer.convert_tokens_to_ids(llada.END_OF_TURN)
+    return HFDenoiser(module, tokenizer, config.mask_token_id, config.eos_token_id, config.pad_token_id, eot_id)
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a model; None for a folder that has no tokenizer.json."""
+    folder = Path(name_or_path)
+    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
+        return None
+    return PreTrainedTokenizerFast.from_pretrained(str(name_or_path))
+
+
+def _model_class(name_or_path: str) -> type[PreTrainedModel]:
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    if not fields:
+        raise ValueError(f"{name_or_path} is neither a folder with a config.json nor a model that the hub knows")
+    architectures = fields["architectures"] if "architectures" in fields else None
+    if not architectures or architectures[0] not in _ADAPTERS:
+        raise ValueError(
+            f"{name_or_path}: architecture {architectures} has no adapter; there is one for {', '.join(_ADAPTERS)}. "
+            "An adapter needs a transformers class of the same backbone, the names of its tensors and its mask token: "
+            "see src/vrpo/models/llada.py"
+        )
+    return _ADAPTERS[architectures[0]]
+
+
+def _base_of(adapter: str) -> str:
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if not base:
+        raise ValueError(f"{adapter}/adapter_config.json names no base_model_name_or_path: load the base, pass adapter=")
+    return base
