@@ -4,7 +4,7 @@ Every function here is deterministic: randomness is in the draws. Work is done i
 one call of the denoiser; what an item contributes does not depend on the pack it is in.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,32 +62,30 @@ def plan_packs(
 def terms_of(denoiser: Denoiser, tokens: Tokens, draws: Draws, packs: list[Pack]) -> Float[Tensor, "N K"]:
     """The terms of all items in the packs; 0 elsewhere."""
     terms = torch.zeros(draws.group.shape, dtype=draws.weight.dtype, device=tokens.ids.device)
-    for pack, values in pack_terms(denoiser, tokens, draws, packs):
+    for pack in packs:
+        values = pack_terms(denoiser, tokens, draws, pack)
         terms = terms.index_put((pack[:, 0], pack[:, 1]), values, accumulate=True)
     return terms
 
 
-def pack_terms(
-    denoiser: Denoiser, tokens: Tokens, draws: Draws, packs: list[Pack]
-) -> Iterator[tuple[Pack, Float[Tensor, " I"]]]:
-    """The terms of one pack after the other: sum_i weight_i * log p(y_i | what the draw left visible).
+def pack_terms(denoiser: Denoiser, tokens: Tokens, draws: Draws, pack: Pack) -> Float[Tensor, " I"]:
+    """The terms of the items of one pack: sum_i weight_i * log p(y_i | what the draw left visible).
 
     Columns that no item of the pack attends to are cut off. An empty pack still calls the denoiser, on the first item
     and without a result, so that processes that must call it equally often do.
     """
-    for pack in packs:
-        row, draw = (pack if len(pack) else pack.new_zeros(1, 2)).unbind(1)
-        attention = tokens.attention[row]
-        column = attention.any(0).nonzero()
-        cut = slice(int(column[0]), int(column[-1]) + 1)
-        weight = draws.weight[row, draw][:, cut]
-        scored = weight != 0
-        logp = denoiser(
-            input_ids=tokens.ids[row][:, cut],
-            attention_mask=attention[:, cut],
-            masked=draws.masked[row, draw][:, cut],
-            scored=scored,
-        )
-        values = torch.zeros(len(row), dtype=weight.dtype, device=weight.device)
-        values = values.index_add(0, scored.nonzero()[:, 0], logp.to(weight.dtype) * weight[scored])
-        yield pack, values[: len(pack)]
+    row, draw = (pack if len(pack) else pack.new_zeros(1, 2)).unbind(1)
+    attention = tokens.attention[row]
+    column = attention.any(0).nonzero()
+    cut = slice(int(column[0]), int(column[-1]) + 1)
+    weight = draws.weight[row, draw][:, cut]
+    scored = weight != 0
+    logp = denoiser(
+        input_ids=tokens.ids[row][:, cut],
+        attention_mask=attention[:, cut],
+        masked=draws.masked[row, draw][:, cut],
+        scored=scored,
+    )
+    values = torch.zeros(len(row), dtype=weight.dtype, device=weight.device)
+    values = values.index_add(0, scored.nonzero()[:, 0], logp.to(weight.dtype) * weight[scored])
+    return values[: len(pack)]

@@ -6,6 +6,7 @@ and pushed back with its slopes. Nothing is approximated.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ from vrpo.losses import Objective
 from vrpo.reference import Reference
 from vrpo.types import Denoiser, Draws, Structure, Tokens
 
-Backward = Callable[[Float[Tensor, ""], bool], None]  # (scalar to differentiate, whether it is the last one)
+Backward = Callable[[Float[Tensor, ""]], None]  # differentiates a scalar into the parameters' .grad
+Around = Callable[[bool], AbstractContextManager[object]]  # (is it the last backward of the step?) -> its context
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def backward_by_draw(
     max_tokens: int | None = None,
     agree: Agree = int,
     scale: float = 1.0,
-    backward: Backward | None = None,
+    backward: Backward = Tensor.backward,
+    around: Around = nullcontext,
 ) -> Step:
     """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
 
@@ -70,8 +73,9 @@ def backward_by_draw(
         max_tokens: tokens (padding included) per call; None: as many as one draw of every row.
         agree: makes the number of calls equal across processes.
         scale: factor on the gradient (not on the returned loss).
-        backward: called with each pack's scalar instead of `.backward()`, and whether it is the last of this step;
-            a trainer puts loss scaling and gradient synchronisation here.
+        backward: instead of `Tensor.backward`, for trainers that scale losses.
+        around: context of each pack's forward and backward, given whether it is the last one: where a trainer defers
+            the synchronisation of gradients.
     """
     packs = plan_packs(tokens, draws, draws.scored.any(-1), max_tokens, agree)
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
@@ -82,10 +86,8 @@ def backward_by_draw(
     (slope,) = torch.autograd.grad(loss, leaf)
 
     packs = plan_packs(tokens, draws, slope != 0, max_tokens, agree)
-    for index, (pack, terms) in enumerate(pack_terms(policy, tokens, draws, packs)):
-        scalar = scale * (terms * slope[pack[:, 0], pack[:, 1]]).sum()
-        if backward is None:
-            scalar.backward()
-        else:
-            backward(scalar, index == len(packs) - 1)
+    for index, pack in enumerate(packs):
+        with around(index == len(packs) - 1):
+            terms = pack_terms(policy, tokens, draws, pack)
+            backward(scale * (terms * slope[pack[:, 0], pack[:, 1]]).sum())
     return Step(loss.detach(), policy_terms.detach(), reference_terms)

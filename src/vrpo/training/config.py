@@ -1,0 +1,125 @@
+"""What a user can set: TRL-shaped training arguments. Every field means the same here, in YAML and on the command line."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from vrpo.draws import Bernoulli, FixedCount
+from vrpo.losses import DPO, SFT, Objective, WeightedSum
+from vrpo.types import Plan
+
+
+@dataclass
+class DiffusionConfig(TrainingArguments):
+    """Fields common to supervised fine-tuning and preference training, on top of transformers' TrainingArguments."""
+
+    max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response together; longer is cut."})
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Tokens of the prompt; longer is cut. None: only max_length limits it."}
+    )
+    truncation_mode: str = field(
+        default="keep_end", metadata={"help": "Which end of a long prompt stays: keep_end or keep_start."}
+    )
+    eos_padding: int | None = field(
+        default=None,
+        metadata={
+            "help": "Extend every response with end-of-text tokens, as part of the response, to a multiple of this many "
+            "tokens. None: padding is never masked, scored or attended."
+        },
+    )
+    on_bad_rows: str = field(
+        default="drop",
+        metadata={"help": "Unusable rows: 'drop' counts them and warns once; 'error' stops at the first one."},
+    )
+    plan: str = field(
+        default="fixed_count", metadata={"help": "How masks are drawn: fixed_count, or bernoulli (needs t_min)."}
+    )
+    num_times: int = field(default=1, metadata={"help": "Masking levels drawn per response."})
+    num_masks: int = field(default=1, metadata={"help": "Masks drawn per masking level."})
+    t_min: float | None = field(default=None, metadata={"help": "Smallest masking time of plan=bernoulli."})
+    eval_num_times: int = field(
+        default=8, metadata={"help": "Draws per response in evaluations: the same ones at every evaluation."}
+    )
+    draw_seed: int | None = field(default=None, metadata={"help": "Seed of the draws. None: the same as seed."})
+    max_tokens_per_forward: int | None = field(
+        default=None,
+        metadata={"help": "Tokens, padding included, per call of the model. None: one draw of every row of the batch."},
+    )
+    sample_steps: int | None = field(
+        default=None, metadata={"help": "Every so many steps, generate answers to prompts of the evaluation set."}
+    )
+    num_samples: int = field(default=4, metadata={"help": "How many prompts sample_steps answers."})
+    sample_max_new_tokens: int = field(default=128, metadata={"help": "Length of these answers."})
+
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: columns carry the example id."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept False: it would hide a NaN."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "No buffer changes in training."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns or self.logging_nan_inf_filter:
+            raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
+        if self.draw_seed is None:
+            self.draw_seed = self.seed
+        self.sampling_plan(self.num_times)  # refuses a bad plan before anything is loaded
+
+    def sampling_plan(self, num_times: int) -> Plan:
+        """The plan by its configured name, with `num_times` masking levels."""
+        if self.plan == "fixed_count":
+            if self.t_min is not None:
+                raise ValueError("t_min belongs to plan=bernoulli; plan=fixed_count has none")
+            return FixedCount(num_times, self.num_masks)
+        if self.plan == "bernoulli":
+            if self.t_min is None:
+                raise ValueError("plan=bernoulli needs t_min: without it the estimate has infinite variance")
+            return Bernoulli(self.t_min, num_times, self.num_masks)
+        raise ValueError(f"plan must be fixed_count or bernoulli, not {self.plan!r}")
+
+
+@dataclass
+class SFTConfig(DiffusionConfig):
+    """Masked-diffusion supervised fine-tuning, and pretraining from scratch (rows with a `text` field)."""
+
+    chunk_text: bool = field(
+        default=True, metadata={"help": "Rows with a text field: cut into pieces of max_length instead of truncating."}
+    )
+
+    def objective(self) -> Objective:
+        return SFT()
+
+
+@dataclass
+class VRPOConfig(DiffusionConfig):
+    """Preference optimisation on likelihood bounds; shaped like TRL's DPOConfig."""
+
+    learning_rate: float = field(default=5e-7, metadata={"help": "Peak learning rate (the paper's)."})
+    beta: float = field(default=0.2, metadata={"help": "Inverse temperature, on scores SUMMED over tokens."})
+    loss_type: str = field(default="sigmoid", metadata={"help": "The preference loss, by TRL's name: sigmoid (DPO)."})
+    sft_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the SFT loss on the chosen answer (0.05 in the paper)."}
+    )
+    num_times: int = field(default=8, metadata={"help": "Masking levels drawn per response; the paper's n."})
+    share_draws: bool = field(
+        default=True,
+        metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
+    )
+    warn_displacement: bool = field(
+        default=True, metadata={"help": "Warn when the bound of the chosen answers falls below the reference's."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_type != "sigmoid":
+            raise ValueError(f"loss_type must be sigmoid (DPO on bounds); {self.loss_type!r} is not offered yet")
+        if self.sft_coef < 0:
+            raise ValueError(f"sft_coef must not be negative, not {self.sft_coef}")
+        self.objective()
+
+    def objective(self) -> Objective:
+        parts: list[tuple[float, Any]] = [(1.0, DPO(self.beta))]
+        if self.sft_coef:
+            parts.append((self.sft_coef, SFT()))
+        return WeightedSum(tuple(parts))
