@@ -88,7 +88,7 @@ class FixedCount:
         count = 1 + (time * length).floor().long()  # [N, K], uniform on 1..L
         order = _mask_bits(tokens, self.num_times * self.num_masks)
         order = order.masked_fill(~tokens.response[:, None], torch.iinfo(torch.int64).max)
-        masked = order.argsort(-1, stable=True).argsort(-1) < count[..., None]
+        masked = order.argsort(dim=-1, stable=True).argsort(dim=-1) < count[..., None]
         masked = masked & tokens.response[:, None]
         weight = length / count / (self.num_times * self.num_masks)
         return Draws(masked, masked * weight[..., None].double(), group)
