@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.elbo import Agree, elbo, pack_terms, plan_packs, terms_of
+from vrpo.estimator import Agree, elbo, pack_terms, plan_packs, terms_of
 from vrpo.losses import Objective
 from vrpo.reference import Reference
 from vrpo.types import Denoiser, Draws, Structure, Tokens

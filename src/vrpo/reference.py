@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vrpo.draws import rekeyed
-from vrpo.elbo import Agree, elbo
+from vrpo.estimator import Agree, elbo
 from vrpo.types import Denoiser, Draws, Plan, Structure, Tokens
 
 

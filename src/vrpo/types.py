@@ -5,7 +5,7 @@
 Dimensions: N rows, K draws, R references, L positions, P pairs, S scored positions, V vocabulary.
 
 What lives here: values and the two protocols between rooms. What deliberately does not: any arithmetic on
-probabilities (elbo.py), any randomness (draws.py), any knowledge of a model (models/) or of a text (data/).
+probabilities (estimator.py), any randomness (draws.py), any knowledge of a model (models/) or of a text (data/).
 """
 
 from dataclasses import dataclass

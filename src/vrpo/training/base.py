@@ -1,0 +1,232 @@
+"""What the trainers share: a transformers.Trainer whose step is ours and whose checkpoints have the official layout.
+
+Everything else (loop, optimizer, schedule, accelerate, FSDP, DeepSpeed, loggers, hub) is transformers'.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from vrpo.data.collate import tokens_of
+from vrpo.models.hf import HFDenoiser
+from vrpo.models.load import adapt, load
+from vrpo.training.card import model_card
+from vrpo.training.config import DiffusionConfig
+from vrpo.training.metrics import Window, mean_and_error
+from vrpo.training.samples import SampleCallback
+from vrpo.types import Denoiser, Tokens
+
+logger = logging.get_logger(__name__)
+
+EVAL_EPOCH = 0  # evaluation draws: one fixed key set at every evaluation
+Batch = Mapping[str, Tensor]
+
+
+class DiffusionTrainer(Trainer):
+    """transformers.Trainer for masked diffusion models. Subclasses say what a step and an evaluation of a batch are."""
+
+    args: DiffusionConfig
+    method: str  # for the model card
+
+    def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
+        check_trainable(model.module)
+        self.denoiser = model
+        super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
+        self.add_callback(JSONLogCallback())
+        self.window = Window()
+        self.model_accepts_loss_kwargs = False
+        if args.sample_steps is not None:
+            self.add_callback(SampleCallback(self))
+
+    # What subclasses define ------------------------------------------------------------------------------------------
+
+    def items_in(self, batch: Batch) -> int:
+        """How many items (pairs, rows) the loss of this batch is a mean over."""
+        raise NotImplementedError
+
+    def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
+        """Accumulate scale * gradient; return the loss of the batch; add to `self.window`."""
+        raise NotImplementedError
+
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " P"]]:
+        """Per-item metrics of an evaluation batch, `loss` among them."""
+        raise NotImplementedError
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    @property
+    def draw_epoch(self) -> int:
+        """The epoch that enters the keys of the draws."""
+        return math.floor(self.state.epoch or 0.0)
+
+    def tokens(self, batch: Batch, *, epoch: int) -> Tokens:
+        assert self.args.draw_seed is not None
+        return tokens_of(batch, seed=self.args.draw_seed, epoch=epoch)
+
+    def agree(self, packs: int) -> int:
+        """The largest number of packs of any process: calls of a sharded model must match."""
+        if self.args.world_size == 1:
+            return packs
+        count = torch.tensor(packs, device=self.args.device)
+        return int(self.accelerator.gather(count.reshape(1)).max())
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        """Items of one optimizer step over its micro-batches and all processes, so that each item weighs the same."""
+        count = torch.tensor(sum(self.items_in(batch) for batch in batch_samples), device=device)
+        return self.accelerator.gather(count.reshape(1)).sum()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One micro-batch: its share of the gradient of the mean loss over the step's items, and of that loss."""
+        assert num_items_in_batch is not None
+        model.train()  # gradient checkpointing asks for it; `check_trainable` has refused dropout
+        batch = self._prepare_inputs(inputs)
+        share = self.items_in(batch) * self.args.world_size / int(num_items_in_batch)
+        with self.accelerator.autocast():
+            loss = self.batch_backward(model, batch, share)
+        return (loss * share).detach().to(torch.float32)
+
+    def around(self, model: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
+        """Synchronise gradients, and let DeepSpeed step, at the last backward of a step only."""
+
+        @contextmanager
+        def context(last: bool) -> Iterator[None]:
+            state = self.accelerator.gradient_state
+            due = state.sync_gradients
+            if last or not due:
+                yield
+                return
+            state._set_sync_gradients(False)
+            try:
+                if self.accelerator.distributed_type == DistributedType.DEEPSPEED:  # ZeRO-2 and 3 have no no_sync
+                    yield
+                else:
+                    with self.accelerator.no_sync(model):
+                        yield
+            finally:
+                state._set_sync_gradients(due)
+
+        return context
+
+    def backward(self, scalar: Float[Tensor, ""]) -> None:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.accelerator.backward(scalar, scale_wrt_gas=False)
+        else:
+            self.accelerator.backward(scalar)
+
+    # Evaluation and logging ------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Means over the evaluation set, on the same draws at every call, each with its standard error over items."""
+        model = self._wrap_model(self.model, training=False)
+        model.eval()
+        batches = []
+        with torch.no_grad(), self.accelerator.autocast():
+            for index, inputs in enumerate(self.get_eval_dataloader(eval_dataset)):
+                columns = self.batch_metrics(model, self._prepare_inputs(inputs), index)
+                values = torch.stack(list(columns.values()), -1).to(self.args.device)
+                batches.append(self.accelerator.gather_for_metrics(values))
+        table = torch.cat(batches)
+        sums = torch.stack([table.sum(0), table.square().sum(0), torch.full_like(table[0], len(table))], -1)
+        mean, error = mean_and_error(sums)
+        metrics = {f"{metric_key_prefix}_{name}": float(mean[i]) for i, name in enumerate(columns)}
+        metrics |= {f"{metric_key_prefix}_{name}_stderr": float(error[i]) for i, name in enumerate(columns)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.window.total and "loss" in logs:
+            sums = self.accelerator.reduce(self.window.sums(self.args.device), reduction="sum")
+            mean, error = mean_and_error(sums)
+            logs |= {name: float(mean[i]) for i, name in enumerate(self.window.total)}
+            self.on_window({name: (float(mean[i]), float(error[i])) for i, name in enumerate(self.window.total)})
+            self.window = Window()
+        super().log(logs, start_time)
+
+    def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
+        """Called with mean and standard error of each metric of a logging window."""
+
+    # Checkpoints: official names, converted by the loader ------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        module = self.model if model is None else model
+        if self.is_fsdp_enabled or isinstance(module, PeftModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = load(resume_from_checkpoint, dtype=next(module.parameters()).dtype)
+        module.load_state_dict(saved.module.state_dict(), strict=True)
+        return None
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        return self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_world_process_zero():
+            card = model_card(self.method, self.args, self.denoiser.module.config, self.state.log_history)
+            (Path(self.args.output_dir) / "README.md").write_text(card)
+
+
+class JSONLogCallback(TrainerCallback):
+    """Every log line as one JSON object in output_dir/log.jsonl. A resumed run continues the file where it resumes."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(entry) + "\n" for entry in state.log_history]
+        (Path(args.output_dir) / "log.jsonl").write_text("".join(lines))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            with (Path(args.output_dir) / "log.jsonl").open("a") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+def check_trainable(module: nn.Module) -> None:
+    """Refuse what would train wrongly without an error: low-precision masters, and dropout under replayed draws.
+
+    Raises:
+        ValueError: a trainable parameter has less than float32, in which a step of 5e-7 rounds away; or a dropout is
+            active, which would make the value and the gradient of a step belong to different networks.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"{name} is trained in {parameter.dtype}, where small learning rates round to nothing: load the model "
+                "in float32 (--dtype float32) and set bf16=true for speed, or train an adapter (--use_peft)"
+            )
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, nn.Dropout) and submodule.p > 0:
+            raise ValueError(f"{name} drops out with probability {submodule.p}: set it (lora_dropout) to 0")
+
+
+def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any) -> HFDenoiser:
+    """What a trainer accepts as a model: a denoiser, a module of one of our classes, or a name or folder to load."""
+    if isinstance(model, HFDenoiser):
+        return model
+    if isinstance(model, nn.Module):
+        return adapt(model, tokenizer)
+    return load(model, dtype=torch.float32)

@@ -1,0 +1,95 @@
+"""What a step says about itself: per-pair quantities from terms, averaged over a logging window and over processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vrpo.preference import Step
+from vrpo.types import Draws, Pairs, Rows, group_variance
+
+Columns = dict[str, Float[Tensor, " P"]]
+
+SATURATED = 4.0  # |beta h| beyond which sigmoid(-|beta h|) < 0.018: the pair hardly moves the policy any more
+
+
+def pair_metrics(step: Step, pairs: Pairs, draws: Draws, beta: float, *, common: bool) -> Columns:
+    """Per-pair metrics under TRL's names, plus what only an estimate has.
+
+    rewards/* are beta * (B_policy - B_reference); elbo/* are the policy's bounds in nats, summed over tokens;
+    elbo/*_change the bounds' distance to the reference; score/variance the estimated Monte Carlo variance of the score
+    beta * h (absent with fewer than two independent draws, where it is not estimable); score/saturated the share of
+    pairs with |score| > 4; rewards/accuracies counts a margin of exactly 0 as one half.
+
+    Args:
+        common: policy and reference shared their draws, so that the noise is that of the differences of terms.
+    """
+    policy, reference = step.policy_terms, step.reference_terms[:, 0]
+    change = policy.sum(-1) - reference.sum(-1)
+    chosen, rejected = pairs.chosen, pairs.rejected
+    score = beta * (change[chosen] - change[rejected])
+    columns = {
+        "rewards/chosen": beta * change[chosen],
+        "rewards/rejected": beta * change[rejected],
+        "rewards/accuracies": (score > 0).double() + 0.5 * (score == 0).double(),
+        "rewards/margins": score,
+        "elbo/chosen": policy.sum(-1)[chosen],
+        "elbo/rejected": policy.sum(-1)[rejected],
+        "elbo/chosen_change": change[chosen],
+        "elbo/rejected_change": change[rejected],
+        "score/saturated": (score.abs() > SATURATED).double(),
+        "draws/per_pair": draws.scored.any(-1).sum(-1)[chosen].double() + draws.scored.any(-1).sum(-1)[rejected],
+    }
+    if int(draws.group.max()) >= 1:
+        columns["score/variance"] = beta**2 * _margin_variance(policy, reference, pairs, draws.group, common)
+    return columns
+
+
+def _margin_variance(
+    policy: Float[Tensor, "N K"],
+    reference: Float[Tensor, "N K"],
+    pairs: Pairs,
+    group: Int[Tensor, "N K"],
+    common: bool,
+) -> Float[Tensor, " P"]:
+    """Variance of the margin; group g of the chosen row is set against group g of the rejected one, which is unbiased
+    whether the two rows' draws are independent or coupled."""
+    same = group[pairs.chosen]
+    parts = [policy - reference] if common else [policy, reference]
+    return torch.stack(
+        [group_variance(part[pairs.chosen] - part[pairs.rejected], same) for part in parts]
+    ).sum(0)
+
+
+def row_metrics(step: Step, rows: Rows) -> Columns:
+    """Per-row metrics of supervised fine-tuning: the bound per token, in nats."""
+    return {"elbo/per_token": step.policy_terms.sum(-1) / rows.length}
+
+
+@dataclass
+class Window:
+    """Running sums of per-item columns since the last log."""
+
+    total: dict[str, float] = field(default_factory=dict)
+    square: dict[str, float] = field(default_factory=dict)
+    count: dict[str, float] = field(default_factory=dict)
+
+    def add(self, columns: Mapping[str, Float[Tensor, " P"]]) -> None:
+        for name, values in columns.items():
+            for store, value in ((self.total, values.sum()), (self.square, values.square().sum())):
+                store[name] = (store[name] if name in store else 0.0) + float(value)
+            self.count[name] = (self.count[name] if name in self.count else 0.0) + len(values)
+
+    def sums(self, device: torch.device) -> Float[Tensor, "M 3"]:
+        """Totals, squares and counts per name (in the order of `total`), to be added up over processes."""
+        rows = [(self.total[name], self.square[name], self.count[name]) for name in self.total]
+        return torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 3)
+
+
+def mean_and_error(sums: Float[Tensor, "M 3"]) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """Mean and its standard error per row of (total, square, count)."""
+    total, square, count = sums.unbind(-1)
+    mean = total / count
+    return mean, ((square / count - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()

@@ -1,0 +1,179 @@
+"""`VRPOTrainer`: preference optimisation on likelihood bounds, one draw's memory at a time."""
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from vrpo.data.collate import PreferenceCollator, pairs_of
+from vrpo.data.tokenize import tokenize_preferences
+from vrpo.losses import DPO
+from vrpo.models.hf import HFDenoiser
+from vrpo.preference import Step, backward_by_draw, preference_loss
+from vrpo.reference import FrozenReference, IndependentReference, Reference
+from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
+from vrpo.training.config import VRPOConfig
+from vrpo.training.metrics import pair_metrics
+from vrpo.types import Denoiser, Draws, Pairs, Tokens
+
+
+class VRPOTrainer(DiffusionTrainer):
+    """Trains a masked diffusion language model on preference pairs. Used like TRL's DPOTrainer.
+
+    Datasets are in TRL's formats (see `data.tokenize`), or already tokenised by `data.tokenize_preferences`. Draws come
+    from (draw_seed, example id, side, epoch): a resumed, re-batched or distributed run sees the same ones.
+
+    Args:
+        model: a denoiser from `vrpo.load`, or a name or folder.
+        ref_model: a second denoiser. None: the policy with its adapter turned off, or else a frozen copy of it as it
+            is now.
+        peft_config: trains an adapter of this kind; target modules default to the architecture's linear layers.
+    """
+
+    args: VRPOConfig
+    method = "VRPO"
+
+    def __init__(
+        self,
+        model: HFDenoiser | nn.Module | str,
+        ref_model: HFDenoiser | None = None,
+        args: VRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: Any = (None, None),
+    ):
+        args = VRPOConfig() if args is None else args
+        denoiser = as_denoiser(model, processing_class)
+        if peft_config is not None:
+            denoiser = with_adapter(denoiser, peft_config)
+        self.ref_model = ref_model
+        if ref_model is None and not isinstance(denoiser.module, PeftModel):
+            self.ref_model = frozen_copy(denoiser)
+        self.objective = args.objective()
+        self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
+        super().__init__(
+            model=denoiser,
+            args=args,
+            callbacks=callbacks or [],
+            data_collator=PreferenceCollator(denoiser.pad_id),
+            train_dataset=self._tokenized(train_dataset, denoiser, args),
+            eval_dataset=self._tokenized(eval_dataset, denoiser, args),
+            optimizers=optimizers,
+        )
+        if self.ref_model is not None:
+            self._place_reference(self.ref_model.module)
+
+    @staticmethod
+    def _tokenized(dataset: Any, denoiser: HFDenoiser, args: VRPOConfig) -> Any:
+        if dataset is None or "chosen_ids" in dataset.column_names:
+            return dataset
+        if denoiser.tokenizer is None:
+            raise ValueError("the model has no tokenizer: pass processing_class, or a dataset of token ids")
+        examples, _ = tokenize_preferences(
+            dataset,
+            denoiser.tokenizer,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
+            truncation_mode=args.truncation_mode,
+            eos_padding=args.eos_padding,
+            on_bad_rows=args.on_bad_rows,
+        )
+        return examples
+
+    def _place_reference(self, module: nn.Module) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            module = self.accelerator.prepare_model(module, evaluation_mode=True)
+        self._reference_module = module.to(self.args.device) if not self.is_fsdp_enabled else module
+
+    def reference(self, policy: Denoiser) -> Reference:
+        """The frozen model, or the policy with its adapter off; on its own draws if share_draws is off."""
+        if self.ref_model is None:
+            adapter = self.accelerator.unwrap_model(policy)
+            reference: Reference = FrozenReference(policy, adapter.disable_adapter)
+        else:
+            reference = FrozenReference(self._reference_module)
+        if self.args.share_draws:
+            return reference
+        return IndependentReference(reference, self.args.sampling_plan(self.args.num_times))
+
+    def items_in(self, batch: Batch) -> int:
+        return len(batch["chosen"])
+
+    def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
+        tokens, pairs = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
+        draws = self.args.sampling_plan(self.args.num_times)(tokens, pairs)
+        step = backward_by_draw(
+            policy,
+            self.reference(policy),
+            tokens,
+            pairs,
+            draws,
+            self.objective,
+            max_tokens=self.args.max_tokens_per_forward,
+            agree=self.agree,
+            scale=scale,
+            backward=self.backward,
+            around=self.around(self.model_wrapped),
+        )
+        self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
+        return step.loss
+
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " P"]]:
+        tokens, pairs = self.tokens(batch, epoch=EVAL_EPOCH), pairs_of(batch)
+        draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, pairs)
+        step = self._evaluated(policy, tokens, pairs, draws, index)
+        columns = pair_metrics(step, pairs, draws, self.args.beta, common=True)
+        alone = [Pairs(pairs.chosen[p : p + 1], pairs.rejected[p : p + 1], pairs.length) for p in range(len(pairs))]
+        losses = [DPO(self.args.beta)(step.policy_terms, step.reference_terms, pair) for pair in alone]
+        return {"loss": torch.stack(losses), **columns}
+
+    def _evaluated(self, policy: Denoiser, tokens: Tokens, pairs: Pairs, draws: Draws, index: int) -> Step:
+        """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
+        if index not in self._eval_reference:
+            shared = self.ref_model is None
+            reference = (
+                FrozenReference(policy, self.accelerator.unwrap_model(policy).disable_adapter)
+                if shared
+                else FrozenReference(self._reference_module)
+            )
+            self._eval_reference[index] = reference(tokens, draws, pairs, agree=self.agree)
+        terms = self._eval_reference[index]
+        return preference_loss(policy, lambda *_, **__: terms, tokens, pairs, draws, self.objective, agree=self.agree)
+
+    def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
+        mean, error = statistics["elbo/chosen_change"]
+        if self.args.warn_displacement and mean + 2 * error < 0 and self.is_world_process_zero():
+            self.args.warn_displacement = False
+            warnings.warn(
+                f"likelihood displacement at step {self.state.global_step}: the bound of the chosen answers has fallen "
+                f"{-mean:.2f} (+- {error:.2f}) nats below the reference. The margin may grow because rejected answers "
+                "fall faster, while the policy gets worse at the chosen ones. Raise beta, set or raise sft_coef, lower "
+                "the learning rate or stop earlier; watch elbo/chosen_change and elbo/rejected_change",
+                stacklevel=2,
+            )
+
+
+def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
+    """The denoiser as it is now, for reference: a copy that is not trained."""
+    module = copy.deepcopy(denoiser.module).eval().requires_grad_(False)
+    return HFDenoiser(
+        module, denoiser.tokenizer, denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.eot_id
+    )
+
+
+def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig) -> HFDenoiser:
+    """The denoiser with a new, trainable adapter; the base is frozen."""
+    if getattr(peft_config, "target_modules", None) is None:
+        peft_config.target_modules = list(denoiser.module.lora_targets)  # type: ignore[attr-defined, arg-type]
+    module = get_peft_model(denoiser.module, peft_config)
+    return HFDenoiser(
+        module, denoiser.tokenizer, denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.eot_id
+    )

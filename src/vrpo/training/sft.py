@@ -1,0 +1,91 @@
+"""`SFTTrainer`: masked-diffusion supervised fine-tuning, and pretraining from scratch."""
+
+from typing import Any
+
+from jaxtyping import Float
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from vrpo.data.collate import SFTCollator, rows_of
+from vrpo.data.tokenize import tokenize_sft
+from vrpo.models.hf import HFDenoiser
+from vrpo.preference import preference_loss
+from vrpo.reference import NoReference
+from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
+from vrpo.training.config import SFTConfig
+from vrpo.training.metrics import row_metrics
+from vrpo.training.preference import with_adapter
+from vrpo.types import Denoiser
+
+
+class SFTTrainer(DiffusionTrainer):
+    """Minimises -B(y) / L over rows. Used like TRL's SFTTrainer.
+
+    Rows are prompt + completion or messages (the last answer is the response), or text (all of it is the response:
+    pretraining), or already tokenised by `data.tokenize_sft`.
+    """
+
+    args: SFTConfig
+    method = "masked-diffusion SFT"
+
+    def __init__(
+        self,
+        model: HFDenoiser | nn.Module | str,
+        args: SFTConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: Any = (None, None),
+    ):
+        args = SFTConfig() if args is None else args
+        denoiser = as_denoiser(model, processing_class)
+        if peft_config is not None:
+            denoiser = with_adapter(denoiser, peft_config)
+        self.objective = args.objective()
+        super().__init__(
+            model=denoiser,
+            args=args,
+            callbacks=callbacks or [],
+            data_collator=SFTCollator(denoiser.pad_id),
+            train_dataset=self._tokenized(train_dataset, denoiser, args),
+            eval_dataset=self._tokenized(eval_dataset, denoiser, args),
+            optimizers=optimizers,
+        )
+
+    @staticmethod
+    def _tokenized(dataset: Any, denoiser: HFDenoiser, args: SFTConfig) -> Any:
+        if dataset is None or "response_ids" in dataset.column_names:
+            return dataset
+        if denoiser.tokenizer is None:
+            raise ValueError("the model has no tokenizer: pass processing_class, or a dataset of token ids")
+        examples, _ = tokenize_sft(
+            dataset,
+            denoiser.tokenizer,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
+            truncation_mode=args.truncation_mode,
+            eos_padding=args.eos_padding,
+            on_bad_rows=args.on_bad_rows,
+            chunk=args.chunk_text,
+        )
+        return examples
+
+    def items_in(self, batch: Batch) -> int:
+        return len(batch["ids"])
+
+    def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
+        tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
+        draws = self.args.sampling_plan(self.args.num_times)(tokens, rows)
+        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.objective, agree=self.agree)
+        self.backward(step.loss * scale)
+        return step.loss.detach()
+
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " N"]]:
+        tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
+        draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, rows)
+        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.objective, agree=self.agree)
+        per_token = row_metrics(step, rows)
+        return {"loss": -per_token["elbo/per_token"], **per_token}
