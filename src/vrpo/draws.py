@@ -167,9 +167,7 @@ def _check_budget(num_times: int, num_masks: int) -> None:
         raise ValueError(f"num_times and num_masks must be at least 1, not {num_times} and {num_masks}")
 
 
-def _times(
-    tokens: Tokens, num_times: int, num_masks: int
-) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+def _times(tokens: Tokens, num_times: int, num_masks: int) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
     """Uniform times in [0, 1), each repeated num_masks times in a row, and their group: the index of the time."""
     index = torch.arange(num_times, device=tokens.key.device).repeat_interleave(num_masks)
     time = uniform(fold(fold(tokens.key, _TIME)[:, None], index))
@@ -180,4 +178,3 @@ def _mask_bits(tokens: Tokens, num_draws: int) -> Int[Tensor, "N K L"]:
     """64 random bits per (row, draw, response position); padding and prompt length do not enter."""
     draw = fold(fold(tokens.key, _MASK)[:, None], torch.arange(num_draws, device=tokens.key.device))
     return fold(draw[..., None], _rank(tokens)[:, None])
-

@@ -77,6 +77,26 @@ class IndependentReference:
 
 
 @dataclass(frozen=True)
+class GivenReference:
+    """Terms computed before, with these very draws: valid only for the rows and draws they came from."""
+
+    terms: Float[Tensor, "N R K"]
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        draws: Draws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N R K"]:
+        if (self.terms.shape[0], self.terms.shape[2]) != tuple(draws.group.shape):
+            raise ValueError(f"reference terms of shape {tuple(self.terms.shape)} do not fit draws of another shape")
+        return self.terms
+
+
+@dataclass(frozen=True)
 class NoReference:
     """R = 0: for objectives without a reference, such as SFT."""
 

@@ -1,0 +1,23 @@
+"""Data: rows -> examples -> Tokens and their structure.
+
+sources.py (files, folders, the hub), json_rows.py (files that may be broken), formats.py (TRL's formats), encode.py
+(chat templates, limits), tokenize.py (tables of token ids and the account of dropped rows), collate.py (batches).
+"""
+
+from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, tokens_of
+from vrpo.data.sources import load_rows, split_rows
+from vrpo.data.tokenize import DataReport, Dropped, tokenize_preferences, tokenize_sft
+
+__all__ = [
+    "DataReport",
+    "Dropped",
+    "PreferenceCollator",
+    "SFTCollator",
+    "load_rows",
+    "pairs_of",
+    "rows_of",
+    "split_rows",
+    "tokenize_preferences",
+    "tokenize_sft",
+    "tokens_of",
+]

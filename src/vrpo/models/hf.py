@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
@@ -60,7 +60,7 @@ class HFDenoiser:
     wrapper of one.
     """
 
-    module: nn.Module
+    module: Any  # a PreTrainedModel of ours, or a wrapper of one
     tokenizer: PreTrainedTokenizerBase | None
     mask_id: int
     eos_id: int
@@ -98,6 +98,6 @@ class HFDenoiser:
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Write weights (official names), config.json (official fields) and the tokenizer; an adapter if peft."""
-        self.module.save_pretrained(str(folder), **kwargs)  # type: ignore[operator]
+        self.module.save_pretrained(str(folder), **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))

@@ -4,6 +4,7 @@ Only what differs: field names of config.json, tensor names of the checkpoint, s
 """
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class LLaDAConfig(LlamaConfig):
             return super().from_dict(config_dict, **kwargs)
         return super().from_dict(from_official(config_dict), **kwargs)
 
-    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+    def to_json_file(self, json_file_path: str | PathLike[Any], use_diff: bool = True) -> None:
         """Write the official fields; what `save_pretrained` calls."""
         Path(json_file_path).write_text(json.dumps(to_official(self), indent=2, sort_keys=True) + "\n")
 
@@ -127,6 +128,7 @@ def from_official(official: dict[str, Any]) -> dict[str, Any]:
 def to_official(config: LLaDAConfig) -> dict[str, Any]:
     """LLaDA's config.json from a configuration, whichever way it was made."""
     fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    assert config.rope_parameters is not None
     return {
         **_PRESENTATION,
         **_FIXED,

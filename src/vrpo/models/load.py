@@ -1,6 +1,7 @@
-"""`vrpo.load`: from a hub name or a folder to a denoiser. Chooses the adapter by `architectures[0]`, runs no remote code."""
+"""`vrpo.load`: from a hub name or a folder to a denoiser, by `architectures[0]`; runs no remote code."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -44,12 +45,12 @@ def load(
     return adapt(module.eval().to(device), load_tokenizer(name_or_path))
 
 
-def adapt(module: torch.nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
+def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
     """A denoiser from a module of one of our classes, or a peft wrapper of one, and its tokenizer."""
     config = module.config
     eot_id = None
     if tokenizer is not None and llada.END_OF_TURN in tokenizer.get_vocab():
-        eot_id = tokenizer.convert_tokens_to_ids(llada.END_OF_TURN)
+        eot_id = tokenizer.get_vocab()[llada.END_OF_TURN]
     return HFDenoiser(module, tokenizer, config.mask_token_id, config.eos_token_id, config.pad_token_id, eot_id)
 
 
@@ -65,7 +66,7 @@ def _model_class(name_or_path: str) -> type[PreTrainedModel]:
     fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
     if not fields:
         raise ValueError(f"{name_or_path} is neither a folder with a config.json nor a model that the hub knows")
-    architectures = fields["architectures"] if "architectures" in fields else None
+    architectures = fields.get("architectures")
     if not architectures or architectures[0] not in _ADAPTERS:
         raise ValueError(
             f"{name_or_path}: architecture {architectures} has no adapter; there is one for {', '.join(_ADAPTERS)}. "
@@ -78,5 +79,7 @@ def _model_class(name_or_path: str) -> type[PreTrainedModel]:
 def _base_of(adapter: str) -> str:
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
-        raise ValueError(f"{adapter}/adapter_config.json names no base_model_name_or_path: load the base, pass adapter=")
+        raise ValueError(
+            f"{adapter}/adapter_config.json names no base_model_name_or_path: load the base, pass adapter="
+        )
     return base

@@ -4,13 +4,21 @@ from collections.abc import Iterable
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.llada import LLaDA, LLaDAConfig
 from vrpo.models.load import adapt
 
-SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|mdm_mask|>")
+SPECIAL_TOKENS = (
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|mdm_mask|>",
+)
 CHAT_TEMPLATE = (  # LLaDA's, except that the assistant header is appended only when a generation prompt is asked for
     "{% for message in messages %}{% if loop.index0 == 0 %}{{ bos_token }}{% endif %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
@@ -85,5 +93,5 @@ def from_config(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = LLaDA(config).to(dtype)
-    return adapt(module.eval(), tokenizer)
+        module: nn.Module = LLaDA(config)
+    return adapt(module.to(dtype).eval(), tokenizer)

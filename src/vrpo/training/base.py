@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,14 @@ class DiffusionTrainer(Trainer):
         check_trainable(model.module)
         self.denoiser = model
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
-        self.add_callback(JSONLogCallback())
+        self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
         self.window = Window()
         self.model_accepts_loss_kwargs = False
         if args.sample_steps is not None:
-            self.add_callback(SampleCallback(self))
+            if kwargs["eval_dataset"] is None:
+                raise ValueError("sample_steps takes its prompts from the evaluation set: pass eval_dataset")
+            prompts = kwargs["eval_dataset"][: args.num_samples]["prompt_ids"]
+            self.add_callback(SampleCallback(self.denoiser, prompts, args))
 
     # What subclasses define ------------------------------------------------------------------------------------------
 
@@ -135,7 +139,7 @@ class DiffusionTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Means over the evaluation set, on the same draws at every call, each with its standard error over items."""
-        model = self._wrap_model(self.model, training=False)
+        model = self._wrap_model(self.denoiser.module, training=False)
         model.eval()
         batches = []
         with torch.no_grad(), self.accelerator.autocast():
@@ -167,7 +171,7 @@ class DiffusionTrainer(Trainer):
     # Checkpoints: official names, converted by the loader ------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        module = self.model if model is None else model
+        module: Any = self.model if model is None else model
         if self.is_fsdp_enabled or isinstance(module, PeftModel):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = load(resume_from_checkpoint, dtype=next(module.parameters()).dtype)
@@ -182,26 +186,28 @@ class DiffusionTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
-            card = model_card(self.method, self.args, self.denoiser.module.config, self.state.log_history)
-            (Path(self.args.output_dir) / "README.md").write_text(card)
+            base = self.denoiser.module.config.name_or_path
+            card = model_card(self.method, self.args, base, self.state.log_history)
+            (self.args.folder / "README.md").write_text(card)
 
 
+@dataclass
 class JSONLogCallback(TrainerCallback):
     """Every log line as one JSON object in output_dir/log.jsonl. A resumed run continues the file where it resumes."""
+
+    path: Path
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(entry) + "\n" for entry in state.log_history]
-        (Path(args.output_dir) / "log.jsonl").write_text("".join(lines))
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            with (Path(args.output_dir) / "log.jsonl").open("a") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
 

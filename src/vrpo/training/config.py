@@ -1,6 +1,7 @@
-"""What a user can set: TRL-shaped training arguments. Every field means the same here, in YAML and on the command line."""
+"""What a user can set: TRL-shaped training arguments, the same in Python, YAML and on the command line."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -24,9 +25,13 @@ class DiffusionConfig(TrainingArguments):
     eos_padding: int | None = field(
         default=None,
         metadata={
-            "help": "Extend every response with end-of-text tokens, as part of the response, to a multiple of this many "
-            "tokens. None: padding is never masked, scored or attended."
+            "help": "Extend every response with end-of-text tokens, as part of the response, to a multiple of this "
+            "many tokens. None: padding is never masked, scored or attended."
         },
+    )
+    strings_as_chat: bool = field(
+        default=False,
+        metadata={"help": "Put plain strings through the chat template, prompt as user and answer as assistant."},
     )
     on_bad_rows: str = field(
         default="drop",
@@ -57,6 +62,12 @@ class DiffusionConfig(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept False: it would hide a NaN."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "No buffer changes in training."})
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        assert self.output_dir is not None
+        return Path(self.output_dir)
 
     def __post_init__(self) -> None:
         super().__post_init__()

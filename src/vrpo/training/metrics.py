@@ -58,9 +58,7 @@ def _margin_variance(
     whether the two rows' draws are independent or coupled."""
     same = group[pairs.chosen]
     parts = [policy - reference] if common else [policy, reference]
-    return torch.stack(
-        [group_variance(part[pairs.chosen] - part[pairs.rejected], same) for part in parts]
-    ).sum(0)
+    return torch.stack([group_variance(part[pairs.chosen] - part[pairs.rejected], same) for part in parts]).sum(0)
 
 
 def row_metrics(step: Step, rows: Rows) -> Columns:
@@ -79,8 +77,8 @@ class Window:
     def add(self, columns: Mapping[str, Float[Tensor, " P"]]) -> None:
         for name, values in columns.items():
             for store, value in ((self.total, values.sum()), (self.square, values.square().sum())):
-                store[name] = (store[name] if name in store else 0.0) + float(value)
-            self.count[name] = (self.count[name] if name in self.count else 0.0) + len(values)
+                store[name] = store.get(name, 0.0) + float(value)
+            self.count[name] = self.count.get(name, 0.0) + len(values)
 
     def sums(self, device: torch.device) -> Float[Tensor, "M 3"]:
         """Totals, squares and counts per name (in the order of `total`), to be added up over processes."""

@@ -2,17 +2,17 @@
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
-from vrpo.losses import DPO
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, backward_by_draw, preference_loss
 from vrpo.reference import FrozenReference, IndependentReference, Reference
@@ -57,7 +57,6 @@ class VRPOTrainer(DiffusionTrainer):
         self.ref_model = ref_model
         if ref_model is None and not isinstance(denoiser.module, PeftModel):
             self.ref_model = frozen_copy(denoiser)
-        self.objective = args.objective()
         self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
         super().__init__(
             model=denoiser,
@@ -85,6 +84,7 @@ class VRPOTrainer(DiffusionTrainer):
             truncation_mode=args.truncation_mode,
             eos_padding=args.eos_padding,
             on_bad_rows=args.on_bad_rows,
+            strings_as_chat=args.strings_as_chat,
         )
         return examples
 
@@ -93,30 +93,29 @@ class VRPOTrainer(DiffusionTrainer):
             module = self.accelerator.prepare_model(module, evaluation_mode=True)
         self._reference_module = module.to(self.args.device) if not self.is_fsdp_enabled else module
 
-    def reference(self, policy: Denoiser) -> Reference:
-        """The frozen model, or the policy with its adapter off; on its own draws if share_draws is off."""
+    def reference(self, policy: Denoiser) -> FrozenReference:
+        """The frozen model, or the policy with its adapter off."""
         if self.ref_model is None:
-            adapter = self.accelerator.unwrap_model(policy)
-            reference: Reference = FrozenReference(policy, adapter.disable_adapter)
-        else:
-            reference = FrozenReference(self._reference_module)
-        if self.args.share_draws:
-            return reference
-        return IndependentReference(reference, self.args.sampling_plan(self.args.num_times))
+            return FrozenReference(policy, self.accelerator.unwrap_model(policy).disable_adapter)
+        return FrozenReference(self._reference_module)
 
     def items_in(self, batch: Batch) -> int:
         return len(batch["chosen"])
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, pairs = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
-        draws = self.args.sampling_plan(self.args.num_times)(tokens, pairs)
+        plan = self.args.sampling_plan(self.args.num_times)
+        draws = plan(tokens, pairs)
+        reference: Reference = self.reference(policy)
+        if not self.args.share_draws:
+            reference = IndependentReference(reference, plan)
         step = backward_by_draw(
             policy,
-            self.reference(policy),
+            reference,
             tokens,
             pairs,
             draws,
-            self.objective,
+            self.args.objective(),
             max_tokens=self.args.max_tokens_per_forward,
             agree=self.agree,
             scale=scale,
@@ -131,22 +130,16 @@ class VRPOTrainer(DiffusionTrainer):
         draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, pairs)
         step = self._evaluated(policy, tokens, pairs, draws, index)
         columns = pair_metrics(step, pairs, draws, self.args.beta, common=True)
-        alone = [Pairs(pairs.chosen[p : p + 1], pairs.rejected[p : p + 1], pairs.length) for p in range(len(pairs))]
-        losses = [DPO(self.args.beta)(step.policy_terms, step.reference_terms, pair) for pair in alone]
-        return {"loss": torch.stack(losses), **columns}
+        return {"loss": -logsigmoid(columns["rewards/margins"]), **columns}
 
     def _evaluated(self, policy: Denoiser, tokens: Tokens, pairs: Pairs, draws: Draws, index: int) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
         if index not in self._eval_reference:
-            shared = self.ref_model is None
-            reference = (
-                FrozenReference(policy, self.accelerator.unwrap_model(policy).disable_adapter)
-                if shared
-                else FrozenReference(self._reference_module)
-            )
-            self._eval_reference[index] = reference(tokens, draws, pairs, agree=self.agree)
+            self._eval_reference[index] = self.reference(policy)(tokens, draws, pairs, agree=self.agree)
         terms = self._eval_reference[index]
-        return preference_loss(policy, lambda *_, **__: terms, tokens, pairs, draws, self.objective, agree=self.agree)
+        return preference_loss(
+            policy, lambda *_, **__: terms, tokens, pairs, draws, self.args.objective(), agree=self.agree
+        )
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics["elbo/chosen_change"]
@@ -163,17 +156,11 @@ class VRPOTrainer(DiffusionTrainer):
 
 def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
     """The denoiser as it is now, for reference: a copy that is not trained."""
-    module = copy.deepcopy(denoiser.module).eval().requires_grad_(False)
-    return HFDenoiser(
-        module, denoiser.tokenizer, denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.eot_id
-    )
+    return replace(denoiser, module=copy.deepcopy(denoiser.module).eval().requires_grad_(False))
 
 
 def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig) -> HFDenoiser:
     """The denoiser with a new, trainable adapter; the base is frozen."""
     if getattr(peft_config, "target_modules", None) is None:
-        peft_config.target_modules = list(denoiser.module.lora_targets)  # type: ignore[attr-defined, arg-type]
-    module = get_peft_model(denoiser.module, peft_config)
-    return HFDenoiser(
-        module, denoiser.tokenizer, denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.eot_id
-    )
+        peft_config.target_modules = list(denoiser.module.lora_targets)  # type: ignore[attr-defined]
+    return replace(denoiser, module=get_peft_model(denoiser.module, peft_config))

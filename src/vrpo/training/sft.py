@@ -44,7 +44,6 @@ class SFTTrainer(DiffusionTrainer):
         denoiser = as_denoiser(model, processing_class)
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config)
-        self.objective = args.objective()
         super().__init__(
             model=denoiser,
             args=args,
@@ -69,6 +68,7 @@ class SFTTrainer(DiffusionTrainer):
             truncation_mode=args.truncation_mode,
             eos_padding=args.eos_padding,
             on_bad_rows=args.on_bad_rows,
+            strings_as_chat=args.strings_as_chat,
             chunk=args.chunk_text,
         )
         return examples
@@ -79,13 +79,13 @@ class SFTTrainer(DiffusionTrainer):
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
         draws = self.args.sampling_plan(self.args.num_times)(tokens, rows)
-        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.objective, agree=self.agree)
+        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.args.objective(), agree=self.agree)
         self.backward(step.loss * scale)
         return step.loss.detach()
 
     def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " N"]]:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
         draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, rows)
-        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.objective, agree=self.agree)
+        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.args.objective(), agree=self.agree)
         per_token = row_metrics(step, rows)
         return {"loss": -per_token["elbo/per_token"], **per_token}

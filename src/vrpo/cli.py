@@ -1,0 +1,49 @@
+"""`vrpo COMMAND ...`: what a command does is in the room it belongs to; here is only the way there."""
+
+import importlib
+import sys
+
+_COMMANDS = {
+    "sft": ("vrpo.training.commands", "sft", "supervised fine-tuning, or pretraining from scratch"),
+    "train": ("vrpo.training.commands", "train", "preference optimisation (VRPO)"),
+    "generate": ("vrpo.decoding.command", "generate_command", "answer prompts with a model"),
+    "demo": ("vrpo.demo", "demo", "five minutes on a laptop: train, collect pairs, align, compare"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vrpo COMMAND [--config file.yaml] [--field value ...]",
+            "",
+            "Preference alignment of diffusion language models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "vrpo COMMAND --help shows its fields. Several processes: accelerate launch -m vrpo train ...",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code. What a user did wrong is one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(importlib.import_module("vrpo").__version__)
+        return 0
+    if argv[0] not in _COMMANDS:
+        print(f"error: no command {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, function, _ = _COMMANDS[argv[0]]
+    try:
+        getattr(importlib.import_module(module), function)(argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,103 @@
+"""Examples to a batch: a flat dict of tensors, which transformers.Trainer and accelerate can move, and what the core
+reads in it.
+
+Rows are padded on the right, prompt first; a row's content and replay key do not depend on its neighbours. What
+deliberately does not live here: any randomness (draws.py), any cutting (tokenize.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrpo.draws import draw_key
+from vrpo.types import Pairs, Rows, Tokens
+
+Row = tuple[Sequence[int], Sequence[int], int, int]  # prompt ids, response ids, example id, side
+
+
+@dataclass(frozen=True)
+class PreferenceCollator:
+    """Preference examples to a batch of N = 2P rows: all chosen answers, then all rejected ones.
+
+    `ids` [N, L], `response` [N, L] and `attention` [N, L] Bool, `example_id` [N], `side` [N] (0 chosen, 1 rejected),
+    and the row indices `chosen` [P], `rejected` [P].
+    """
+
+    pad_id: int
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        sides = enumerate(("chosen_ids", "rejected_ids"))
+        rows = [
+            (example["prompt_ids"], example[field], example["example_id"], side)
+            for side, field in sides
+            for example in examples
+        ]
+        index = torch.arange(len(examples))
+        return {**_padded(rows, self.pad_id), "chosen": index, "rejected": index + len(examples)}
+
+
+@dataclass(frozen=True)
+class SFTCollator:
+    """Supervised examples to a batch: `ids`, `response`, `attention` [N, L], `example_id`, `side` [N].
+
+    `side` is 0, or the number of the chunk where a text was cut into several, so that chunks have keys of their own.
+    """
+
+    pad_id: int
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [
+            (
+                example["prompt_ids"],
+                example["response_ids"],
+                example["example_id"],
+                example.get("chunk", 0),
+            )
+            for example in examples
+        ]
+        return _padded(rows, self.pad_id)
+
+
+def _padded(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
+    """Rows as rectangles, padded on the right.
+
+    Raises:
+        ValueError: a row has no response token, so there is nothing to mask.
+    """
+    longest = max(len(prompt) + len(response) for prompt, response, _, _ in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
+    response_at = torch.zeros((len(rows), longest), dtype=torch.bool)
+    attention = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for index, (prompt, response, example_id, side) in enumerate(rows):
+        if not len(response):
+            raise ValueError(f"example {example_id}, side {side} has no response token: leave it out (see on_bad_rows)")
+        end = len(prompt) + len(response)
+        ids[index, :end] = torch.tensor([*prompt, *response], dtype=torch.int64)
+        response_at[index, len(prompt) : end] = True
+        attention[index, :end] = True
+    names = {"example_id": [row[2] for row in rows], "side": [row[3] for row in rows]}
+    numbers = {name: torch.tensor(values, dtype=torch.int64) for name, values in names.items()}
+    return {"ids": ids, "response": response_at, "attention": attention, **numbers}
+
+
+def tokens_of(batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> Tokens:
+    """The rows of a batch with the replay keys hash(seed, example id, side, epoch) (`draws.draw_key`).
+
+    Args:
+        epoch: 0 where reference values are cached, so that the same draws come back at every epoch.
+    """
+    key = draw_key(seed, batch["example_id"], batch["side"], epoch)
+    return Tokens(batch["ids"], batch["response"], batch["attention"], key)
+
+
+def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
+    """Which rows of a preference batch are compared."""
+    return Pairs(batch["chosen"], batch["rejected"], batch["response"].sum(-1))
+
+
+def rows_of(batch: Mapping[str, Tensor]) -> Rows:
+    """The rows of a supervised batch, to be imitated."""
+    return Rows(batch["response"].sum(-1))

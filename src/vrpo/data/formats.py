@@ -1,0 +1,167 @@
+"""TRL's dataset formats: from a row to a prompt and its answers, as strings or as chat messages.
+
+What deliberately does not live here: files (sources.py, json_rows.py), tokens and chat templates (encode.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Message = dict[str, str]
+Text = str | list[Message]
+Layout = Literal["completion", "messages", "text"]
+
+FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
+
+
+class UnusableRow(ValueError):
+    """A row that cannot be trained on: `reason` is what rows are counted by, `detail` names the field and the fact."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, Text]:
+    """Prompt, chosen and rejected answer of a preference row.
+
+    With an explicit prompt the three fields are taken as they are. With an implicit one, `chosen` and `rejected` are
+    full transcripts and the prompt is their longest common beginning (`split_transcripts`), also where a `prompt`
+    string stands beside message lists that repeat it (UltraFeedback-binarized): TRL's rule.
+
+    Raises:
+        UnusableRow: a field is missing or has the wrong type, an answer is empty, or the answers are equal.
+    """
+    chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise UnusableRow("wrong type", "fields 'chosen' and 'rejected' must both be strings or both be messages")
+    if chosen == rejected:
+        raise UnusableRow("equal answers", "fields 'chosen' and 'rejected' are the same")
+    prompt = text_field(row, "prompt") if explicit else None
+    if prompt is None or (isinstance(prompt, str) and not isinstance(chosen, str)):
+        prompt, chosen, rejected = split_transcripts(chosen, rejected)
+    check_pair_of(prompt, chosen, "chosen")
+    check_pair_of(prompt, rejected, "rejected")
+    return prompt, chosen, rejected
+
+
+def split_transcripts(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    """The longest common beginning of two transcripts, and what follows in each.
+
+    Of strings: common characters, less a space just before the difference, which goes with the answers. Of messages:
+    common leading messages. Should one transcript be the beginning of the other, its last character or message goes to
+    the answers, so that neither is empty. This is TRL's `extract_prompt`, its trap included: where two string answers
+    begin alike, the words they share become prompt.
+    """
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    end = next((i for i, (a, b) in pairs if a != b), None)
+    if end is None:
+        end = max(min(len(chosen), len(rejected)) - 1, 0)
+    elif end > 0 and chosen[end - 1] == " ":
+        end -= 1
+    return chosen[:end], chosen[end:], rejected[end:]
+
+
+def layout_of(columns: Sequence[str]) -> Layout:
+    """How the rows of a supervised dataset are laid out, by its columns: `prompt` + `completion`, else `messages`,
+    else `text`.
+
+    Raises:
+        ValueError: none of the three is there.
+    """
+    if "prompt" in columns and "completion" in columns:
+        return "completion"
+    if "messages" in columns:
+        return "messages"
+    if "text" in columns:
+        return "text"
+    raise ValueError(
+        f"supervised rows need the columns 'prompt' and 'completion', or 'messages', or 'text'; found "
+        f"{sorted(columns)} (rename the columns; to imitate preferred answers, rename 'chosen' to 'completion')"
+    )
+
+
+def supervised_of(row: Mapping[str, Any], layout: Layout) -> tuple[Text, Text]:
+    """Prompt and response of a supervised row.
+
+    `messages`: the response is the last message, which must be the assistant's, and everything before it is prompt.
+    `text`: no prompt, everything is response (pretraining).
+
+    Raises:
+        UnusableRow: a field is missing or has the wrong type, or the response is empty.
+    """
+    if layout == "completion":
+        prompt, response = text_field(row, "prompt"), text_field(row, "completion")
+    elif layout == "messages":
+        messages = text_field(row, "messages")
+        if isinstance(messages, str):
+            raise UnusableRow("wrong type", "field 'messages' is a string, not a list of messages")
+        prompt, response = messages[:-1], messages[-1:]
+    else:
+        prompt, response = "", text_field(row, "text")
+        if not isinstance(response, str):
+            raise UnusableRow("wrong type", "field 'text' is not a string")
+    check_pair_of(prompt, response, layout)
+    return prompt, response
+
+
+def text_field(row: Mapping[str, Any], field: str) -> Text:
+    """A field as a string or as a list of messages, of which only `role` and `content` are kept."""
+    value = row.get(field)
+    if value is None:
+        raise UnusableRow("missing field", f"field '{field}' is absent or null")
+    if isinstance(value, str):
+        return value
+    messages = as_messages(value)
+    if messages is None:
+        raise UnusableRow(
+            "wrong type", f"field '{field}' is neither a string nor a list of messages with string 'role' and 'content'"
+        )
+    return messages
+
+
+def as_messages(value: Any) -> list[Message] | None:
+    """A list of messages reduced to `role` and `content`, or None if it is not one."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return None
+    if not all("role" in item and "content" in item for item in value):
+        return None
+    messages = [{"role": item["role"], "content": item["content"]} for item in value]
+    if not all(isinstance(part, str) for item in messages for part in item.values()):
+        return None
+    return messages
+
+
+def check_pair_of(prompt: Text, answer: Text, field: str) -> None:
+    """Raise `UnusableRow` unless `answer` is a non-empty answer to `prompt`, in the same form."""
+    if isinstance(prompt, str) != isinstance(answer, str):
+        raise UnusableRow("wrong type", f"fields 'prompt' and '{field}' must both be strings or both be messages")
+    contents = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
+    if not contents or not all(content.strip() for content in contents):
+        raise UnusableRow("empty answer", f"field '{field}' has no text in its answer")
+    if isinstance(answer, str):
+        return
+    roles = sorted({message["role"] for message in answer} - {"assistant"})
+    if roles:
+        raise UnusableRow("not an assistant turn", f"the answer in field '{field}' contains a turn of {roles}")
+    if not prompt:
+        raise UnusableRow("empty prompt", f"field '{field}' answers no message")
+
+
+def prompt_identity(row: Mapping[str, Any]) -> str:
+    """What rows about the same prompt have in common, for splitting; for other rows, the row itself.
+
+    Of string transcripts it is the common beginning up to its last "Assistant:", if it has one, because the answers of
+    another pair on the same prompt may begin alike for longer or shorter.
+    """
+    fields = {name: value for name, value in row.items() if name in FIELDS and value is not None}
+    if "prompt" in fields:
+        return repr(fields["prompt"])
+    chosen, rejected = fields.pop("chosen", None), fields.pop("rejected", None)
+    if isinstance(chosen, str | list) and type(chosen) is type(rejected):
+        prompt = split_transcripts(chosen, rejected)[0]
+        turn = prompt.rfind("\n\nAssistant:") if isinstance(prompt, str) else -1
+        return repr(prompt[:turn] if turn >= 0 else prompt)
+    if "messages" in fields:
+        return repr(fields["messages"][:-1])
+    return repr((chosen, rejected, fields))

@@ -1,0 +1,160 @@
+"""Where rows come from: the hub, a folder, a file; and the split into train and evaluation rows.
+
+Every row carries `origin`, such as "train.jsonl.gz:17", for messages about it, and `example_id`, its index in the
+source, which names it in the keys of its draws whatever is selected, shuffled or dropped later.
+What deliberately does not live here: what a row must contain (formats.py, tokenize.py).
+"""
+
+import re
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from vrpo.data.formats import FIELDS, prompt_identity
+from vrpo.data.json_rows import read_records, suffix_of, table_of
+
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+def load_rows(
+    name_or_path: str, *, name: str | None = None, split: str | None = None, columns: Sequence[str] = FIELDS
+) -> Dataset:
+    """Rows of a dataset as a table of `columns` (those that exist), `origin` and `example_id`; from files of rows also
+    `unusable`, which says why a line is no usable row (null for a good one).
+
+    A source is a file (.jsonl, .json, either with .gz, .parquet), a folder of such files, a folder written by
+    `datasets.save_to_disk`, or a dataset of the hub. In a folder the split of a file is its name less the shard
+    (train.jsonl.gz, train-00000-of-00002.parquet, data/train.jsonl), or the subfolder it lies in (train/0.parquet).
+    Other columns are dropped, so they may differ from row to row.
+
+    Args:
+        name: configuration of a hub dataset.
+        split: may be None where there is only one; a lone file is the split "train" and the split of its own name.
+        columns: columns to keep; objects other than messages are kept as JSON text.
+
+    Raises:
+        ValueError: no such source, split or columns.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        return _hub_rows(name_or_path, name, split, columns)
+    if name is not None:
+        raise ValueError(f"{path} is a local path, which has no configurations: leave out name={name!r}")
+    if path.is_file():
+        return _file_rows(path, split, columns)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved_rows(path, split, columns)
+    return _folder_rows(path, split, columns)
+
+
+def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Sequence[str]) -> Dataset:
+    if suffix_of(Path(name_or_path)) is not None or name_or_path.startswith(("/", ".", "~")):
+        raise ValueError(f"{name_or_path}: no such file or folder")
+    try:
+        loaded = load_dataset(name_or_path, name, split=split)
+    except (OSError, ValueError) as error:  # not found, offline, unknown configuration, unknown split
+        where = f"configuration {name!r}, split {split!r}"
+        raise ValueError(
+            f"{name_or_path} ({where}) is neither a local path nor a readable hub dataset: {error}"
+        ) from error
+    return _labelled(loaded, name_or_path, split, columns)
+
+
+def _file_rows(path: Path, split: str | None, columns: Sequence[str]) -> Dataset:
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise ValueError(f"{path}: not a .jsonl, .jsonl.gz, .json, .json.gz or .parquet file")
+    stem = path.name.removesuffix(suffix)
+    if split not in (None, "train", stem, _SHARD.sub("", stem)):
+        raise ValueError(f"{path}: a single file has no split {split!r} (leave split out, or give a folder)")
+    return table_of(read_records(path, path.name), columns, str(path))
+
+
+def _folder_rows(folder: Path, split: str | None, columns: Sequence[str]) -> Dataset:
+    files: dict[str, list[Path]] = {}
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and suffix_of(path) is not None and not hidden:
+            files.setdefault(_split_of(path, folder), []).append(path)
+    if not files:
+        raise ValueError(f"{folder}: no .jsonl, .jsonl.gz, .json, .json.gz or .parquet file in this folder")
+    chosen = _only_split(list(files), split, str(folder))
+    stems = [path.with_name(path.name.removesuffix(suffix_of(path) or "")) for path in files[chosen]]
+    if len(set(stems)) < len(stems):
+        raise ValueError(
+            f"{folder}: split {chosen!r} is there twice, as {[path.name for path in files[chosen]]}: keep one"
+        )
+    records = [record for path in files[chosen] for record in read_records(path, str(path.relative_to(folder)))]
+    return table_of(records, columns, f"{folder} (split {chosen!r})")
+
+
+def _split_of(path: Path, folder: Path) -> str:
+    if path.parent != folder and path.parent.name != "data":
+        return path.parent.name
+    return _SHARD.sub("", path.name.removesuffix(suffix_of(path) or ""))
+
+
+def _saved_rows(path: Path, split: str | None, columns: Sequence[str]) -> Dataset:
+    loaded = load_from_disk(str(path))
+    if isinstance(loaded, Dataset) and split not in (None, "train", str(loaded.split)):
+        raise ValueError(f"{path}: a saved dataset without splits has no split {split!r} (leave split out)")
+    return _labelled(loaded, path.name, split, columns)
+
+
+def _only_split(splits: Sequence[str], split: str | None, label: str) -> str:
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None or split not in splits:
+        raise ValueError(f"{label}: no split {split!r}; choose one of {sorted(splits)}")
+    return split
+
+
+def _labelled(loaded: Dataset | DatasetDict, label: str, split: str | None, columns: Sequence[str]) -> Dataset:
+    """The wanted columns of an already typed dataset, with each row's origin "label[split]:row 17", counted from 0."""
+    if isinstance(loaded, DatasetDict):
+        split = _only_split(list(loaded), split, label)
+        loaded = loaded[split]
+    found = [name for name in columns if name in loaded.column_names]
+    if not found:
+        raise ValueError(f"{label}: none of the columns {list(columns)}; found {loaded.column_names}")
+    where = label if split is None else f"{label}[{split}]"
+    table = loaded.select_columns(found).add_column("origin", [f"{where}:row {row}" for row in range(len(loaded))])
+    return table.add_column("example_id", list(range(len(loaded))))
+
+
+def split_rows(rows: Dataset, eval_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Train rows and evaluation rows: whole groups of rows with an identical prompt, in the order of a keyed hash of
+    the prompt, each going to evaluation if it still fits into `eval_fraction` of the rows.
+
+    A prompt is on one side only. The same rows and seed give the same split, in any order of the rows.
+
+    Args:
+        eval_fraction: in (0, 1), of rows.
+
+    Raises:
+        ValueError: a side would be empty.
+    """
+    if not 0 < eval_fraction < 1:
+        raise ValueError(f"eval_fraction must lie in (0, 1), not {eval_fraction}")
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(prompt_identity(row), []).append(index)
+    room, chosen = max(round(eval_fraction * len(rows)), 1), set[int]()
+    for prompt in sorted(groups, key=lambda prompt: _hash(seed, prompt)):
+        if len(chosen) + len(groups[prompt]) <= room:
+            chosen.update(groups[prompt])
+    if not chosen or len(chosen) == len(rows):
+        raise ValueError(
+            f"{len(rows)} rows with {len(groups)} different prompts cannot give a fraction {eval_fraction} to "
+            "evaluation without a prompt on both sides (change eval_fraction, or pass separate evaluation rows)"
+        )
+    return (
+        rows.select([index for index in range(len(rows)) if index not in chosen]),
+        rows.select(sorted(chosen)),
+    )
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return blake2b(f"{seed} {text}".encode(errors="surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,303 @@
+"""Rows to examples: token ids of prompt and response, with an account of every row that was dropped or cut.
+
+What deliberately does not live here: batches (collate.py), the formats (formats.py), the template's traps (encode.py).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
+from vrpo.data.formats import Layout, Text, UnusableRow, layout_of, preference_of, supervised_of
+
+Example = dict[str, Any]
+_SHOWN = 3  # origins kept per reason
+_ACCOUNT = {
+    "origin": Value("string"),
+    "reason": Value("string"),
+    "detail": Value("string"),
+    "prompt_cut": Value("bool"),
+    "responses_cut": Value("int64"),
+}
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Rows dropped for one reason: how many, and where the first few stand."""
+
+    count: int
+    origins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows: `kept` and `dropped` by reason add up to all rows; of the kept ones, how many prompts
+    and how many responses were cut to fit."""
+
+    kept: int
+    dropped: Mapping[str, Dropped]
+    truncated_prompts: int
+    truncated_responses: int
+
+    def __str__(self) -> str:
+        total = sum(drop.count for drop in self.dropped.values())
+        parts = [f"kept {self.kept} of {self.kept + total} rows"]
+        for reason, drop in self.dropped.items():
+            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]})")
+        if self.truncated_prompts:
+            parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length")
+        if self.truncated_responses:
+            parts.append(f"cut {self.truncated_responses} responses to max_length (they have no end token)")
+        return "; ".join(parts)
+
+
+def tokenize_preferences(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation_mode: str = "keep_end",
+    eos_padding: int | None = None,
+    on_bad_rows: str = "drop",
+    strings_as_chat: bool = False,
+    num_proc: int | None = None,
+) -> tuple[Dataset, DataReport]:
+    """Preference rows in TRL's formats to `prompt_ids`, `chosen_ids`, `rejected_ids`, `example_id`.
+
+    A dataset with a column `prompt` has explicit prompts, one without has implicit ones (`formats.preference_of`).
+    Strings stay raw, messages go through the chat template (`encode.Encoder`); lengths and end-of-text padding are
+    those of `encode.Budget`. `example_id` is the row's index in its source: it survives selection and dropped rows.
+
+    A row is unusable if a field is missing or of the wrong type, if it is no JSON object, if an answer is empty or not
+    the assistant's, if the answers are equal (also once rendered, or cut), if its prompt is too long, or if the chat
+    template refuses it.
+
+    Args:
+        on_bad_rows: "drop" drops unusable rows, with one warning that counts them by reason; "error" raises.
+        strings_as_chat: take a string prompt as the user's message and string answers as the assistant's.
+        num_proc: processes to tokenise with.
+
+    Raises:
+        ValueError: columns are missing, no row is usable, or, on request, a row is not.
+    """
+    _check_columns(rows, ("chosen", "rejected"))
+    explicit = "prompt" in rows.column_names
+    if strings_as_chat and not explicit:
+        raise ValueError(
+            "strings_as_chat needs a column 'prompt': a string transcript is not one user turn (set it False)"
+        )
+    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
+    encoder = encoder_of(tokenizer, chat=strings_as_chat or _holds_messages(rows, "chosen"))
+    make = partial(_preference_examples, encoder, budget, explicit, strings_as_chat)
+    return _tokenized(rows, make, ("prompt_ids", "chosen_ids", "rejected_ids"), on_bad_rows, num_proc)
+
+
+def tokenize_sft(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = 1024,
+    max_prompt_length: int | None = None,
+    truncation_mode: str = "keep_end",
+    eos_padding: int | None = None,
+    on_bad_rows: str = "drop",
+    strings_as_chat: bool = False,
+    chunk: bool = False,
+    num_proc: int | None = None,
+) -> tuple[Dataset, DataReport]:
+    """Supervised rows in TRL's formats to `prompt_ids`, `response_ids`, `example_id`, `chunk`.
+
+    `prompt` + `completion`, or `messages` (the response is the last one), or `text` (pretraining: no prompt, everything
+    is response). The rest is as in `tokenize_preferences`.
+
+    Args:
+        chunk: for `text`, cut a row longer than `max_length` into several examples, numbered in `chunk`, rather than
+            truncate it; every chunk but the last is full and has no end token.
+
+    Raises:
+        ValueError: columns are missing, no row is usable, or, on request, a row is not.
+    """
+    layout = layout_of(rows.column_names)
+    if chunk and (layout != "text" or max_length is None):
+        raise ValueError(
+            f"chunk=True needs rows of 'text' and a max_length; these have the layout {layout!r} (set it False)"
+        )
+    if strings_as_chat and layout != "completion":
+        raise ValueError(f"strings_as_chat needs 'prompt' and 'completion'; these rows have the layout {layout!r}")
+    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
+    encoder = encoder_of(tokenizer, chat=strings_as_chat or _holds_messages(rows, layout))
+    make = (
+        partial(_chunks, encoder, budget) if chunk else partial(_sft_examples, encoder, budget, layout, strings_as_chat)
+    )
+    return _tokenized(rows, make, ("prompt_ids", "response_ids", "chunk"), on_bad_rows, num_proc)
+
+
+def _check_columns(rows: Dataset, needed: tuple[str, ...]) -> None:
+    missing = [name for name in needed if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"preference rows need the columns {needed}; {missing} missing, found {rows.column_names}")
+
+
+def _holds_messages(rows: Dataset, column: str) -> bool:
+    return not isinstance(rows.features[column], Value)
+
+
+def _as_chat(prompt: Text, *answers: Text) -> tuple[Text, ...]:
+    """Strings as one user turn and assistant turns; messages as they are."""
+    roles = ["user", *["assistant"] * len(answers)]
+    texts = zip(roles, (prompt, *answers), strict=True)
+    return tuple([{"role": role, "content": text}] if isinstance(text, str) else text for role, text in texts)
+
+
+def _preference_examples(
+    encoder: Encoder, budget: Budget, explicit: bool, strings_as_chat: bool, row: Mapping[str, Any]
+) -> list[Example]:
+    prompt, *answers = preference_of(row, explicit)
+    if strings_as_chat:
+        prompt, *answers = _as_chat(prompt, *answers)
+    whole = encoder.prompt(prompt)
+    full = [encoder.answer(prompt, answer) for answer in answers]
+    if full[0] == full[1]:
+        raise UnusableRow("equal answers", "fields 'chosen' and 'rejected' have the same tokens")
+    kept = budget.prompt(whole)
+    cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
+    if cut[0] == cut[1]:
+        raise UnusableRow(
+            "equal answers", f"fields 'chosen' and 'rejected' are the same in max_length={budget.max_length}"
+        )
+    shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
+    ids = {"prompt_ids": kept, "chosen_ids": cut[0], "rejected_ids": cut[1]}
+    return [{**ids, "prompt_cut": len(kept) < len(whole), "responses_cut": shorter}]
+
+
+def _sft_examples(
+    encoder: Encoder, budget: Budget, layout: Layout, strings_as_chat: bool, row: Mapping[str, Any]
+) -> list[Example]:
+    prompt, answer = supervised_of(row, layout)
+    if strings_as_chat:
+        prompt, answer = _as_chat(prompt, answer)
+    whole, full = encoder.prompt(prompt), encoder.answer(prompt, answer)
+    kept = budget.prompt(whole)
+    cut = budget.response(full, len(kept), end_of_text(encoder.tokenizer))
+    lengths = {"prompt_cut": len(kept) < len(whole), "responses_cut": int(len(cut) < len(full))}
+    return [{"prompt_ids": kept, "response_ids": cut, "chunk": 0, **lengths}]
+
+
+def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> list[Example]:
+    full, size = encoder.answer(*supervised_of(row, "text")), budget.max_length
+    assert size is not None
+    pieces = [full[start : start + size] for start in range(0, len(full), size)]
+    end = end_of_text(encoder.tokenizer)
+    return [
+        {
+            "prompt_ids": [],
+            "response_ids": budget.response(ids, 0, end),
+            "chunk": k,
+            "prompt_cut": False,
+            "responses_cut": 0,
+        }
+        for k, ids in enumerate(pieces)
+    ]
+
+
+def _tokenized(
+    rows: Dataset,
+    make: Callable[[Mapping[str, Any]], list[Example]],
+    columns: tuple[str, ...],
+    on_bad_rows: str,
+    num_proc: int | None,
+) -> tuple[Dataset, DataReport]:
+    """Map `make` over the rows, account for the unusable ones, and keep the columns of the others."""
+    if on_bad_rows not in ("error", "drop"):
+        raise ValueError(f"on_bad_rows must be 'error' or 'drop', not {on_bad_rows!r}")
+    if not len(rows):
+        raise ValueError("the dataset has no rows: check the file, the split and any filter")
+    _check_example_ids(rows)
+    features = {name: Value("int64") if name == "chunk" else List(Value("int32")) for name in columns}
+    examples = rows.with_format(None).map(
+        partial(_batch_of_examples, make, columns),
+        batched=True,
+        batch_size=100,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=Features({**features, "example_id": Value("int64"), **_ACCOUNT}),
+        load_from_cache_file=False,  # the cache does not know this code's version
+        num_proc=num_proc,
+        desc="tokenising",
+    )
+    report = _report(examples, on_bad_rows)
+    if report.dropped or report.truncated_prompts or report.truncated_responses:
+        warnings.warn(str(report), UserWarning, stacklevel=3)
+    usable = [index for index, reason in enumerate(examples["reason"]) if reason is None]
+    return examples.select(usable).remove_columns(list(_ACCOUNT)), report
+
+
+def _check_example_ids(rows: Dataset) -> None:
+    """Two rows with one id would share their draws and their cached reference values."""
+    if "example_id" not in rows.column_names:
+        return
+    if rows.features["example_id"].dtype not in ("int64", "int32"):
+        raise ValueError("the column 'example_id' must hold integers, which name a row's draws: rename or remove it")
+    if len(set(rows["example_id"])) < len(rows):
+        raise ValueError("the column 'example_id' repeats a number (datasets put together?): remove it to number anew")
+
+
+def _batch_of_examples(
+    make: Callable[[Mapping[str, Any]], list[Example]],
+    columns: tuple[str, ...],
+    batch: Mapping[str, list[Any]],
+    indices: list[int],
+) -> dict[str, list[Any]]:
+    names = [*columns, "example_id", *_ACCOUNT]
+    examples = [example for row in _rows_of(batch, indices) for example in _examples_of(make, columns, row)]
+    return {name: [example[name] for example in examples] for name in names}
+
+
+def _rows_of(batch: Mapping[str, list[Any]], indices: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows of a batch, with the defaults of a dataset that does not come from `load_rows`."""
+    for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
+        defaults = {"example_id": index, "origin": f"row {index}", "unusable": None}
+        yield {**defaults, **dict(zip(batch, values, strict=True))}
+
+
+def _examples_of(
+    make: Callable[[Mapping[str, Any]], list[Example]], columns: tuple[str, ...], row: Mapping[str, Any]
+) -> list[Example]:
+    """The examples of a row; of an unusable one, a single example that says why."""
+    known = {"example_id": row["example_id"], "origin": str(row["origin"]), "reason": None, "detail": None}
+    try:
+        if row["unusable"] is not None:
+            raise UnusableRow(*row["unusable"].split(": ", 1))
+        return [{**known, **example} for example in make(row)]
+    except UnusableRow as error:
+        blank: Example = {name: 0 if name == "chunk" else [] for name in columns}
+        why = {"reason": error.reason, "detail": error.detail, "prompt_cut": False, "responses_cut": 0}
+        return [{**known, **blank, **why}]
+
+
+def _report(examples: Dataset, on_bad_rows: str) -> DataReport:
+    """Count what happened; raise for the first unusable row if asked to, or if there is no usable one."""
+    found: dict[str, list[str]] = {}
+    first, usable = "", set[int]()
+    account = (examples[name] for name in ("example_id", "origin", "reason", "detail"))
+    for example_id, origin, reason, detail in zip(*account, strict=True):
+        if reason is None:
+            usable.add(example_id)
+        else:
+            found.setdefault(reason, []).append(origin)
+            first = first or f"{origin}: {reason}: {detail}"
+    dropped = {reason: Dropped(len(origins), tuple(origins[:_SHOWN])) for reason, origins in found.items()}
+    bad = sum(drop.count for drop in dropped.values())
+    kept = len(usable)  # rows, of which a chunked one gives several examples
+    report = DataReport(kept, dropped, sum(examples["prompt_cut"]), sum(examples["responses_cut"]))
+    if kept == 0:
+        raise ValueError(f"no usable row. {report}. The first: {first}. Fix the data, or the columns and limits given")
+    if bad and on_bad_rows == "error":
+        raise ValueError(f"{first} ({bad} unusable rows; fix or remove them, or pass on_bad_rows='drop' to count them)")
+    return report

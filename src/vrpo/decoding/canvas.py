@@ -1,0 +1,55 @@
+"""The canvas: a left-padded batch of prompts, each followed by a response that starts as mask tokens.
+
+What lives here: which columns are prompt and which response, what is still hidden, what guidance blanks. What does not:
+any probability (select.py) and any call of a model (decode.py).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Sequences being written: columns before `start` are prompt (padded on the left), the rest response.
+
+    `attention` is False on padding only: mask tokens are attended, in both directions. "Hidden" is said of response
+    columns alone, so a padding token that equals the mask token does no harm.
+    """
+
+    ids: Int[Tensor, "B L"]
+    attention: Bool[Tensor, "B L"]
+    start: int
+    mask_id: int
+
+    @property
+    def response(self) -> Int[Tensor, "B G"]:
+        return self.ids[:, self.start :]
+
+    def hidden(self, length: int) -> Bool[Tensor, "B L"]:
+        """Positions among the first `length` of the response that hold the mask token."""
+        column = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (self.ids == self.mask_id) & (column >= self.start) & (column < self.start + length)
+
+    def without_prompt(self) -> "Canvas":
+        """The unconditional half of guidance: every prompt column blanked, pads included; text written so far kept."""
+        ids = self.ids.clone()
+        ids[:, : self.start] = self.mask_id
+        return replace(self, ids=ids)
+
+    def write(self, position: Int[Tensor, "B Q"], token: Int[Tensor, "B Q"]) -> "Canvas":
+        return replace(self, ids=self.ids.scatter(1, position, token))
+
+
+def blank(prompts: list[list[int]], max_new_tokens: int, mask_id: int, pad_id: int, device: torch.device) -> Canvas:
+    """Prompts, left-padded to the longest, each followed by `max_new_tokens` mask tokens."""
+    start = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), start + max_new_tokens), mask_id, dtype=torch.int64)
+    attention = torch.ones_like(ids, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        pads = start - len(prompt)
+        ids[row, :start] = torch.tensor([pad_id] * pads + prompt, dtype=torch.int64)
+        attention[row, :pads] = False
+    return Canvas(ids.to(device), attention.to(device), start, mask_id)

@@ -1,0 +1,72 @@
+"""The model card: what was trained, how, and what it measured, in Markdown with the hub's metadata header."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+import vrpo
+from vrpo.training.config import DiffusionConfig
+
+_SHOWN = (
+    "beta",
+    "loss_type",
+    "sft_coef",
+    "plan",
+    "num_times",
+    "num_masks",
+    "t_min",
+    "share_draws",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "eos_padding",
+    "seed",
+    "draw_seed",
+    "bf16",
+)
+
+
+def model_card(method: str, args: DiffusionConfig, base: str | None, history: Sequence[Mapping[str, Any]]) -> str:
+    """The card as text; `base` is the name of the model that training started from, if it had one."""
+    settings = args.to_dict()
+    rows = [f"| `{name}` | {settings[name]} |" for name in _SHOWN if name in settings]
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    metadata = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- vrpo", "- diffusion-lm"]
+    if base:
+        metadata.insert(0, f"base_model: {base}")
+    return "\n".join(
+        [
+            "---",
+            *metadata,
+            "---",
+            f"# {args.folder.name}",
+            "",
+            f"A masked diffusion language model trained with **{method}** by "
+            f"vrpo {vrpo.__version__} (transformers {transformers.__version__}, torch {torch.__version__}).",
+            "Weights and configuration have the layout of the model's official release; no remote code is needed to",
+            "load them with `vrpo.load`.",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *rows,
+            "",
+            *_evaluation_table(evaluations),
+            "",
+        ]
+    )
+
+
+def _evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not evaluations:
+        return ["Not evaluated during training."]
+    first, last = evaluations[0], evaluations[-1]
+    names = [name for name in last if name.startswith("eval_") and f"{name}_stderr" in last]
+    header = f"| evaluation | step {first['step']} | step {last['step']} | standard error (items) |"
+    rows = [f"| `{name}` | {first[name]:.4g} | {last[name]:.4g} | {last[f'{name}_stderr']:.2g} |" for name in names]
+    return [header, "|---|---|---|---|", *rows]
