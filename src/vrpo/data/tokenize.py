@@ -234,7 +234,7 @@ def _tokenized(
     report = _report(examples, on_bad_rows)
     if report.dropped or report.truncated_prompts or report.truncated_responses:
         warnings.warn(str(report), UserWarning, stacklevel=3)
-    usable = [index for index, reason in enumerate(examples["reason"]) if reason is None]
+    usable = [index for index, reason in enumerate(examples["reason"][:]) if reason is None]
     return examples.select(usable).remove_columns(list(_ACCOUNT)), report
 
 
@@ -242,9 +242,9 @@ def _check_example_ids(rows: Dataset) -> None:
     """Two rows with one id would share their draws and their cached reference values."""
     if "example_id" not in rows.column_names:
         return
-    if rows.features["example_id"].dtype not in ("int64", "int32"):
+    if rows.features["example_id"] not in (Value("int64"), Value("int32")):
         raise ValueError("the column 'example_id' must hold integers, which name a row's draws: rename or remove it")
-    if len(set(rows["example_id"])) < len(rows):
+    if len(set(rows["example_id"][:])) < len(rows):
         raise ValueError("the column 'example_id' repeats a number (datasets put together?): remove it to number anew")
 
 
@@ -273,7 +273,7 @@ def _examples_of(
     known = {"example_id": row["example_id"], "origin": str(row["origin"]), "reason": None, "detail": None}
     try:
         if row["unusable"] is not None:
-            raise UnusableRow(*row["unusable"].split(": ", 1))
+            raise UnusableRow(*str(row["unusable"]).partition(": ")[::2])
         return [{**known, **example} for example in make(row)]
     except UnusableRow as error:
         blank: Example = {name: 0 if name == "chunk" else [] for name in columns}
@@ -285,7 +285,7 @@ def _report(examples: Dataset, on_bad_rows: str) -> DataReport:
     """Count what happened; raise for the first unusable row if asked to, or if there is no usable one."""
     found: dict[str, list[str]] = {}
     first, usable = "", set[int]()
-    account = (examples[name] for name in ("example_id", "origin", "reason", "detail"))
+    account = (examples[name][:] for name in ("example_id", "origin", "reason", "detail"))
     for example_id, origin, reason, detail in zip(*account, strict=True):
         if reason is None:
             usable.add(example_id)
@@ -295,7 +295,7 @@ def _report(examples: Dataset, on_bad_rows: str) -> DataReport:
     dropped = {reason: Dropped(len(origins), tuple(origins[:_SHOWN])) for reason, origins in found.items()}
     bad = sum(drop.count for drop in dropped.values())
     kept = len(usable)  # rows, of which a chunked one gives several examples
-    report = DataReport(kept, dropped, sum(examples["prompt_cut"]), sum(examples["responses_cut"]))
+    report = DataReport(kept, dropped, sum(examples["prompt_cut"][:]), sum(examples["responses_cut"][:]))
     if kept == 0:
         raise ValueError(f"no usable row. {report}. The first: {first}. Fix the data, or the columns and limits given")
     if bad and on_bad_rows == "error":

@@ -10,7 +10,7 @@ What does not live here: arithmetic on logits (select.py), padding (canvas.py), 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from vrpo.decoding.select import Proposer, guided, most_confident, quotas
 from vrpo.decoding.text import answer_text, prompt_ids
 
 
+@runtime_checkable
 class LogitDenoiser(Protocol):
     """What decoding needs of a model: logits at wanted positions of ids that contain mask tokens, and its ids.
 

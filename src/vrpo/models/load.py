@@ -49,6 +49,8 @@ def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
     """A denoiser from a module of one of our classes, or a peft wrapper of one, and its tokenizer."""
     config = module.config
     eot_id = None
+    if tokenizer is not None:  # unused by the model; transformers' Trainer would otherwise report a difference
+        config.bos_token_id = module.generation_config.bos_token_id = tokenizer.bos_token_id
     if tokenizer is not None and llada.END_OF_TURN in tokenizer.get_vocab():
         eot_id = tokenizer.get_vocab()[llada.END_OF_TURN]
     return HFDenoiser(module, tokenizer, config.mask_token_id, config.eos_token_id, config.pad_token_id, eot_id)
@@ -63,9 +65,12 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
 
 
 def _model_class(name_or_path: str) -> type[PreTrainedModel]:
-    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
-    if not fields:
-        raise ValueError(f"{name_or_path} is neither a folder with a config.json nor a model that the hub knows")
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path} is neither a folder with a config.json nor a model that the hub gave: {error}"
+        ) from error
     architectures = fields.get("architectures")
     if not architectures or architectures[0] not in _ADAPTERS:
         raise ValueError(

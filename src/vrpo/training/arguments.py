@@ -55,6 +55,15 @@ class DataArguments:
 
 
 @dataclass
+class SFTDataArguments(DataArguments):
+    """The same, for supervised rows."""
+
+    completion_column: str = field(
+        default="completion", metadata={"help": "The answer to imitate: chosen, for preference data."}
+    )
+
+
+@dataclass
 class ModelArguments:
     """Which model, and whether to train an adapter on it."""
 
@@ -64,7 +73,7 @@ class ModelArguments:
     )
     dtype: str | None = field(
         default=None,
-        metadata={"help": "Of the weights. None: float32 if they are trained, as stored under an adapter."},
+        metadata={"help": "Of the weights. None: float32 if trained, as stored under an adapter."},
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; reference = adapter off."})

@@ -14,7 +14,7 @@ from vrpo.data.sources import load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
-from vrpo.training.arguments import DataArguments, ModelArguments, ScratchArguments, parse
+from vrpo.training.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
 from vrpo.training.base import DiffusionTrainer
 from vrpo.training.config import DiffusionConfig, SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
@@ -44,12 +44,12 @@ def train(argv: Sequence[str]) -> None:
 def sft(argv: Sequence[str]) -> None:
     """Masked-diffusion supervised fine-tuning, or pretraining of a new model with --from_scratch."""
     data, model, scratch, config = parse(
-        (DataArguments, ModelArguments, ScratchArguments, SFTConfig),
+        (SFTDataArguments, ModelArguments, ScratchArguments, SFTConfig),
         argv,
         prog="vrpo sft",
         description=sft.__doc__ or "",
     )
-    rows, eval_rows = datasets(data, config)
+    rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config))
     denoiser = new_model(scratch, rows, config) if scratch.from_scratch else policy(model)
     trainer = SFTTrainer(
         denoiser, args=config, train_dataset=rows, eval_dataset=eval_rows, peft_config=adapter_config(model)
@@ -88,6 +88,15 @@ def datasets(data: DataArguments, config: DiffusionConfig) -> tuple[Dataset, Dat
     return rows, load_rows(source, name=data.dataset_config, split=data.dataset_test_split)
 
 
+def answers_of(rows: Dataset | None, column: str) -> Dataset | None:
+    """The rows with the column to imitate under its usual name."""
+    if rows is None or column == "completion":
+        return rows
+    if column not in rows.column_names:
+        raise ValueError(f"--completion_column {column}: the rows have {rows.column_names}")
+    return rows.rename_column(column, "completion")
+
+
 def policy(model: ModelArguments) -> HFDenoiser:
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing (or --from_scratch, for vrpo sft)")
@@ -112,7 +121,8 @@ def adapter_config(model: ModelArguments) -> LoraConfig | None:
     )
 
 
-def new_model(scratch: ScratchArguments, rows: Dataset, config: DiffusionConfig) -> HFDenoiser:
+def new_model(scratch: ScratchArguments, rows: Dataset | None, config: DiffusionConfig) -> HFDenoiser:
+    assert rows is not None
     print("training a tokenizer on the training rows", file=sys.stderr)
     tokenizer = train_tokenizer(texts(rows), scratch.vocab_size)
     return from_config(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from vrpo.draws import Bernoulli, FixedCount
@@ -73,6 +74,7 @@ class DiffusionConfig(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.draw_seed is None:
             self.draw_seed = self.seed
         self.sampling_plan(self.num_times)  # refuses a bad plan before anything is loaded

@@ -15,7 +15,7 @@ from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, backward_by_draw, preference_loss
-from vrpo.reference import FrozenReference, IndependentReference, Reference
+from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
 from vrpo.training.config import VRPOConfig
 from vrpo.training.metrics import pair_metrics
@@ -136,10 +136,8 @@ class VRPOTrainer(DiffusionTrainer):
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
         if index not in self._eval_reference:
             self._eval_reference[index] = self.reference(policy)(tokens, draws, pairs, agree=self.agree)
-        terms = self._eval_reference[index]
-        return preference_loss(
-            policy, lambda *_, **__: terms, tokens, pairs, draws, self.args.objective(), agree=self.agree
-        )
+        reference = GivenReference(self._eval_reference[index])
+        return preference_loss(policy, reference, tokens, pairs, draws, self.args.objective(), agree=self.agree)
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics["elbo/chosen_change"]

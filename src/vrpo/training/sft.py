@@ -69,7 +69,7 @@ class SFTTrainer(DiffusionTrainer):
             eos_padding=args.eos_padding,
             on_bad_rows=args.on_bad_rows,
             strings_as_chat=args.strings_as_chat,
-            chunk=args.chunk_text,
+            chunk=args.chunk_text and "text" in dataset.column_names,
         )
         return examples
 
