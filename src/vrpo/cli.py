@@ -7,7 +7,7 @@ _COMMANDS = {
     "sft": ("vrpo.training.commands", "sft", "supervised fine-tuning, or pretraining from scratch"),
     "train": ("vrpo.training.commands", "train", "preference optimisation (VRPO)"),
     "generate": ("vrpo.decoding.command", "generate_command", "answer prompts with a model"),
-    "demo": ("vrpo.demo", "demo", "five minutes on a laptop: train, collect pairs, align, compare"),
+    "demo": ("vrpo.demo.run", "demo", "five minutes on a laptop: train, collect pairs, align, compare"),
 }
 
 

@@ -9,7 +9,7 @@ probabilities (estimator.py), any randomness (draws.py), any knowledge of a mode
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,6 +105,7 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
     return count / (count - 1) * deviation.square().sum(-1)
 
 
+@runtime_checkable
 class Structure(Protocol):
     """Which rows an objective compares or imitates, with the facts it needs about them."""
 

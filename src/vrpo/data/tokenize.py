@@ -163,13 +163,11 @@ def _preference_examples(
         prompt, *answers = _as_chat(prompt, *answers)
     whole = encoder.prompt(prompt)
     full = [encoder.answer(prompt, answer) for answer in answers]
-    if full[0] == full[1]:
-        raise UnusableRow("equal answers", "fields 'chosen' and 'rejected' have the same tokens")
     kept = budget.prompt(whole)
     cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
     if cut[0] == cut[1]:
         raise UnusableRow(
-            "equal answers", f"fields 'chosen' and 'rejected' are the same in max_length={budget.max_length}"
+            "equal answers", f"'chosen' and 'rejected' are the same tokens in max_length={budget.max_length}"
         )
     shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
     ids = {"prompt_ids": kept, "chosen_ids": cut[0], "rejected_ids": cut[1]}

@@ -1,0 +1,1 @@
+"""`vrpo demo`: a whole alignment, small enough for a laptop."""

@@ -1,0 +1,54 @@
+"""Numbers with intervals, and the table of the demo."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+_Z = 1.959964  # 95 %
+_LABELS = {
+    "base": "before: imitates pupils",
+    "sft_control": "control: SFT on the preferred answers",
+    "vrpo": "VRPO on the pairs",
+}
+
+
+def wilson(right: Sequence[bool]) -> dict[str, float]:
+    """Share of right answers with its 95 % Wilson interval (Wilson 1927)."""
+    n, share = len(right), sum(right) / len(right)
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return {"mean": share, "low": centre - half, "high": centre + half, "n": n}
+
+
+def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, float]:
+    """Mean difference on the same problems with its 95 % interval (normal, from the paired differences)."""
+    difference = [float(a) - float(b) for a, b in zip(one, other, strict=True)]
+    mean = sum(difference) / len(difference)
+    variance = sum((value - mean) ** 2 for value in difference) / (len(difference) - 1)
+    half = _Z * math.sqrt(variance / len(difference))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(difference)}
+
+
+def interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The results in Markdown."""
+    passes = {"base": "", **{name: f"{count:,}" for name, count in results["forward_passes"].items()}}
+    rows = [f"| {label} | {interval(results['accuracy'][name])} | {passes[name]} |" for name, label in _LABELS.items()]
+    return "\n".join(
+        [
+            "| model | right sums, held out [95 % interval] | forward passes |",
+            "|---|---|---|",
+            *rows,
+            "",
+            f"VRPO minus before: {interval(results['vrpo_minus_base'])}",
+            "",
+            f"VRPO minus control: {interval(results['vrpo_minus_sft_control'])}",
+            "",
+            f"{results['pairs']} pairs, the preferred answer right in {results['chosen_right']:.1%} of them; "
+            f"{results['seconds']:.0f} s in all.",
+            "",
+        ]
+    )

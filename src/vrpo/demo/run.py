@@ -1,0 +1,231 @@
+"""The demo from end to end. Reads top to bottom: imitate, sample, judge, align, compare."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from vrpo.decoding.decode import generate
+from vrpo.demo.report import paired_difference, results_table, wilson
+from vrpo.demo.task import DIGITS, problems, prompt, pupil_answers, right_digits
+from vrpo.diagnostics.plots import demo_picture
+from vrpo.models.hf import HFDenoiser
+from vrpo.models.load import load
+from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.training.base import DiffusionTrainer
+from vrpo.training.config import SFTConfig, VRPOConfig
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.sft import SFTTrainer
+
+PUPILS, COLLECT, VALIDATE, TEST = 1, 2, 3, 4  # seeds of disjoint uses of the task
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the demo depends on; the defaults come from benchmarks/demo_grid."""
+
+    pretrain_steps: int = 500
+    pretrain_batch: int = 256
+    collect: int = 3000
+    evaluate: int = 1000
+    num_times: int = 4
+    batch: int = 32
+    beta: float = 1.0
+    learning_rate: float = 1e-3
+    sft_learning_rate: float = 1e-3
+    sft_coef: float = 0.0
+    seed: int = 0
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Train a small model on careless pupils' sums, align it with VRPO on judged pairs of its own answers, compare."""
+    parser = argparse.ArgumentParser(prog="vrpo demo", description=demo.__doc__)
+    parser.add_argument("--output_dir", default="demo", help="Where checkpoints, logs, table and picture go.")
+    for name, value in asdict(Settings()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"(default {value})")
+    given = vars(parser.parse_args(list(argv)))
+    run(Settings(**{name: given[name] for name in asdict(Settings())}), Path(given["output_dir"]))
+
+
+def run(settings: Settings, folder: Path) -> dict[str, Any]:
+    """All stages; returns the results that it also writes to folder/results.json."""
+    start = time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    say("1/5  a LLaDA-layout model learns addition from careless pupils")
+    base = imitate_pupils(settings, folder / "base")
+    say("2/5  it answers new problems twice; a verifier says which answer has more right digits")
+    pairs = collect_pairs(base, settings, folder / "pairs.jsonl")
+    say(f"     {len(pairs)} pairs; the preferred answer is right in {share_right(pairs):.0%} of them")
+    say("3/5  VRPO on these pairs")
+    passes = align(folder / "base", pairs, settings, folder / "vrpo")
+    say("4/5  control: SFT on the preferred answers, for as many forward passes")
+    control_passes = imitate_chosen(folder / "base", pairs, settings, folder / "sft_control")
+    say("5/5  held-out problems, greedy decoding")
+    right = {
+        name: answer_test(load(folder / name, dtype=torch.float32), settings, folder / f"answers_{name}.jsonl")
+        for name in ("base", "sft_control", "vrpo")
+    }
+    results = {
+        "settings": asdict(settings),
+        "pairs": len(pairs),
+        "chosen_right": share_right(pairs),
+        "forward_passes": {"sft_control": control_passes, "vrpo": passes},
+        "accuracy": {name: wilson(values) for name, values in right.items()},
+        "vrpo_minus_base": paired_difference(right["vrpo"], right["base"]),
+        "vrpo_minus_sft_control": paired_difference(right["vrpo"], right["sft_control"]),
+        "seconds": round(time.time() - start, 1),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    table = results_table(results)
+    (folder / "results.md").write_text(table)
+    demo_picture(folder, results)
+    print("\n" + table)
+    say(f"checkpoints, logs, table and picture are in {folder}/ (look at {folder}/demo.png)")
+    return results
+
+
+def say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def trainer_settings(settings: Settings, folder: Path, **fields: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "seed": settings.seed,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 10,
+        "weight_decay": 0.01,
+        "adam_beta2": 0.95,
+        "save_strategy": "no",
+        "report_to": "none",
+        **fields,
+    }
+
+
+def imitate_pupils(settings: Settings, folder: Path) -> HFDenoiser:
+    """A new model and tokenizer, trained on pupils' answers."""
+    denoiser = from_config(
+        train_tokenizer(["0123456789+="], 262),
+        hidden_size=128,
+        num_layers=4,
+        num_heads=4,
+        intermediate_size=352,
+        max_length=64,
+        seed=settings.seed,
+    )
+    count = settings.pretrain_steps * settings.pretrain_batch
+    first, second = problems(PUPILS, count)
+    answers = pupil_answers(first, second, settings.seed)
+    rows = [
+        {"prompt": prompt(a, b), "completion": answer}
+        for a, b, answer in zip(first.tolist(), second.tolist(), answers, strict=True)
+    ]
+    config = SFTConfig(
+        **trainer_settings(
+            settings,
+            folder,
+            max_steps=settings.pretrain_steps,
+            per_device_train_batch_size=settings.pretrain_batch,
+            learning_rate=2e-3,
+            logging_steps=25,
+        )
+    )
+    finish(SFTTrainer(denoiser, args=config, train_dataset=Dataset.from_list(rows)))
+    return load(folder, dtype=torch.float32)
+
+
+def answers_of(denoiser: HFDenoiser, prompts: list[str], temperature: float, seed: int) -> list[str]:
+    generations = generate(
+        denoiser,
+        prompts,
+        max_new_tokens=DIGITS + 2,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(seed) if temperature else None,
+        batch_size=500,
+    )
+    return [generation.text or "" for generation in generations]
+
+
+def collect_pairs(denoiser: HFDenoiser, settings: Settings, path: Path) -> list[dict[str, Any]]:
+    """Two sampled answers per problem; the one with more right digits is chosen, ties are dropped."""
+    first, second = (part.tolist() for part in problems(COLLECT, settings.collect))
+    prompts = [prompt(a, b) for a, b in zip(first, second, strict=True)]
+    samples = [answers_of(denoiser, prompts, 1.0, settings.seed + draw) for draw in (1, 2)]
+    pairs = []
+    for a, b, text, *answers in zip(first, second, prompts, *samples, strict=True):
+        worse, better = sorted(answers, key=lambda answer: right_digits(a, b, answer))
+        marks = [right_digits(a, b, answer) for answer in (better, worse)]
+        if marks[0] > marks[1]:
+            fields = {"prompt": text, "chosen": better, "rejected": worse}
+            pairs.append({**fields, "chosen_right_digits": marks[0], "rejected_right_digits": marks[1]})
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return pairs
+
+
+def share_right(pairs: list[dict[str, Any]]) -> float:
+    return sum(pair["chosen_right_digits"] == DIGITS + 1 for pair in pairs) / len(pairs)
+
+
+def align(base: Path, pairs: list[dict[str, Any]], settings: Settings, folder: Path) -> int:
+    """One epoch of VRPO; returns its forward passes: per draw one of the reference and two of the policy."""
+    config = VRPOConfig(
+        **trainer_settings(
+            settings,
+            folder,
+            num_train_epochs=1,
+            per_device_train_batch_size=settings.batch,
+            learning_rate=settings.learning_rate,
+            beta=settings.beta,
+            sft_coef=settings.sft_coef,
+            num_times=settings.num_times,
+            max_tokens_per_forward=8192,
+            logging_steps=1,
+        )
+    )
+    finish(VRPOTrainer(load(base, dtype=torch.float32), args=config, train_dataset=Dataset.from_list(pairs)))
+    return len(pairs) * 2 * settings.num_times * 3
+
+
+def imitate_chosen(base: Path, pairs: list[dict[str, Any]], settings: Settings, folder: Path) -> int:
+    """SFT on the chosen answers with as many forward passes as `align`, in 6 epochs; returns them."""
+    epochs = 2 * 3
+    config = SFTConfig(
+        **trainer_settings(
+            settings,
+            folder,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=settings.batch,
+            learning_rate=settings.sft_learning_rate,
+            num_times=settings.num_times,
+            logging_steps=1,
+        )
+    )
+    rows = Dataset.from_list([{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
+    finish(SFTTrainer(load(base, dtype=torch.float32), args=config, train_dataset=rows))
+    return len(pairs) * settings.num_times * epochs
+
+
+def finish(trainer: DiffusionTrainer) -> None:
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+
+
+def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, seed: int = TEST) -> list[bool]:
+    """Whether each held-out problem is answered exactly right, greedily."""
+    first, second = (part.tolist() for part in problems(seed, settings.evaluate))
+    prompts = [prompt(a, b) for a, b in zip(first, second, strict=True)]
+    answers = answers_of(denoiser, prompts, 0.0, settings.seed)
+    right = [right_digits(a, b, answer) == DIGITS + 1 for a, b, answer in zip(first, second, answers, strict=True)]
+    lines = [
+        json.dumps({"prompt": text, "answer": answer, "right": correct})
+        for text, answer, correct in zip(prompts, answers, right, strict=True)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return right

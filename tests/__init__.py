@@ -1,0 +1,1 @@
+"""The test suite: truth by enumeration first (exact.py), bounded statistics second (stat.py)."""

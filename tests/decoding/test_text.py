@@ -1,0 +1,77 @@
+"""Prompts as strings, ids and messages; text up to the first end token."""
+
+from dataclasses import replace
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+import vrpo
+from tests.decoding.oracle import TableDenoiser
+from vrpo.decoding.text import answer_text, prompt_ids
+
+WORDS = ["a", "b", "c", "d", "user:", "assistant:", "<eos>", "<eot>", "<mask>"]
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} <eot> {% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    core = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<mask>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    core.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 6)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", mask_token="<mask>", chat_template=CHAT
+    )
+
+
+def test_three_kinds_of_prompt(tokenizer):
+    """Kills: special tokens added to a string (here a leading end token), a chat without its generation header."""
+    prompts = ["a b c", [2, 1], [{"role": "user", "content": "d"}]]
+    assert prompt_ids(tokenizer, prompts, mask_id=8) == [[0, 1, 2], [2, 1], [4, 3, 7, 5]]
+
+
+def test_generate_with_text(tokenizer):
+    denoiser = replace(TableDenoiser(seed=1), tokenizer=tokenizer)
+    out = vrpo.generate(denoiser, ["a b", [3], [{"role": "user", "content": "c"}]], max_new_tokens=6)
+    assert [row.prompt_ids for row in out] == [[0, 1], [3], [4, 2, 7, 5]]
+    assert [row.text for row in out] == [answer_text(tokenizer, row.ids, {6, 7}) for row in out]
+    assert out[0].ids == vrpo.generate(replace(denoiser, tokenizer=None), [[0, 1]], max_new_tokens=6)[0].ids
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [([0, 1, 6, 2], "a b"), ([0, 7, 1, 6], "a"), ([0, 8, 1], "a b"), ([6, 0], ""), ([0, 1], "a b")],
+)
+def test_text_stops_at_the_first_end_token(tokenizer, ids, text):
+    """Kills: text after an end token kept, one of the two ends forgotten, a leftover mask token shown."""
+    assert answer_text(tokenizer, ids, {6, 7}) == text
+    assert answer_text(None, ids, {6, 7}) is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("a b", "prompts must be a list .* not one str"),
+        ([1, 2, 3], r"prompts\[0\] is one int: prompts is a list of prompts"),
+        ([[0], [0, 1.5]], r"prompts\[1\] must be a string, a list of token ids or a list of messages"),
+        ([{"role": "user", "content": "a"}], r"prompts\[0\] must be"),
+        ([[0], [1, 8, 8]], r"prompts\[1\] contains the mask token 8, at position 1"),
+        ([[0], "a <mask>"], r"prompts\[1\] contains the mask token"),
+        ([[0, "a"]], r"prompts\[0\] must be"),
+    ],
+)
+def test_errors_name_the_prompt(tokenizer, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_ids(tokenizer, prompts, mask_id=8)
+
+
+@pytest.mark.parametrize("prompt", ["a b", [{"role": "user", "content": "a"}]])
+def test_text_needs_a_tokenizer(prompt):
+    with pytest.raises(ValueError, match=r"prompts\[1\] is text, but the denoiser has no tokenizer"):
+        vrpo.generate(TableDenoiser(), [[0], prompt])

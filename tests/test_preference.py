@@ -1,0 +1,222 @@
+"""A preference step: backward by draw IS the gradient of the loss, at the memory of one pack."""
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import exact
+from tests.build import draws_of, make_tokens, two_pairs
+from tests.test_estimator import Recorder
+from tests.test_losses import OBJECTIVES, every_objective
+from vrpo.draws import FixedCount
+from vrpo.losses import DPO, SFT, Objective, WeightedSum
+from vrpo.preference import backward_by_draw, preference_loss
+from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference
+
+pytestmark = pytest.mark.usefixtures("no_global_randomness")
+ROWS, PAIRS = two_pairs()
+TOKENS = make_tokens(ROWS, left=1, right=1)
+
+
+def reference_of(share_draws: bool, plan: FixedCount) -> Reference:
+    frozen = FrozenReference(exact.Table(seed=9))
+    return frozen if share_draws else IndependentReference(frozen, plan)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """Relative to the largest entry: 1e-12."""
+    assert float((actual - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+
+
+@every_objective
+@pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
+@pytest.mark.parametrize("max_tokens", [None, 1, 13])
+@pytest.mark.parametrize("share_draws", [True, False])
+def test_backward_by_draw_is_the_gradient_of_the_loss(
+    objective: Objective, num_times: int, num_masks: int, max_tokens: int | None, share_draws: bool
+) -> None:
+    """In float64 to 1e-12, with the same loss and terms.
+
+    Kills: slope of wrong sign; 1 / K applied twice; scale ignored; a pack skipped or counted twice; the reference on
+    other draws in one of the two.
+    """
+    plan = FixedCount(num_times, num_masks)
+    draws = plan(TOKENS, PAIRS)
+    reference = reference_of(share_draws, plan)
+    whole, parts = exact.Table(), exact.Table()
+    step = preference_loss(whole, reference, TOKENS, PAIRS, draws, objective)
+    (3.0 * step.loss).backward()
+    by_draw = backward_by_draw(
+        parts, reference, TOKENS, PAIRS, draws, objective, max_tokens=max_tokens, scale=3.0
+    )
+    assert_close(parts.table.grad, whole.table.grad)
+    assert torch.equal(by_draw.policy_terms, step.policy_terms.detach())
+    assert torch.equal(by_draw.reference_terms, step.reference_terms)
+    assert float(by_draw.loss) == pytest.approx(float(step.loss.detach()), abs=1e-14)
+    assert not by_draw.loss.requires_grad
+    assert not by_draw.policy_terms.requires_grad
+
+
+def test_gradients_accumulate() -> None:
+    """Two micro-batches scaled by a half each are the mean, like any backward. Kills: .grad overwritten."""
+    draws, reference = FixedCount(2)(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
+    once, twice = exact.Table(), exact.Table()
+    backward_by_draw(once, reference, TOKENS, PAIRS, draws, DPO())
+    for _ in range(2):
+        backward_by_draw(twice, reference, TOKENS, PAIRS, draws, DPO(), scale=0.5)
+    assert_close(twice.table.grad, once.table.grad)
+
+
+def test_the_gradient_by_finite_differences() -> None:
+    """An oracle that is not autograd: the loss moves along the gradient as the gradient says (central differences).
+
+    Kills: slope of wrong sign in both engines alike; terms detached.
+    """
+    draws = FixedCount(2)(TOKENS, PAIRS)
+    policy, reference, objective = exact.Table(), FrozenReference(exact.Table(seed=9)), OBJECTIVES["vrpo"]
+    backward_by_draw(policy, reference, TOKENS, PAIRS, draws, objective)
+    direction, start = policy.table.grad, policy.table.detach().clone()
+    losses = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            policy.table.copy_(start + sign * 1e-5 * direction)
+            losses.append(float(preference_loss(policy, reference, TOKENS, PAIRS, draws, objective).loss))
+    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(float(direction.square().sum()), rel=1e-8)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A saved tensor that can be watched."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list[int]]:
+    """The largest number of elements saved for backward at any one time within the context, in a list of one."""
+    live: weakref.WeakSet[Held] = weakref.WeakSet()
+    peak = [0]
+
+    def pack(tensor: Tensor) -> Held:
+        held = Held(tensor)
+        live.add(held)
+        peak[0] = max(peak[0], sum(other.tensor.numel() for other in live))
+        return held
+
+    gc.collect()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        yield peak
+
+
+def test_memory_does_not_grow_with_the_number_of_draws() -> None:
+    """Peak of saved tensors: constant in K by draw, proportional to K with all graphs, smaller with smaller packs.
+
+    Kills: all graphs kept alive (a loss summed over packs before one backward).
+    """
+    peaks: dict[str, list[int]] = {"draw": [], "small": [], "all": []}
+    reference = FrozenReference(exact.Table(seed=9))
+    for num_times in (6, 24):  # everything masked in every draw, so that draws are equal work
+        draws = draws_of(TOKENS, [torch.ones(num_times, len(row.response)) for row in ROWS])
+        for name, max_tokens in (("draw", None), ("small", 1)):
+            with watching() as peak:
+                backward_by_draw(
+                    exact.Table(), reference, TOKENS, PAIRS, draws, DPO(), max_tokens=max_tokens
+                )
+            peaks[name].append(peak[0])
+        with watching() as peak:
+            preference_loss(exact.Table(), reference, TOKENS, PAIRS, draws, DPO()).loss.backward()
+        peaks["all"].append(peak[0])
+    assert peaks["small"][0] == peaks["small"][1] > 0
+    assert peaks["draw"][1] <= 1.1 * peaks["draw"][0]
+    assert peaks["small"][0] < peaks["draw"][0] / 2
+    assert peaks["all"][1] > 3 * peaks["all"][0] > 3 * peaks["draw"][0]
+
+
+# What is called, and how ----------------------------------------------------------------------------------------------
+
+
+def rows_called(recorder: Recorder, with_graph: bool) -> int:
+    pairs = zip(recorder.calls, recorder.with_graph, strict=True)
+    return sum(len(call["input_ids"]) for call, graph in pairs if graph == with_graph)
+
+
+def test_items_without_slope_are_not_run_again() -> None:
+    """SFT on pairs imitates the chosen rows: rejected rows have slope 0 and no second pass."""
+    recorder = Recorder(exact.Table())
+    draws = FixedCount(3)(TOKENS, PAIRS)
+    backward_by_draw(recorder, NoReference(), TOKENS, PAIRS, draws, SFT())
+    assert rows_called(recorder, with_graph=False) == 4 * 3
+    assert rows_called(recorder, with_graph=True) == 2 * 3
+
+
+def test_surplus_draws_are_never_run() -> None:
+    masks = [torch.ones(1 + n, len(row.response)) for n, row in enumerate(ROWS)]
+    recorder = Recorder(exact.Table())
+    backward_by_draw(
+        recorder, FrozenReference(exact.Table(seed=9)), TOKENS, PAIRS, draws_of(TOKENS, masks), DPO()
+    )
+    assert rows_called(recorder, with_graph=False) == rows_called(recorder, with_graph=True) == 1 + 2 + 3 + 4
+
+
+def test_nothing_to_learn_is_no_call_and_no_gradient() -> None:
+    policy = exact.Table()
+    nothing = WeightedSum(((0.0, SFT()),))
+    backward_by_draw(policy, NoReference(), TOKENS, PAIRS, FixedCount(2)(TOKENS), nothing)
+    assert policy.table.grad is None
+
+
+def test_processes_agree_on_the_number_of_calls() -> None:
+    """With `agree`, every phase makes as many calls as asked, empty packs included, and the gradient is unchanged."""
+    draws = FixedCount(2)(TOKENS, PAIRS)
+    gradients, calls = [], []
+    for extra in (0, 2):
+        policy, reference = Recorder(exact.Table()), Recorder(exact.Table(seed=9))
+        backward_by_draw(
+            policy,
+            FrozenReference(reference),
+            TOKENS,
+            PAIRS,
+            draws,
+            DPO(),
+            max_tokens=20,
+            agree=lambda packs, extra=extra: packs + extra,
+        )
+        gradients.append(policy.inner.table.grad)
+        calls.append((policy.with_graph.count(False), policy.with_graph.count(True), len(reference.calls)))
+    assert torch.equal(*gradients)
+    assert calls[1] == tuple(count + 2 for count in calls[0])
+
+
+def test_trainers_supply_backward_and_context() -> None:
+    """`backward` replaces Tensor.backward; `around` wraps each pack's forward and backward, told which is the last."""
+    events: list[object] = []
+
+    @contextlib.contextmanager
+    def around(last: bool) -> Iterator[None]:
+        events.append(("enter", last))
+        yield
+        events.append(("exit", last))
+
+    def backward(scalar: Tensor) -> None:
+        events.append("backward")
+        (2 * scalar).backward()
+
+    policy, plain = Recorder(exact.Table()), exact.Table()
+    reference, draws = FrozenReference(exact.Table(seed=9)), FixedCount(2)(TOKENS, PAIRS)
+    backward_by_draw(
+        policy, reference, TOKENS, PAIRS, draws, DPO(), max_tokens=25, backward=backward, around=around
+    )
+    backward_by_draw(plain, reference, TOKENS, PAIRS, draws, DPO())
+    packs = policy.with_graph.count(True)
+    assert packs > 1
+    assert [event[1] for event in events if event[0] == "enter"] == [False] * (packs - 1) + [True]
+    assert events[:3] == [("enter", False), "backward", ("exit", False)]
+    assert_close(policy.inner.table.grad, 2 * plain.table.grad)

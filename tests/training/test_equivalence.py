@@ -1,0 +1,131 @@
+"""Runs that are written differently and must be the same run: parameter trajectories in float64, to 1e-9."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.runs import Trajectory, distance, lora, moved, pairs, tiny, train, vrpo_config
+from vrpo.models.hf import HFDenoiser
+from vrpo.preference import preference_loss
+from vrpo.training.preference import VRPOTrainer, frozen_copy
+
+TOLERANCE = 1e-9
+
+
+def run(folder: Path, count: int = 8, denoiser: HFDenoiser | None = None, **fields: Any) -> Trajectory:
+    options = {name: fields.pop(name) for name in ("peft_config", "ref_model") if name in fields}
+    _, trajectory = train(VRPOTrainer, vrpo_config(folder, **fields), pairs(count), denoiser=denoiser, **options)
+    assert moved(trajectory) > 1e-3
+    return trajectory
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("count", [8, 6], ids=["full_windows", "short_last_window"])
+def test_accumulation_is_batching(tmp_path: Path, count: int, adapter: bool) -> None:
+    """Kills: the mean over micro-batches instead of over pairs; dividing a short last window by the nominal number of
+    accumulation steps; `accelerator.backward` dividing once more; a draw key that depends on the batch."""
+    options = {"peft_config": lora()} if adapter else {}
+    at_once = run(tmp_path / "a", count, per_device_train_batch_size=4, **options)
+    options = {"peft_config": lora()} if adapter else {}
+    one_by_one = run(tmp_path / "b", count, per_device_train_batch_size=1, gradient_accumulation_steps=4, **options)
+    assert distance(at_once, one_by_one) < TOLERANCE
+
+
+def test_accumulated_batches_of_unequal_size(tmp_path: Path) -> None:
+    """7 pairs as 4 + 3 against (3 + 1) + (2 + 1): kills the weighting of micro-batches instead of pairs.
+
+    With batches of 3 the windows are {3, 3} and {1}; so compare 6 + 1.
+    """
+    at_once = run(tmp_path / "a", 7, per_device_train_batch_size=6)
+    in_parts = run(tmp_path / "b", 7, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    assert distance(at_once, in_parts) < TOLERANCE
+
+
+def test_logged_loss_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """Kills: the loss of a micro-batch logged unscaled, so that it grows with the number of accumulation steps."""
+    losses = []
+    for name, batch, steps in (("a", 4, 1), ("b", 1, 4)):
+        fields = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path / name, **fields), pairs(6))
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0][1] != pytest.approx(losses[0][0], rel=1e-3)
+
+
+def test_adapter_off_is_a_frozen_copy(tmp_path: Path) -> None:
+    """Kills: a reference that sees the adapter (the score would stay 0), and `disable_adapter` leaking into the
+    policy's second pass (no gradient)."""
+    adapter_off = run(tmp_path / "a", peft_config=lora())
+    given = run(tmp_path / "b", peft_config=lora(), ref_model=frozen_copy(tiny()))
+    assert distance(adapter_off, given) < TOLERANCE
+
+
+def test_reference_is_the_initial_policy(tmp_path: Path) -> None:
+    """Kills: a reference that shares parameters with the policy and so follows it."""
+    implicit = run(tmp_path / "a")
+    explicit = run(tmp_path / "b", ref_model=tiny())
+    assert distance(implicit, explicit) < TOLERANCE
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, adapter: bool) -> None:
+    """Kills: reentrant checkpointing, which loses the gradients of adapters on a frozen base."""
+    options = [{"peft_config": lora()} if adapter else {} for _ in range(2)]
+    plain = run(tmp_path / "a", **options[0])
+    checkpointed = run(tmp_path / "b", gradient_checkpointing=True, **options[1])
+    assert distance(plain, checkpointed) < TOLERANCE
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_packing_changes_nothing(tmp_path: Path, tokens: int) -> None:
+    """Kills: an average over packs; a slope read at the wrong (row, draw); items lost at a pack's boundary."""
+    default = run(tmp_path / "a", sft_coef=0.1)
+    packed = run(tmp_path / "b", sft_coef=0.1, max_tokens_per_forward=tokens)
+    assert distance(default, packed) < TOLERANCE
+
+
+def test_draw_seed_alone_changes_the_draws(tmp_path: Path) -> None:
+    """Kills: draws from `seed` (which also shuffles) where draw_seed is given, and draws that no seed reaches."""
+    one, same, other = (run(tmp_path / str(i), draw_seed=seed) for i, seed in enumerate((7, None, 8)))
+    assert distance(one, same) == 0
+    assert distance(one, other) > 1e-4
+
+
+def test_draws_differ_between_epochs(tmp_path: Path) -> None:
+    """Kills: a constant epoch in the keys. One pair, no learning: only the draws can change the bound."""
+    trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path, learning_rate=0.0, num_train_epochs=3), pairs(1))
+    bounds = [line["elbo/chosen"] for line in trainer.state.log_history if "loss" in line]
+    assert len(set(bounds)) == 3
+
+
+class AllGraphs(VRPOTrainer):
+    """The same trainer with every graph alive at once."""
+
+    def batch_backward(self, policy: Any, batch: Any, scale: float) -> Tensor:
+        from vrpo.data.collate import pairs_of
+
+        tokens, structure = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
+        draws = self.args.sampling_plan(self.args.num_times)(tokens, structure)
+        step = preference_loss(policy, self.reference(policy), tokens, structure, draws, self.args.objective())
+        (scale * step.loss).backward()
+        return step.loss.detach()
+
+
+def test_by_draw_is_all_graphs(tmp_path: Path) -> None:
+    """Kills: a slope taken per draw instead of at the mean; a missing `scale`."""
+    by_draw = run(tmp_path / "a", gradient_accumulation_steps=2, per_device_train_batch_size=2, sft_coef=0.1)
+    fields = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "sft_coef": 0.1}
+    _, all_graphs = train(AllGraphs, vrpo_config(tmp_path / "b", **fields), pairs(8))
+    assert distance(by_draw, all_graphs) < TOLERANCE
+
+
+def test_a_run_repeats_itself_bit_for_bit(tmp_path: Path) -> None:
+    """Kills: randomness from the ambient generator, be it in the draws or in the adapter's initialisation."""
+    torch.manual_seed(1)
+    one = run(tmp_path / "a", peft_config=lora())
+    torch.manual_seed(2)
+    other = run(tmp_path / "b", peft_config=lora())
+    assert distance(one, other) == 0
