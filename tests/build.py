@@ -19,9 +19,9 @@ class Row:
 
 
 def make_tokens(rows: Sequence[Row], *, left: int = 0, right: int = 0, align: str = "left", pad_id: int = 0) -> Tokens:
-    """Tokens of the rows, with `left` and `right` extra columns of padding; `align="right"` pads short rows on the left.
+    """Tokens of the rows, with `left` and `right` extra columns of padding.
 
-    Pads get a legitimate token id, so that attending to one changes the result.
+    `align="right"` pads short rows on the left. Pads get a legitimate token id, so that attending to one shows.
     """
     width = max(len(row.prompt) + len(row.response) for row in rows) + left + right
     ids = torch.full((len(rows), width), pad_id)

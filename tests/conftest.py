@@ -21,10 +21,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> None:
     """One thread: reproducible sums, and no quarrel for cores with other processes."""
     torch.set_num_threads(1)
-    yield
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def vrpo_data() -> Callable[[str], Path]:
-    """`vrpo_data("tokenizers/x")`: a path below $VRPO_DATA, or a skip: the suite needs no data outside the repository."""
+    """`vrpo_data("tokenizers/x")`: a path below $VRPO_DATA, or a skip: the suite needs no other data."""
 
     def find(relative: str) -> Path:
         if "VRPO_DATA" not in os.environ:

@@ -157,7 +157,7 @@ def fed(tokens: Tokens, time: Tensor, response_bits: Tensor) -> Iterator[None]:
 
     with (
         mock.patch.object(vrpo.draws, "_times", fed_times),
-        mock.patch.object(vrpo.draws, "_mask_bits", lambda tokens, num_draws: bits),
+        mock.patch.object(vrpo.draws, "_mask_bits", return_value=bits),
     ):
         yield
 

@@ -61,7 +61,7 @@ def mean_width(samples: Tensor, low: float, high: float, alarm: float = ALARM) -
 def assert_mean(
     samples: Tensor, mean: float, low: float, high: float, *, resolution: float, alarm: float = ALARM
 ) -> None:
-    """Independent samples in [low, high] have this mean; a mean off by `resolution` fails with probability 1 - alarm."""
+    """Independent samples in [low, high] have this mean; one off by `resolution` fails with probability 1 - alarm."""
     width = mean_width(samples, low, high, alarm)
     assert 2 * width <= resolution, f"resolution {2 * width:.3e}, not {resolution:.3e}: the test is too weak"
     error = abs(float(samples.double().mean()) - mean)

@@ -109,7 +109,12 @@ def test_rows_are_independent() -> None:
         return subset_code(tokens, FixedCount(1)(tokens))[:, 0]
 
     first = codes(3, 2 * ids, 0, 0)
-    for other in (codes(3, 2 * ids + 1, 0, 0), codes(3, 2 * ids, 1, 0), codes(3, 2 * ids, 0, 1), codes(4, 2 * ids, 0, 0)):
+    for other in (
+        codes(3, 2 * ids + 1, 0, 0),
+        codes(3, 2 * ids, 1, 0),
+        codes(3, 2 * ids, 0, 1),
+        codes(4, 2 * ids, 0, 0),
+    ):
         assert_law((first * 4 + other).bincount(minlength=16), torch.outer(law, law), resolution=0.03)
 
 
@@ -125,7 +130,7 @@ def test_bernoulli_draws_its_law() -> None:
 
 
 def test_bernoulli_times_are_uniform_above_t_min() -> None:
-    """1 / weight = t ~ U(t_min, 1): mean (1 + t_min) / 2. Long responses, so that some token is masked in nearly all."""
+    """1 / weight = t ~ U(t_min, 1): mean (1 + t_min) / 2. Long responses, so that some token is masked."""
     t_min = 0.2
     tokens = many(64, 20_000)
     weight = Bernoulli(t_min, 1)(tokens).weight.amax((-1, -2))
@@ -274,7 +279,7 @@ def test_different_keys_give_different_draws(plan: Plan) -> None:
 
 
 def test_draw_keys_do_not_collide() -> None:
-    """Among 120 000 keys of a grid none are equal: at random 4e-10 would be. Kills: commuting key parts (side, epoch)."""
+    """120 000 keys of a grid all differ (at random: 4e-10 to fail). Kills: commuting key parts (side, epoch)."""
     grid = torch.cartesian_prod(torch.arange(10_000), torch.arange(3))
     keys = [draw_key(seed, grid[:, 0], grid[:, 1], epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len(torch.cat(keys).unique()) == 4 * len(grid)
@@ -306,7 +311,7 @@ def test_mix_is_splitmix64() -> None:
 
 
 def test_replay_never_changes_between_versions() -> None:
-    """Frozen values: if this fails, caches and resumed runs of older versions no longer replay. Say so in the release."""
+    """Frozen values: if this fails, caches and resumed runs of older versions no longer replay. Announce it."""
     key = draw_key(42, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 0)
     assert key.tolist() == [-68923335673461122, -1072888797906655390, -7614095352445830404]
     assert [value.hex() for value in uniform(key).tolist()] == [
@@ -346,7 +351,7 @@ def test_fold_avalanches(argument: str) -> None:
 
 
 def test_uniform_is_uniform_on_counters() -> None:
-    """64 bins per number, 16 x 16 bins per pair of neighbours in draw and in position; bounds and resolution of float64.
+    """64 bins per number, 16 x 16 bins per pair of neighbours in draw, position and key; bounds of float64.
 
     Kills: low-entropy keys, correlated neighbours, a sign bit that leaks through the shift.
     """

@@ -40,7 +40,7 @@ def test_enumeration_is_the_mean_over_all_orders(table: exact.Table, row: Row) -
 
 
 def test_exact_elbo_of_a_ragged_batch(table: exact.Table) -> None:
-    """Kills: prompt masked; weights of the batch's longest response; subsets of another row's response; padding seen."""
+    """Kills: prompt masked; weights of the batch's longest response; another row's subsets; padding seen."""
     rows = [ROW, SHORT, Row((), (0, 1, 2, 0)), Row((0, 1), (2,))]
     expected = torch.tensor([exact.bound(table, row) for row in rows], dtype=torch.float64)
     for align in ("left", "right"):
@@ -126,7 +126,7 @@ def test_bernoulli_has_its_exact_mean_and_variance(table: exact.Table, t_min: fl
 
 
 def test_bernoulli_is_biased_by_t_min_and_diverges_without_it(table: exact.Table) -> None:
-    """METHODS section 1: mean -> B and variance -> infinity like log(1 / t_min) as t_min -> 0; FixedCount needs neither."""
+    """METHODS section 1: mean -> B and variance -> infinity like log(1 / t_min) as t_min -> 0."""
     sums = exact.subset_sums(table, ROW)
     law = exact.moments(sums)
     assert abs(exact.bernoulli_moments(sums, 0.3)[0] - law.bound) > 1e-3

@@ -51,9 +51,7 @@ def test_backward_by_draw_is_the_gradient_of_the_loss(
     whole, parts = exact.Table(), exact.Table()
     step = preference_loss(whole, reference, TOKENS, PAIRS, draws, objective)
     (3.0 * step.loss).backward()
-    by_draw = backward_by_draw(
-        parts, reference, TOKENS, PAIRS, draws, objective, max_tokens=max_tokens, scale=3.0
-    )
+    by_draw = backward_by_draw(parts, reference, TOKENS, PAIRS, draws, objective, max_tokens=max_tokens, scale=3.0)
     assert_close(parts.table.grad, whole.table.grad)
     assert torch.equal(by_draw.policy_terms, step.policy_terms.detach())
     assert torch.equal(by_draw.reference_terms, step.reference_terms)
@@ -127,9 +125,7 @@ def test_memory_does_not_grow_with_the_number_of_draws() -> None:
         draws = draws_of(TOKENS, [torch.ones(num_times, len(row.response)) for row in ROWS])
         for name, max_tokens in (("draw", None), ("small", 1)):
             with watching() as peak:
-                backward_by_draw(
-                    exact.Table(), reference, TOKENS, PAIRS, draws, DPO(), max_tokens=max_tokens
-                )
+                backward_by_draw(exact.Table(), reference, TOKENS, PAIRS, draws, DPO(), max_tokens=max_tokens)
             peaks[name].append(peak[0])
         with watching() as peak:
             preference_loss(exact.Table(), reference, TOKENS, PAIRS, draws, DPO()).loss.backward()
@@ -160,9 +156,7 @@ def test_items_without_slope_are_not_run_again() -> None:
 def test_surplus_draws_are_never_run() -> None:
     masks = [torch.ones(1 + n, len(row.response)) for n, row in enumerate(ROWS)]
     recorder = Recorder(exact.Table())
-    backward_by_draw(
-        recorder, FrozenReference(exact.Table(seed=9)), TOKENS, PAIRS, draws_of(TOKENS, masks), DPO()
-    )
+    backward_by_draw(recorder, FrozenReference(exact.Table(seed=9)), TOKENS, PAIRS, draws_of(TOKENS, masks), DPO())
     assert rows_called(recorder, with_graph=False) == rows_called(recorder, with_graph=True) == 1 + 2 + 3 + 4
 
 
@@ -211,9 +205,7 @@ def test_trainers_supply_backward_and_context() -> None:
 
     policy, plain = Recorder(exact.Table()), exact.Table()
     reference, draws = FrozenReference(exact.Table(seed=9)), FixedCount(2)(TOKENS, PAIRS)
-    backward_by_draw(
-        policy, reference, TOKENS, PAIRS, draws, DPO(), max_tokens=25, backward=backward, around=around
-    )
+    backward_by_draw(policy, reference, TOKENS, PAIRS, draws, DPO(), max_tokens=25, backward=backward, around=around)
     backward_by_draw(plain, reference, TOKENS, PAIRS, draws, DPO())
     packs = policy.with_graph.count(True)
     assert packs > 1

@@ -51,7 +51,9 @@ def test_policy_and_reference_see_the_same_masks() -> None:
     both_steps(policy, FrozenReference(frozen))
     calls = {"policy": policy.calls[:4], "frozen": frozen.calls[:4]}
     for ours, theirs in zip(*calls.values(), strict=True):
-        assert all(torch.equal(ours[name], theirs[name]) for name in ("input_ids", "attention_mask", "masked", "scored"))
+        assert all(
+            torch.equal(ours[name], theirs[name]) for name in ("input_ids", "attention_mask", "masked", "scored")
+        )
     other = Recorder(exact.Table())
     both_steps(exact.Table(), IndependentReference(FrozenReference(other), PLAN))
     seen = [torch.cat([call["masked"].flatten() for call in recorder.calls[:4]]) for recorder in (frozen, other)]
@@ -108,7 +110,10 @@ class Adapted(nn.Module):
 def test_the_policy_with_its_adapter_off_is_a_reference() -> None:
     """Evaluated under `frozen`, and turned on again for the policy. Kills: the context not entered, or not left."""
     model = Adapted()
-    steps = [both_steps(model, FrozenReference(model, model.disabled)), both_steps(model, FrozenReference(exact.Table()))]
+    steps = [
+        both_steps(model, FrozenReference(model, model.disabled)),
+        both_steps(model, FrozenReference(exact.Table())),
+    ]
     for adapter_off, copy in zip(*steps, strict=True):
         assert torch.equal(adapter_off.reference_terms, copy.reference_terms)
         assert torch.equal(adapter_off.policy_terms, copy.policy_terms)

@@ -25,9 +25,7 @@ def counts(law: Tensor, generator: torch.Generator) -> Tensor:
 def test_law_false_alarms_are_at_most_the_stated_rate() -> None:
     """At alarm = 0.05, 400 true hypotheses: more than 45 alarms has probability < 1e-6 at a rate of 0.05 (Chernoff)."""
     generator = torch.Generator().manual_seed(0)
-    alarms = sum(
-        fails(assert_law, counts(LAW, generator), LAW, resolution=1.0, alarm=0.05) for _ in range(TRIALS)
-    )
+    alarms = sum(fails(assert_law, counts(LAW, generator), LAW, resolution=1.0, alarm=0.05) for _ in range(TRIALS))
     assert alarms <= 45
 
 

@@ -15,12 +15,13 @@ class TableDenoiser:
     """Logits are a sum over attended tokens near by of a table entry at (token, distance): relative and bidirectional.
 
     Entries are multiples of 2^-10, so sums are exact and padding cannot move them by a rounding error. `mask_bias`
-    makes the mask token the best token at some positions.
+    makes the mask token the best token at some positions, `end_bias` the end tokens.
     """
 
     seed: int = 0
     vocab: int = 9
     mask_bias: float = -4.0
+    end_bias: float = 0.0
     mask_id: int = 8
     eos_id: int = 6
     eot_id: int | None = 7
@@ -43,6 +44,7 @@ class TableDenoiser:
         offset = (column[None] - column[:, None]).clamp(-self.reach, self.reach) + self.reach
         logits = (table[input_ids[:, None, :], offset] * attention_mask[:, None, :, None]).sum(2)
         logits[..., self.mask_id] += self.mask_bias
+        logits[..., [6, 7]] += self.end_bias
         return logits[wanted]
 
 

@@ -37,9 +37,12 @@ def test_three_kinds_of_prompt(tokenizer):
 
 
 def test_generate_with_text(tokenizer):
-    denoiser = replace(TableDenoiser(seed=1), tokenizer=tokenizer)
+    """Kills: text cut at end-of-sequence only, and the text of another row."""
+    denoiser = replace(TableDenoiser(seed=17, end_bias=1.0), tokenizer=tokenizer)
     out = vrpo.generate(denoiser, ["a b", [3], [{"role": "user", "content": "c"}]], max_new_tokens=6)
     assert [row.prompt_ids for row in out] == [[0, 1], [3], [4, 2, 7, 5]]
+    assert any(7 in row.ids and 6 not in row.ids for row in out), "the case of interest: ends by end-of-turn"
+    assert len({row.text for row in out}) == 3
     assert [row.text for row in out] == [answer_text(tokenizer, row.ids, {6, 7}) for row in out]
     assert out[0].ids == vrpo.generate(replace(denoiser, tokenizer=None), [[0, 1]], max_new_tokens=6)[0].ids
 

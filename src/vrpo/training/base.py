@@ -63,8 +63,12 @@ class DiffusionTrainer(Trainer):
         """Accumulate scale * gradient; return the loss of the batch; add to `self.window`."""
         raise NotImplementedError
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " P"]]:
-        """Per-item metrics of an evaluation batch, `loss` among them."""
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
+        """Per-item metrics of an evaluation batch, `loss` among them.
+
+        Args:
+            index: of the batch, which is the same at every evaluation; None: a dataset given for this evaluation only.
+        """
         raise NotImplementedError
 
     # Training --------------------------------------------------------------------------------------------------------
@@ -79,10 +83,11 @@ class DiffusionTrainer(Trainer):
         return tokens_of(batch, seed=self.args.draw_seed, epoch=epoch)
 
     def agree(self, packs: int) -> int:
-        """The largest number of packs of any process: calls of a sharded model must match."""
+        """The largest number of packs of any process, for calls of a sharded model must match; at least 1, for a step
+        without a backward would leave the gradients of earlier micro-batches unsynchronised."""
         if self.args.world_size == 1:
             return packs
-        count = torch.tensor(packs, device=self.args.device)
+        count = torch.tensor(max(packs, 1), device=self.args.device)
         return int(self.accelerator.gather(count.reshape(1)).max())
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
@@ -93,13 +98,17 @@ class DiffusionTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One micro-batch: its share of the gradient of the mean loss over the step's items, and of that loss."""
+        """One micro-batch: its share of the gradient of the mean loss over the step's items, and of that loss.
+
+        Each call of a model has an autocast of its own (accelerate's, in the prepared forward). One around all of them
+        would keep the weights that it cast without a graph, for the values, and use them in the pass with a graph:
+        before torch 2.10 that loses their gradients.
+        """
         assert num_items_in_batch is not None
         model.train()  # gradient checkpointing asks for it; `check_trainable` has refused dropout
         batch = self._prepare_inputs(inputs)
         share = self.items_in(batch) * self.args.world_size / int(num_items_in_batch)
-        with self.accelerator.autocast():
-            loss = self.batch_backward(model, batch, share)
+        loss = self.batch_backward(model, batch, share)
         return (loss * share).detach().to(torch.float32)
 
     def around(self, model: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
@@ -144,7 +153,8 @@ class DiffusionTrainer(Trainer):
         batches = []
         with torch.no_grad(), self.accelerator.autocast():
             for index, inputs in enumerate(self.get_eval_dataloader(eval_dataset)):
-                columns = self.batch_metrics(model, self._prepare_inputs(inputs), index)
+                place = index if eval_dataset is None else None
+                columns = self.batch_metrics(model, self._prepare_inputs(inputs), place)
                 values = torch.stack(list(columns.values()), -1).to(self.args.device)
                 batches.append(self.accelerator.gather_for_metrics(values))
         table = torch.cat(batches)
@@ -187,6 +197,7 @@ class DiffusionTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
             base = self.denoiser.module.config.name_or_path
+            base = None if Path(base).exists() else base  # the hub refuses a card that names a local folder
             card = model_card(self.method, self.args, base, self.state.log_history)
             (self.args.folder / "README.md").write_text(card)
 
@@ -211,7 +222,7 @@ class JSONLogCallback(TrainerCallback):
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
 
-def check_trainable(module: nn.Module) -> None:
+def check_trainable(module: Any) -> None:
     """Refuse what would train wrongly without an error: low-precision masters, and dropout under replayed draws.
 
     Raises:
@@ -227,6 +238,8 @@ def check_trainable(module: nn.Module) -> None:
     for name, submodule in module.named_modules():
         if isinstance(submodule, nn.Dropout) and submodule.p > 0:
             raise ValueError(f"{name} drops out with probability {submodule.p}: set it (lora_dropout) to 0")
+    if module.config.attention_dropout > 0:
+        raise ValueError(f"config.json: attention_dropout is {module.config.attention_dropout}: set it to 0")
 
 
 def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any) -> HFDenoiser:

@@ -71,13 +71,18 @@ class DiffusionConfig(TrainingArguments):
         return Path(self.output_dir)
 
     def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else bf16 is refused on a CPU
         super().__post_init__()
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.draw_seed is None:
             self.draw_seed = self.seed
-        self.sampling_plan(self.num_times)  # refuses a bad plan before anything is loaded
+        for name in ("max_tokens_per_forward", "sample_steps", "num_samples", "sample_max_new_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for num_times in (self.num_times, self.eval_num_times):
+            self.sampling_plan(num_times)  # refuses a bad plan before anything is loaded
 
     def sampling_plan(self, num_times: int) -> Plan:
         """The plan by its configured name, with `num_times` masking levels."""

@@ -63,7 +63,7 @@ def _margin_variance(
 
 def row_metrics(step: Step, rows: Rows) -> Columns:
     """Per-row metrics of supervised fine-tuning: the bound per token, in nats."""
-    return {"elbo/per_token": step.policy_terms.sum(-1) / rows.length}
+    return {"elbo/per_token": step.policy_terms.detach().sum(-1) / rows.length}
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Window:
 
 
 def mean_and_error(sums: Float[Tensor, "M 3"]) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """Mean and its standard error per row of (total, square, count)."""
+    """Mean and its standard error per row of (total, square, count); NaN, the error of a single item."""
     total, square, count = sums.unbind(-1)
     mean = total / count
-    return mean, ((square / count - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
+    return mean, ((square / count - mean.square()).clamp(min=0) / (count - 1)).sqrt()

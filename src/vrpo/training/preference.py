@@ -9,7 +9,7 @@ from jaxtyping import Float
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
@@ -53,7 +53,11 @@ class VRPOTrainer(DiffusionTrainer):
         args = VRPOConfig() if args is None else args
         denoiser = as_denoiser(model, processing_class)
         if peft_config is not None:
-            denoiser = with_adapter(denoiser, peft_config)
+            denoiser = with_adapter(denoiser, peft_config, args.seed)
+        if ref_model is not None and ref_model.module is denoiser.module:
+            raise ValueError(
+                "model and ref_model are one module, which would be trained: leave out ref_model, or load it"
+            )
         self.ref_model = ref_model
         if ref_model is None and not isinstance(denoiser.module, PeftModel):
             self.ref_model = frozen_copy(denoiser)
@@ -97,7 +101,7 @@ class VRPOTrainer(DiffusionTrainer):
         """The frozen model, or the policy with its adapter off."""
         if self.ref_model is None:
             return FrozenReference(policy, self.accelerator.unwrap_model(policy).disable_adapter)
-        return FrozenReference(self._reference_module)
+        return FrozenReference(self._reference_module, self.accelerator.autocast)
 
     def items_in(self, batch: Batch) -> int:
         return len(batch["chosen"])
@@ -125,19 +129,23 @@ class VRPOTrainer(DiffusionTrainer):
         self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
         return step.loss
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " P"]]:
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
         tokens, pairs = self.tokens(batch, epoch=EVAL_EPOCH), pairs_of(batch)
         draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, pairs)
         step = self._evaluated(policy, tokens, pairs, draws, index)
         columns = pair_metrics(step, pairs, draws, self.args.beta, common=True)
         return {"loss": -logsigmoid(columns["rewards/margins"]), **columns}
 
-    def _evaluated(self, policy: Denoiser, tokens: Tokens, pairs: Pairs, draws: Draws, index: int) -> Step:
+    def _evaluated(self, policy: Denoiser, tokens: Tokens, pairs: Pairs, draws: Draws, index: int | None) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
-        if index not in self._eval_reference:
-            self._eval_reference[index] = self.reference(policy)(tokens, draws, pairs, agree=self.agree)
-        reference = GivenReference(self._eval_reference[index])
-        return preference_loss(policy, reference, tokens, pairs, draws, self.args.objective(), agree=self.agree)
+        most = self.args.max_tokens_per_forward
+        reference: Reference = self.reference(policy)
+        if index is not None:
+            if index not in self._eval_reference:
+                self._eval_reference[index] = reference(tokens, draws, pairs, max_tokens=most, agree=self.agree)
+            reference = GivenReference(self._eval_reference[index])
+        objective = self.args.objective()
+        return preference_loss(policy, reference, tokens, pairs, draws, objective, max_tokens=most, agree=self.agree)
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics["elbo/chosen_change"]
@@ -145,7 +153,7 @@ class VRPOTrainer(DiffusionTrainer):
             self.args.warn_displacement = False
             warnings.warn(
                 f"likelihood displacement at step {self.state.global_step}: the bound of the chosen answers has fallen "
-                f"{-mean:.2f} (+- {error:.2f}) nats below the reference. The margin may grow because rejected answers "
+                f"{-mean:.2g} (+- {error:.1g}) nats below the reference. The margin may grow because rejected answers "
                 "fall faster, while the policy gets worse at the chosen ones. Raise beta, set or raise sft_coef, lower "
                 "the learning rate or stop earlier; watch elbo/chosen_change and elbo/rejected_change",
                 stacklevel=2,
@@ -157,8 +165,9 @@ def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
     return replace(denoiser, module=copy.deepcopy(denoiser.module).eval().requires_grad_(False))
 
 
-def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig) -> HFDenoiser:
-    """The denoiser with a new, trainable adapter; the base is frozen."""
+def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HFDenoiser:
+    """The denoiser with a new, trainable adapter, initialised from the seed; the base is frozen."""
+    set_seed(seed)
     if getattr(peft_config, "target_modules", None) is None:
         peft_config.target_modules = list(denoiser.module.lora_targets)  # type: ignore[attr-defined]
     return replace(denoiser, module=get_peft_model(denoiser.module, peft_config))

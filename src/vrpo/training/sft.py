@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from vrpo.data.collate import SFTCollator, rows_of
 from vrpo.data.tokenize import tokenize_sft
 from vrpo.models.hf import HFDenoiser
-from vrpo.preference import preference_loss
+from vrpo.preference import Step, preference_loss
 from vrpo.reference import NoReference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
 from vrpo.training.config import SFTConfig
 from vrpo.training.metrics import row_metrics
 from vrpo.training.preference import with_adapter
-from vrpo.types import Denoiser
+from vrpo.types import Denoiser, Draws, Rows, Tokens
 
 
 class SFTTrainer(DiffusionTrainer):
@@ -43,7 +43,7 @@ class SFTTrainer(DiffusionTrainer):
         args = SFTConfig() if args is None else args
         denoiser = as_denoiser(model, processing_class)
         if peft_config is not None:
-            denoiser = with_adapter(denoiser, peft_config)
+            denoiser = with_adapter(denoiser, peft_config, args.seed)
         super().__init__(
             model=denoiser,
             args=args,
@@ -79,13 +79,25 @@ class SFTTrainer(DiffusionTrainer):
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
         draws = self.args.sampling_plan(self.args.num_times)(tokens, rows)
-        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.args.objective(), agree=self.agree)
+        step = self._step(policy, tokens, rows, draws)
         self.backward(step.loss * scale)
+        self.window.add(row_metrics(step, rows))
         return step.loss.detach()
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int) -> dict[str, Float[Tensor, " N"]]:
+    def _step(self, policy: Denoiser, tokens: Tokens, rows: Rows, draws: Draws) -> Step:
+        return preference_loss(
+            policy,
+            NoReference(),
+            tokens,
+            rows,
+            draws,
+            self.args.objective(),
+            max_tokens=self.args.max_tokens_per_forward,
+            agree=self.agree,
+        )
+
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " N"]]:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
         draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, rows)
-        step = preference_loss(policy, NoReference(), tokens, rows, draws, self.args.objective(), agree=self.agree)
-        per_token = row_metrics(step, rows)
+        per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)
         return {"loss": -per_token["elbo/per_token"], **per_token}

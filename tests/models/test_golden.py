@@ -1,0 +1,175 @@
+"""Parity with the public reference code on tiny checkpoints in the official layout (see tests/golden/*/README.md)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.build import Row, draws_of, make_tokens
+from vrpo.estimator import elbo, exact_elbo
+from vrpo.losses import DPO
+from vrpo.models.hf import HFDenoiser
+from vrpo.models.load import load
+from vrpo.preference import backward_by_draw, preference_loss
+from vrpo.reference import FrozenReference
+from vrpo.types import Draws, Pairs, Tokens
+
+LOGITS = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def policy(golden: Path) -> HFDenoiser:
+    return load(golden / "llada_dense")
+
+
+@pytest.fixture(scope="module")
+def reference(golden: Path) -> HFDenoiser:
+    return load(golden / "llada_dense_ref")
+
+
+@pytest.fixture(scope="module")
+def logits(golden: Path) -> dict[str, Tensor]:
+    return load_file(golden / "llada_dense" / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def values(golden: Path) -> dict[str, Tensor]:
+    return load_file(golden / "likelihood" / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def facts(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "likelihood" / "golden.json").read_text())
+
+
+def row(prompt: Tensor, response: Tensor) -> Row:
+    return Row(tuple(prompt.tolist()), tuple(response.tolist()))
+
+
+def draw_values(denoiser: HFDenoiser, tokens: Tokens, masks: Tensor) -> Tensor:
+    """The value of each draw on its own: its term without the 1 / K."""
+    with torch.no_grad():
+        return elbo(denoiser, tokens, draws_of(tokens, [masks])).terms[0] * len(masks)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_logits(golden: Path, logits: dict[str, Tensor], attention: str) -> None:
+    """Kills: causal attention (1.7 off), RoPE base (0.11) or interleaving (0.14), eps (0.003), gate and up swapped."""
+    denoiser = load(golden / "llada_dense", attn_implementation=attention)
+    everywhere = torch.ones(3, 24, dtype=torch.bool)
+    with torch.no_grad():
+        actual = denoiser.logits(logits["input_ids"], everywhere, everywhere)
+    torch.testing.assert_close(actual.view(3, 24, -1), logits["logits"], **LOGITS)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padded_logits(golden: Path, logits: dict[str, Tensor], side: str, attention: str) -> None:
+    """At real positions. Kills: padding attended (the older hub code, `left_logits_mask_ignored`)."""
+    denoiser = load(golden / "llada_dense", attn_implementation=attention)
+    real = logits[f"{side}_attention_mask"].bool()
+    with torch.no_grad():
+        actual = denoiser.logits(logits[f"{side}_input_ids"], real, real)
+    torch.testing.assert_close(actual, logits[f"{side}_logits"][real], **LOGITS)
+    if side == "left":
+        assert (actual - logits["left_logits_mask_ignored"][real]).abs().max() > 0.01  # the test can fail
+
+
+def test_draw_values(policy: HFDenoiser, values: dict[str, Tensor]) -> None:
+    """12 masks of 1 to 10 tokens. Kills: L / m, sum and prompt conventions; softmax in low precision."""
+    tokens = make_tokens([row(values["draws.prompt"], values["draws.answer"])])
+    actual = draw_values(policy, tokens, values["draws.masks"])
+    torch.testing.assert_close(actual.float(), values["draws.values"], atol=1e-4, rtol=0)
+
+
+def test_official_estimator_on_its_own_masks(
+    policy: HFDenoiser, values: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    """LLaDA's get_log_likelihood, 32 draws: our value on the masks it drew."""
+    tokens = make_tokens([row(values["draws.prompt"], values["draws.answer"])])
+    actual = draw_values(policy, tokens, values["official.masks"])
+    torch.testing.assert_close(actual.float(), values["official.values"], atol=1e-4, rtol=0)
+    perturbed = torch.where(
+        values["official.masks"].bool(), policy.mask_id, values["draws.answer"].expand_as(values["official.masks"])
+    )
+    assert torch.equal(perturbed, values["official.perturbed"][:, 7:])
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_pair_draw_values(policy: HFDenoiser, reference: HFDenoiser, values: dict[str, Tensor], side: str) -> None:
+    tokens = make_tokens([row(values["pair.prompt"], values[f"pair.{side}"])])
+    for denoiser, name in ((policy, "policy"), (reference, "ref")):
+        actual = draw_values(denoiser, tokens, values[f"pair.{side}_masks"])
+        torch.testing.assert_close(actual.float(), values[f"pair.{side}.{name}_values"], atol=1e-4, rtol=0)
+
+
+def test_exact_elbo(
+    policy: HFDenoiser, reference: HFDenoiser, values: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    """Enumeration of 63 subsets, and the value of each. Kills: wrong subset weights."""
+    tokens = make_tokens([row(values["exact.prompt"], values["exact.answer"])])
+    for denoiser, name in ((policy, "policy"), (reference, "ref")):
+        with torch.no_grad():
+            assert float(exact_elbo(denoiser, tokens).value) == pytest.approx(
+                facts["exact"][f"{name}_elbo_float64"], abs=1e-5
+            )
+        actual = draw_values(denoiser, tokens, values["exact.masks"])
+        torch.testing.assert_close(actual.float(), values[f"exact.{name}_values"], atol=1e-4, rtol=0)
+
+
+def test_exact_pair(
+    policy: HFDenoiser, reference: HFDenoiser, values: dict[str, Tensor], facts: dict[str, Any]
+) -> None:
+    """DPO on exact bounds: what every unbiased estimate approaches."""
+    rows = [row(values["exact.prompt"], values[name]) for name in ("exact.answer", "pair.rejected")]
+    tokens = make_tokens(rows)
+    with torch.no_grad():
+        terms = [exact_elbo(denoiser, tokens).terms for denoiser in (policy, reference)]
+    pairs = Pairs(torch.tensor([0]), torch.tensor([1]), tokens.length)
+    loss = DPO(facts["beta"])(terms[0], terms[1][:, None], pairs)
+    assert float(loss) == pytest.approx(facts["exact_pair"]["loss"], abs=1e-5)
+
+
+def golden_pair(values: dict[str, Tensor]) -> tuple[Tokens, Draws, Pairs]:
+    """The golden pair with its masks, padded: 9 and 6 answer tokens in one batch."""
+    tokens = make_tokens(
+        [row(values["pair.prompt"], values[f"pair.{side}"]) for side in ("chosen", "rejected")], left=2
+    )
+    draws = draws_of(tokens, [values[f"pair.{side}_masks"] for side in ("chosen", "rejected")])
+    return tokens, draws, Pairs(torch.tensor([0]), torch.tensor([1]), tokens.length)
+
+
+@pytest.mark.parametrize("engine", ["all graphs", "by draw", "by draw, packs of 20 tokens"])
+def test_score_loss_and_gradients(
+    golden: Path, reference: HFDenoiser, values: dict[str, Tensor], facts: dict[str, Any], engine: str
+) -> None:
+    """DPO-E end to end against the reference code: score, loss, two gradients, global norm.
+
+    Kills: masks not shared with the reference; length normalisation; slope of wrong sign; 1 / K twice; a tensor without
+    gradient.
+    """
+    policy = load(golden / "llada_dense")
+    tokens, draws, pairs = golden_pair(values)
+    arguments = (policy, FrozenReference(reference), tokens, pairs, draws, DPO(facts["beta"]))
+    if engine == "all graphs":
+        step = preference_loss(*arguments)
+        step.loss.backward()
+    else:
+        step = backward_by_draw(*arguments, max_tokens=20 if "packs" in engine else None)
+    expected = facts["pair"]
+    ratio = (step.policy_terms.detach() - step.reference_terms[:, 0]).sum(-1)
+    assert ratio.tolist() == pytest.approx([expected["diff_chosen"], expected["diff_rejected"]], abs=1e-4)
+    assert facts["beta"] * float(ratio[0] - ratio[1]) == pytest.approx(expected["score"], abs=1e-5)
+    assert float(step.loss.detach()) == pytest.approx(expected["loss"], abs=1e-5)
+    gradients = {name: parameter.grad for name, parameter in policy.module.named_parameters()}
+    for ours, theirs in (
+        ("model.norm.weight", "model.transformer.ln_f.weight"),
+        ("model.layers.0.self_attn.k_proj.weight", "model.transformer.blocks.0.k_proj.weight"),
+    ):
+        torch.testing.assert_close(gradients[ours], values[f"pair.grad.{theirs}"], atol=1e-6, rtol=0)
+    norm = torch.stack([gradient.double().norm() for gradient in gradients.values()]).norm()
+    assert float(norm) == pytest.approx(expected["grad_global_norm"], abs=2e-5)

@@ -1,0 +1,200 @@
+"""Loading and saving in the official layout, and the errors of what cannot be loaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from vrpo.models import tiny
+from vrpo.models.hf import HFDenoiser
+from vrpo.models.load import adapt, load
+
+VERSION = "transformers_version"  # the one field that may differ
+
+
+@pytest.fixture
+def folder(golden: Path, tmp_path: Path) -> Path:
+    """A copy of the golden checkpoint that a test may edit."""
+    copy = tmp_path / "llada"
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(golden / "llada_dense" / name, copy)
+    return copy
+
+
+def edit(folder: Path, **fields: object) -> None:
+    """Change fields of config.json; the value `...` removes one."""
+    config = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(json.dumps({name: v for name, v in config.items() if v is not ...}))
+
+
+def logp(denoiser: HFDenoiser, seed: int = 0) -> torch.Tensor:
+    ids = torch.randint(0, 190, (2, 9), generator=torch.Generator().manual_seed(seed))
+    masked = torch.zeros_like(ids, dtype=torch.bool)
+    masked[:, 4:] = True
+    with torch.no_grad():
+        return denoiser(input_ids=ids, attention_mask=torch.ones_like(masked), masked=masked, scored=masked)
+
+
+def assert_same_files(saved: Path, original: Path) -> None:
+    ours: dict[str, torch.Tensor] = {}
+    for file in saved.glob("*.safetensors"):
+        ours |= load_file(file)
+    theirs = load_file(original / "model.safetensors")
+    assert sorted(ours) == sorted(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    fields = [json.loads((place / "config.json").read_text()) for place in (saved, original)]
+    assert {**fields[0], VERSION: None} == {**fields[1], VERSION: None}
+
+
+def test_a_checkpoint_survives_load_and_save(golden: Path, tmp_path: Path) -> None:
+    """Official tensor names, bitwise tensors, the same config.json: what training leaves is loadable by official code.
+
+    Kills: a tensor under transformers' name; a field of the configuration lost or invented; a cast.
+    """
+    original = golden / "llada_dense"
+    load(original).save_pretrained(tmp_path / "a")
+    assert_same_files(tmp_path / "a", original)
+    load(tmp_path / "a").save_pretrained(tmp_path / "b", max_shard_size="200KB")
+    assert len(list((tmp_path / "b").glob("*.safetensors"))) > 2
+    index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(load_file(original / "model.safetensors"))
+    assert_same_files(tmp_path / "b", original)
+    assert torch.equal(logp(load(tmp_path / "b")), logp(load(original)))
+
+
+def test_unknown_fields_survive(folder: Path, tmp_path: Path) -> None:
+    edit(folder, somebody_elses_field=[1, 2])
+    load(folder).save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["somebody_elses_field"] == [1, 2]
+
+
+def test_special_tokens_come_from_the_configuration(golden: Path) -> None:
+    denoiser = load(golden / "llada_dense")
+    assert (denoiser.mask_id, denoiser.eos_id, denoiser.pad_id, denoiser.eot_id) == (198, 196, 196, None)
+    assert denoiser.tokenizer is None
+    assert not denoiser.module.training
+
+
+def test_dtype_as_stored_or_as_asked(folder: Path) -> None:
+    assert load(folder).module.dtype == torch.float32
+    assert load(folder, dtype=torch.bfloat16).module.dtype == torch.bfloat16
+    edit(folder, torch_dtype="bfloat16")
+    assert load(folder).module.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("architectures", [["GPT2LMHeadModel"], [], ...])
+def test_an_unknown_architecture_is_named(folder: Path, architectures: object) -> None:
+    edit(folder, architectures=architectures)
+    with pytest.raises(ValueError, match="has no adapter"):
+        load(folder)
+
+
+@pytest.mark.parametrize("field", ["mask_token_id", "n_layers", "rope_theta"])
+@pytest.mark.parametrize("value", [..., None])
+def test_a_missing_field_is_named(folder: Path, field: str, value: object) -> None:
+    """Kills: a missing number replaced by a default (a mask token, a RoPE base)."""
+    edit(folder, **{field: value})
+    with pytest.raises(ValueError, match=field):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("activation_type", "gelu"), ("alibi", True), ("include_qkv_bias", True), ("scale_logits", True), ("rope", False)],
+)
+def test_an_unsupported_value_is_named(folder: Path, field: str, value: object) -> None:
+    edit(folder, **{field: value})
+    with pytest.raises(ValueError, match=field):
+        load(folder)
+
+
+def test_a_checkpoint_without_a_tensor_is_not_loaded_in_silence(folder: Path) -> None:
+    """Kills: a renamed or missing tensor replaced by random numbers."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.transformer.blocks.1.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match="up_proj"):
+        load(folder)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(tmp_path)
+
+
+# Tiny models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small() -> HFDenoiser:
+    tokenizer = tiny.train_tokenizer(["one two three", "four five six"] * 3, vocab_size=300)
+    return tiny.from_config(tokenizer, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, seed=3)
+
+
+def test_a_tiny_model_survives_save_and_load(small: HFDenoiser, tmp_path: Path) -> None:
+    """Weights, special tokens, tokenizer: a model made here is a checkpoint in the official layout."""
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["LLaDAModelLM"]
+    assert config["d_model"] == 32
+    assert "hidden_size" not in config
+    loaded = load(tmp_path)
+    assert (loaded.mask_id, loaded.eos_id, loaded.pad_id, loaded.eot_id) == (
+        small.mask_id,
+        small.eos_id,
+        small.pad_id,
+        small.eot_id,
+    )
+    assert loaded.eot_id is not None
+    assert loaded.tokenizer.encode("one four") == small.tokenizer.encode("one four")
+    assert torch.equal(logp(loaded), logp(small))
+    ours, theirs = small.module.state_dict(), loaded.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_tiny_model_is_bidirectional(small: HFDenoiser) -> None:
+    """Kills: causal attention where no official configuration has been read."""
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    masked = torch.zeros_like(ids, dtype=torch.bool)
+    masked[:, 1] = True
+    with torch.no_grad():
+        first, second = small(input_ids=ids, attention_mask=torch.ones_like(masked), masked=masked, scored=masked)
+    assert first != second
+
+
+def test_tied_embeddings_survive_save_and_load(small: HFDenoiser, tmp_path: Path) -> None:
+    tied = tiny.from_config(
+        small.tokenizer, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=48, tie_embeddings=True
+    )
+    tied.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.module.lm_head.weight is loaded.module.model.embed_tokens.weight
+    assert torch.equal(logp(loaded), logp(tied))
+
+
+def test_tiny_models_are_seeded_and_leave_the_global_generator_alone(
+    small: HFDenoiser, no_global_randomness: None
+) -> None:
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48}
+    again, other = (tiny.from_config(small.tokenizer, **shape, seed=seed) for seed in (3, 4))
+    assert torch.equal(logp(again), logp(small))
+    assert not torch.equal(logp(other), logp(small))
+
+
+def test_an_adapter_folder_loads_its_base(golden: Path, tmp_path: Path) -> None:
+    """save_pretrained of a peft model, then load of that folder: base and adapter, the same outputs."""
+    base = load(golden / "llada_dense")
+    config = LoraConfig(r=2, target_modules=list(base.module.lora_targets), init_lora_weights=False)
+    adapted = adapt(get_peft_model(base.module, config).eval(), None)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    expected = logp(adapted)
+    assert torch.equal(logp(load(tmp_path / "adapter")), expected)
+    assert torch.equal(logp(load(golden / "llada_dense", adapter=tmp_path / "adapter")), expected)
+    assert not torch.equal(logp(load(golden / "llada_dense")), expected)

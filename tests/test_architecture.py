@@ -1,0 +1,238 @@
+"""The shape of the house (docs/design.md), read off the syntax trees: imports point down, randomness has its rooms."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vrpo
+
+ROOT = Path(vrpo.__file__).parent
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
+
+RANK = {  # a module imports modules of lower rank only
+    "types": 0,
+    "draws": 1,
+    "losses": 1,
+    "estimator": 2,
+    "reference": 3,
+    "preference": 4,
+    "training": 5,
+    "evals": 5,
+    "diagnostics": 5,
+    "demo": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+SIDE = {"models", "data", "decoding", "rewards"}  # import types, themselves, and each other's protocols
+ALLOWED = {("data", "draws", "draw_key")}  # what else a side branch may import
+THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import it
+    "transformers": {"models", "training", "data", "demo", "cli"},
+    "peft": {"models", "training", "data", "demo", "cli"},
+    "accelerate": {"models", "training", "data", "demo", "cli"},
+    "datasets": {"data", "training", "evals", "demo", "cli"},
+    "matplotlib": {"diagnostics", "demo"},
+    "lm_eval": {"evals"},
+}
+CORE = {"types", "draws", "losses", "estimator", "reference", "preference"}
+CORE_IMPORTS = {"torch", "jaxtyping"}
+RANDOM_ROOMS = {"draws.py", "models/tiny.py"}  # and decoding/
+RANDOM_TORCH = {  # a seeded torch.Generator may be made anywhere above the core, to be passed to decoding/
+    "bernoulli",
+    "manual_seed",
+    "multinomial",
+    "normal",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "random",
+    "randperm",
+    "seed",
+}
+RANDOM_METHODS = {
+    "bernoulli_",
+    "cauchy_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
+    "multinomial",
+    "normal_",
+    "random_",
+    "uniform_",
+}
+
+
+def tree(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
+
+
+def room(module: str) -> str:
+    """`vrpo.models.hf` or models/hf.py -> models; `vrpo.types` or types.py -> types."""
+    parts = module.removesuffix(".py").replace("/", ".").removeprefix("vrpo.").split(".")
+    return parts[0]
+
+
+def imports(file: str) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of every import in a file, lazy ones included; name None for `import module`."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import"
+            for alias in node.names:
+                if node.module == "vrpo":
+                    yield f"vrpo.{alias.name}", None
+                else:
+                    yield str(node.module), alias.name
+
+
+def is_protocol(module: str, name: str | None) -> bool:
+    path = ROOT / (module.removeprefix("vrpo.").replace(".", "/") + ".py")
+    if name is None or not path.is_file():
+        return False
+    classes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+    return any(
+        c.name == name and any(isinstance(base, ast.Name) and base.id == "Protocol" for base in c.bases)
+        for c in classes
+    )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_down(file: str) -> None:
+    """types < draws, losses < estimator < reference < preference < training, evals, diagnostics < demo < cli."""
+    here = room(file)
+    if here == "__init__":
+        assert not [module for module, _ in imports(file) if module.startswith("vrpo")]
+        return
+    assert here in RANK or here in SIDE, f"{file}: a new room; give it its place in RANK or SIDE, and in docs/design.md"
+    for module, name in imports(file):
+        if not module.startswith("vrpo."):
+            continue
+        there = room(module)
+        if there in (here, "__version__"):
+            continue
+        if here in SIDE:
+            allowed = (
+                there == "types" or (here, there, name) in ALLOWED or (there in SIDE and is_protocol(module, name))
+            )
+        elif there in SIDE:
+            allowed = here not in CORE
+        else:
+            allowed = RANK[there] < RANK[here]
+        assert allowed, f"{file} imports {module} ({name}): imports point down only"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_third_parties_stay_in_their_rooms(file: str) -> None:
+    """The core is torch and jaxtyping; plots, trainers and hubs are reached from where they belong."""
+    here = room(file)
+    for module, _ in imports(file):
+        package = module.split(".")[0]
+        if package in THIRD_PARTY:
+            assert here in THIRD_PARTY[package], f"{file} imports {module}"
+        if package == "matplotlib":
+            assert file == "diagnostics/plots.py" or here == "demo", f"{file} imports {module}"
+        if here in CORE:
+            assert package in CORE_IMPORTS | {"vrpo"} | sys.stdlib_module_names, f"{file} imports {module}"
+
+
+def chain(node: ast.expr) -> list[str]:
+    """a.b.c -> [a, b, c]; [] for anything else."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and (before := chain(node.value)):
+        return [*before, node.attr]
+    return []
+
+
+def random_uses(module: ast.Module) -> Iterator[int]:
+    """Lines that use a source of random numbers: torch's, Python's or numpy's."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            source = node.module if isinstance(node, ast.ImportFrom) else None
+            if source in ("random", "secrets", "numpy.random", "torch.random") or names & {"random", "secrets"}:
+                yield node.lineno
+            if source == "torch" and names & RANDOM_TORCH:
+                yield node.lineno
+        elif isinstance(node, ast.Attribute):
+            path = chain(node)
+            if path[:1] == ["torch"] and set(path[1:]) & RANDOM_TORCH:
+                yield node.lineno
+            if path[:2] in (["np", "random"], ["numpy", "random"]):
+                yield node.lineno
+            if node.attr in RANDOM_METHODS:
+                yield node.lineno
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_randomness_has_its_rooms(file: str) -> None:
+    """Masks drawn from a generator's state cannot be replayed: keyed hashes, or a passed generator in decoding/."""
+    lines = list(random_uses(tree(file)))
+    if file in RANDOM_ROOMS or room(file) == "decoding":
+        return
+    assert not lines, f"{file}: lines {lines} use a random generator"
+
+
+@pytest.mark.parametrize("file", [f"{name}.py" for name in sorted(CORE)])
+def test_the_core_has_no_generator(file: str) -> None:
+    assert not list(random_uses(tree(file)))
+    assert "Generator" not in {node.attr for node in ast.walk(tree(file)) if isinstance(node, ast.Attribute)}
+
+
+def test_the_search_for_randomness_can_fail() -> None:
+    guilty = "import random\nfrom torch import randperm\ntorch.rand(3)\nx.bernoulli_()\nnp.random.rand()\n"
+    assert set(random_uses(ast.parse(guilty))) == {1, 2, 3, 4, 5}
+    assert not list(random_uses(ast.parse("torch.zeros(3)\nself.random_walk()\n")))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_style(file: str) -> None:
+    """Short files; no annotations import, utils, guessing of attributes or keywords, remote code or main guard."""
+    text, module = (ROOT / file).read_text(), tree(file)
+    assert len(text.splitlines()) < 400, f"{file} has 400 lines or more"
+    assert Path(file).name not in ("utils.py", "helpers.py", "common.py")
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "__future__", file
+        if isinstance(node, ast.Call):
+            assert chain(node.func) not in (["hasattr"], ["kwargs", "get"]), f"{file}:{node.lineno}"
+            for keyword in node.keywords:
+                remote = keyword.arg == "trust_remote_code" and isinstance(keyword.value, ast.Constant)
+                assert not (remote and keyword.value.value), f"{file}:{node.lineno}"  # type: ignore[attr-defined]
+    for statement in module.body:
+        if isinstance(statement, ast.If):
+            assert "__name__" not in ast.unparse(statement.test), f"{file}: main guard"
+
+
+def test_importing_vrpo_imports_nothing_heavy() -> None:
+    """`import vrpo` and `dir(vrpo)` stay light; every public name resolves to something."""
+    code = (
+        "import sys, vrpo; assert vrpo.__version__; assert 'elbo' in dir(vrpo);"
+        "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", vrpo.__all__)
+def test_public_names_exist(name: str) -> None:
+    assert getattr(vrpo, name) is not None
+
+
+def test_a_submodule_never_hides_a_public_function() -> None:
+    """vrpo.elbo must be the function even after `import vrpo.estimator`: no top-level module has a public name."""
+    assert not {Path(file).stem for file in FILES if "/" not in file} & set(vrpo.__all__)
+    assert not {path.name for path in ROOT.iterdir() if path.is_dir()} & set(vrpo.__all__)
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        vrpo.nonsense  # noqa: B018

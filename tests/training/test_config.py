@@ -1,0 +1,144 @@
+"""What trainers and configurations refuse, in words that say what to do, before anything is trained."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
+from vrpo.losses import DPO, SFT, WeightedSum
+from vrpo.training.config import SFTConfig, VRPOConfig
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.sft import SFTTrainer
+
+BAD = [
+    ({"plan": "t_form"}, "plan must be fixed_count or bernoulli, not 't_form'"),
+    ({"plan": "bernoulli"}, "plan=bernoulli needs t_min"),
+    ({"plan": "bernoulli", "t_min": 0.0}, "t_min must lie in (0, 1)"),
+    ({"t_min": 0.1}, "t_min belongs to plan=bernoulli"),
+    ({"num_times": 0}, "num_times and num_masks must be at least 1"),
+    ({"num_masks": 0}, "num_times and num_masks must be at least 1"),
+    ({"eval_num_times": 0}, "num_times and num_masks must be at least 1"),
+    ({"sample_steps": 0}, "sample_steps must be at least 1, not 0"),
+    ({"max_tokens_per_forward": 0}, "max_tokens_per_forward must be at least 1, not 0"),
+    ({"remove_unused_columns": True}, "remove_unused_columns"),
+    ({"logging_nan_inf_filter": True}, "logging_nan_inf_filter"),
+]
+BAD_PREFERENCE = [
+    ({"beta": 0.0}, "beta must be positive"),
+    ({"beta": -1.0}, "beta must be positive"),
+    ({"loss_type": "apo_zero"}, "loss_type"),
+    ({"sft_coef": -0.1}, "sft_coef must not be negative"),
+]
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, VRPOConfig])
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=str)
+def test_bad_settings(tmp_path: Path, kind: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind(**settings(tmp_path, **fields))
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_PREFERENCE, ids=str)
+def test_bad_preference_settings(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        VRPOConfig(**settings(tmp_path, **fields))
+
+
+def test_defaults_are_the_papers(tmp_path: Path) -> None:
+    config = VRPOConfig(output_dir=str(tmp_path))
+    assert (config.beta, config.num_times, config.num_masks, config.share_draws) == (0.2, 8, 1, True)
+    assert config.learning_rate == 5e-7
+    assert config.objective() == WeightedSum(((1.0, DPO(0.2)),))
+    with_sft = VRPOConfig(output_dir=str(tmp_path), sft_coef=0.05)
+    assert with_sft.objective() == WeightedSum(((1.0, DPO(0.2)), (0.05, SFT())))
+    assert config.draw_seed == config.seed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_masters_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Kills: steps of 5e-7 on bfloat16 weights, which change nothing. Frozen ones are fine."""
+    for trainer, config, rows in (
+        (VRPOTrainer, vrpo_config(tmp_path), pairs(4)),
+        (SFTTrainer, sft_config(tmp_path), answers(4)),
+    ):
+        with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight is trained in .*float32"):
+            trainer(tiny(dtype), args=config, train_dataset=rows)
+        trainer(tiny(dtype), args=config, train_dataset=rows, peft_config=LoraConfig(r=2))
+
+
+def test_dropout_is_refused(tmp_path: Path) -> None:
+    """Kills: values and gradients of a step from different networks."""
+    config = LoraConfig(r=2, lora_dropout=0.1)
+    with pytest.raises(ValueError, match=r"drops out with probability 0\.1.*lora_dropout"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(4), peft_config=config)
+    denoiser = tiny()
+    denoiser.module.config.attention_dropout = 0.1
+    with pytest.raises(ValueError, match="attention_dropout"):
+        SFTTrainer(denoiser, args=sft_config(tmp_path), train_dataset=answers(4))
+
+
+def test_one_module_is_not_two_models(tmp_path: Path) -> None:
+    """Kills: a reference that is trained along, so that the loss stays at log 2."""
+    denoiser = tiny()
+    with pytest.raises(ValueError, match="one module"):
+        VRPOTrainer(denoiser, denoiser, args=vrpo_config(tmp_path), train_dataset=pairs(4))
+
+
+def test_reference_is_not_trained(tmp_path: Path) -> None:
+    trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(4))
+    assert not any(p.requires_grad for p in trainer.ref_model.module.parameters())
+    assert trainer.ref_model.module is not trainer.denoiser.module
+    adapted = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(4), peft_config=LoraConfig(r=2))
+    assert adapted.ref_model is None
+
+
+TEXTS = [
+    {"prompt": "a", "chosen": "b", "rejected": "c"},
+    {"prompt": "a", "chosen": "same", "rejected": "same"},
+]
+
+
+def test_bad_rows_are_dropped_or_refused(tmp_path: Path) -> None:
+    """Kills: on_bad_rows that does not reach the tokenisation."""
+    rows = Dataset.from_list(TEXTS)
+    with pytest.warns(UserWarning, match="dropped 1: equal answers"):
+        trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
+    assert len(trainer.train_dataset) == 1
+    with pytest.raises(ValueError, match="row 1: equal answers"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path, on_bad_rows="error"), train_dataset=rows)
+    with pytest.raises(ValueError, match="on_bad_rows"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path, on_bad_rows="ignore"), train_dataset=rows)
+
+
+def test_text_settings_reach_the_tokens(tmp_path: Path) -> None:
+    """Kills: max_length, max_prompt_length, truncation_mode, eos_padding or strings_as_chat dropped on the way."""
+    rows = Dataset.from_list([{"prompt": "pqrs", "chosen": "abcdefgh", "rejected": "xy"}])
+    fields = {"max_length": 9, "max_prompt_length": 2, "truncation_mode": "keep_start", "eos_padding": 5}
+    with pytest.warns(UserWarning, match="cut 1 prompts"):
+        trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **fields), train_dataset=rows)
+    row, tokenizer = trainer.train_dataset[0], trainer.denoiser.tokenizer
+    assert tokenizer.decode(row["prompt_ids"]) == "pq"
+    assert tokenizer.decode(row["chosen_ids"]) == "abcdefg"
+    assert tokenizer.decode(row["rejected_ids"]) == "xy" + 3 * "<|endoftext|>"
+    chat = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, strings_as_chat=True), train_dataset=rows)
+    assert "<|start_header_id|>assistant" in tokenizer.decode(chat.train_dataset[0]["prompt_ids"])
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    """A module without a tokenizer needs `processing_class`, or token ids."""
+    module, tokenizer = tiny().module, tiny().tokenizer
+    rows = Dataset.from_list(TEXTS[:1])
+    with pytest.raises(ValueError, match="processing_class"):
+        VRPOTrainer(module, args=vrpo_config(tmp_path), train_dataset=rows)
+    VRPOTrainer(module, args=vrpo_config(tmp_path), train_dataset=pairs(4))
+    VRPOTrainer(module, args=vrpo_config(tmp_path), train_dataset=rows, processing_class=tokenizer)
+
+
+def test_samples_need_prompts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="eval_dataset"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path, sample_steps=2), train_dataset=pairs(4))

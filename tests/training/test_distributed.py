@@ -1,0 +1,118 @@
+"""Two processes are one: DDP through the Trainer and accelerate, FSDP2 directly, both on gloo; float64, to 1e-9.
+
+accelerate ignores FSDP on a CPU and returns DDP, hence `fully_shard` by hand, with the parameters asserted to be
+DTensors. All scenarios share one launch of torchrun (worker.py).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.runs import distance, moved
+from tests.training.worker import SCENARIOS, Result
+
+TOLERANCE = 1e-9
+ROOT = Path(__file__).parents[2]
+DDP = [name for name in SCENARIOS if name != "sharded"]
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes left the results of all scenarios."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(
+            [*launcher, "-m", "tests.training.worker", str(folder)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    except subprocess.TimeoutExpired:
+        pytest.fail("two processes did not finish: a deadlock")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture
+def both(of_two: Path, tmp_path: Path) -> Callable[[str], tuple[Result, Result]]:
+    """Results of a scenario in one process and in two."""
+
+    def run(name: str) -> tuple[Result, Result]:
+        return SCENARIOS[name](tmp_path / name, 1), torch.load(of_two / f"{name}.pt", weights_only=True)
+
+    return run
+
+
+@pytest.mark.parametrize("name", DDP)
+def test_same_trajectory(both: Callable[[str], tuple[Result, Result]], name: str) -> None:
+    """Kills: the unwrapped module called (no averaging at all); gradients synchronised at every draw AND averaged once
+    more; a missing world size in a process's share; a number of packs that is not agreed on; a reference whose adapter
+    is off on one process only; draws that depend on the rank."""
+    one, two = both(name)
+    assert moved(one["trajectory"]) > 1e-3
+    assert two["equal_on_all"]
+    assert distance(one["trajectory"], two["trajectory"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "unequal", "sft"])
+def test_same_evaluation(both: Callable[[str], tuple[Result, Result]], name: str) -> None:
+    """5 pairs in batches of 2 on two processes, which pad to 8. Kills: duplicates counted; a mean of means."""
+    one, two = both(name)
+    assert one["evaluation"].keys() == two["evaluation"].keys()
+    assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["full", "accumulated", "unequal"])
+def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, name: str) -> None:
+    """Kills: metrics of process 0 alone, or of the last micro-batch alone; a loss scaled by the world size."""
+    from tests.training.runs import log_lines
+
+    _, two = both(name)
+    one = log_lines(tmp_path / name)
+    assert len(one) == len(two["log"])
+    for expected, found in zip(one, two["log"], strict=True):
+        assert expected.keys() == found.keys()
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)  # the loss is logged in float32
+
+
+def test_fsdp2_gradients(both: Callable[[str], tuple[Result, Result]]) -> None:
+    """Kills: a head called outside the module's forward (raises on DTensors); packs not agreed on (deadlock); an empty
+    pack that changes a gradient."""
+    one, two = both("sharded")
+    assert one["packs"] != two["packs"]
+    assert float(two["loss"]) == pytest.approx(float(one["loss"]), abs=TOLERANCE)
+    for name, expected in one["gradient"].items():
+        torch.testing.assert_close(two["gradient"][name], expected, atol=TOLERANCE, rtol=0)
+    assert max(float(value.abs().max()) for value in one["gradient"].values()) > 1e-2
+
+
+def test_a_step_without_work_still_synchronises() -> None:
+    """Kills: `agree` returning 0 packs to several processes: no backward, so no synchronisation of what earlier
+    micro-batches accumulated."""
+    from vrpo.training.base import DiffusionTrainer
+
+    class Alone(DiffusionTrainer):
+        def __init__(self) -> None:
+            pass
+
+        class accelerator:
+            gather = staticmethod(lambda count: count)
+
+        class args:
+            world_size, device = 2, torch.device("cpu")
+
+    trainer: Any = Alone()
+    assert trainer.agree(0) == 1
+    assert trainer.agree(3) == 3
