@@ -13,7 +13,7 @@ from tests.test_estimator import Recorder
 from vrpo.draws import FixedCount, draw_key
 from vrpo.losses import DPO, SFT, log_ratio
 from vrpo.preference import Step, backward_by_draw, preference_loss
-from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference
+from vrpo.reference import FrozenReference, GivenReference, IndependentReference, NoReference, Reference
 from vrpo.types import Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -83,7 +83,7 @@ def test_a_cached_reference_replays_at_epoch_0_and_at_no_other() -> None:
     terms = FrozenReference(exact.Table())(at(0), PLAN(at(0)), PAIRS)
 
     def score(epoch: int) -> Tensor:
-        step = preference_loss(exact.Table(), lambda *_, **__: terms, at(epoch), PAIRS, PLAN(at(epoch)), DPO())
+        step = preference_loss(exact.Table(), GivenReference(terms), at(epoch), PAIRS, PLAN(at(epoch)), DPO())
         return log_ratio(step.policy_terms.detach(), step.reference_terms)
 
     assert not score(0).any()
@@ -125,6 +125,16 @@ def test_a_reference_has_no_graph() -> None:
     for step in both_steps(exact.Table(seed=9), FrozenReference(reference)):
         assert not step.reference_terms.requires_grad
     assert reference.table.grad is None
+
+
+def test_given_terms_must_fit_the_draws() -> None:
+    """Cached terms are returned as they are, and refused for another number of rows or draws. Kills: broadcasting."""
+    draws = PLAN(TOKENS, PAIRS)
+    terms = FrozenReference(exact.Table())(TOKENS, draws, PAIRS)
+    assert GivenReference(terms)(TOKENS, draws, PAIRS) is terms
+    for other in (terms[:1], terms[..., :1]):
+        with pytest.raises(ValueError, match="do not fit"):
+            GivenReference(other)(TOKENS, draws, PAIRS)
 
 
 def test_no_reference_is_empty_and_a_preference_refuses_it() -> None:

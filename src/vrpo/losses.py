@@ -6,7 +6,7 @@ per-draw losses.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from vrpo.types import Pairs, Structure
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A loss to minimise: the mean over the structure's items (pairs, rows), in float64.
 

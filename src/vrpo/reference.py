@@ -6,7 +6,7 @@ A reference is a function of (tokens, draws), because sharing noise with the pol
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from vrpo.estimator import Agree, elbo
 from vrpo.types import Denoiser, Draws, Plan, Structure, Tokens
 
 
+@runtime_checkable
 class Reference(Protocol):
     """Terms of R references for the given rows, without a graph. R may be 0."""
 

@@ -149,6 +149,7 @@ class Pairs:
         return len(self.chosen)
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A masked diffusion model, as the core sees it: log-probabilities of given tokens at given positions.
 
@@ -168,6 +169,7 @@ class Denoiser(Protocol):
     ) -> Float[Tensor, " S"]: ...
 
 
+@runtime_checkable
 class Plan(Protocol):
     """A sampling plan: from rows (and, for plans that couple rows, their structure) to draws."""
 

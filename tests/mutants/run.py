@@ -59,7 +59,7 @@ def main(words: list[str]) -> int:
         except LookupError as error:
             status, output = -1, str(error)
         result = {0: "SURVIVED", 1: "killed"}.get(status, "BROKEN")
-        by = [line.removeprefix("FAILED ") for line in output.splitlines() if line.startswith("FAILED ")]
+        by = [line.split(" ", 1)[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         print(f"{result:9} {time.monotonic() - start:5.1f} s  {mutant.name}  <- {' '.join(by)}", flush=True)
         if status != 1:
             bad.append(mutant.name)

@@ -25,6 +25,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     dangling: str
+    ends_turns: bool
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -45,9 +46,7 @@ class Encoder:
         if not closed.startswith(opened):
             raise UnusableRow("chat template", "the rendered prompt is not the beginning of the rendered conversation")
         rendered = closed[len(opened) :]
-        if rendered.rstrip().endswith(answer[-1]["content"].strip()):
-            return self.ended(self.ids(rendered))
-        return self.ids(rendered)
+        return self.ids(rendered) if self.ends_turns else self.ended(self.ids(rendered))
 
     def ended(self, ids: list[int]) -> list[int]:
         """`ids` with the end-of-text token, unless they end with it already."""
@@ -67,7 +66,14 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
             "the rows are chat messages and the tokenizer has no chat template: set tokenizer.chat_template, take the "
             "tokenizer of an instruct model, or give prompts and answers as strings"
         )
-    return Encoder(tokenizer, dangling_header(tokenizer) if chat else "")
+    dangling = dangling_header(tokenizer) if chat else ""
+    return Encoder(tokenizer, dangling, chat and ends_turns(tokenizer, dangling))
+
+
+def ends_turns(tokenizer: PreTrainedTokenizerBase, dangling: str) -> bool:
+    """Whether the chat template writes something other than white space after the content of an answer."""
+    turns: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    return not render(tokenizer, turns, header=False).removesuffix(dangling).rstrip().endswith("y")
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 _Z = 1.959964  # 95 %
 _LABELS = {
-    "base": "before: imitates pupils",
+    "base": "before: imitates students",
     "sft_control": "control: SFT on the preferred answers",
     "vrpo": "VRPO on the pairs",
 }
@@ -35,11 +35,12 @@ def interval(value: dict[str, float]) -> str:
 
 def results_table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
+    bases = results["right_bases"]
     passes = {"base": "", **{name: f"{count:,}" for name, count in results["forward_passes"].items()}}
     rows = [f"| {label} | {interval(results['accuracy'][name])} | {passes[name]} |" for name, label in _LABELS.items()]
     return "\n".join(
         [
-            "| model | right sums, held out [95 % interval] | forward passes |",
+            "| model | right strands, held out [95 % interval] | forward passes |",
             "|---|---|---|",
             *rows,
             "",
@@ -47,8 +48,9 @@ def results_table(results: dict[str, Any]) -> str:
             "",
             f"VRPO minus control: {interval(results['vrpo_minus_sft_control'])}",
             "",
-            f"{results['pairs']} pairs, the preferred answer right in {results['chosen_right']:.1%} of them; "
-            f"{results['seconds']:.0f} s in all.",
+            f"{results['pairs']} pairs of the model's own answers: {bases['chosen']:.1%} of the bases are right in the "
+            f"preferred ones, {bases['rejected']:.1%} in the others; {results['chosen_all_right']:.1%} of the preferred "
+            f"answers are right as a whole. {results['seconds']:.0f} s in all.",
             "",
         ]
     )

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from vrpo.decoding.decode import generate
 from vrpo.demo.report import paired_difference, results_table, wilson
-from vrpo.demo.task import DIGITS, problems, prompt, pupil_answers, right_digits
+from vrpo.demo.task import LENGTH, problems, right_bases, student_answers
 from vrpo.diagnostics.plots import demo_picture
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
@@ -23,16 +23,16 @@ from vrpo.training.config import SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
-PUPILS, COLLECT, VALIDATE, TEST = 1, 2, 3, 4  # seeds of disjoint uses of the task
+STUDENTS, COLLECT, TEST = 1, 2, 3  # seeds of disjoint uses of the task
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything the demo depends on; the defaults come from benchmarks/demo_grid."""
 
-    pretrain_steps: int = 500
-    pretrain_batch: int = 256
-    collect: int = 3000
+    pretrain_steps: int = 150
+    pretrain_batch: int = 128
+    collect: int = 1000
     evaluate: int = 1000
     num_times: int = 4
     batch: int = 32
@@ -44,7 +44,7 @@ class Settings:
 
 
 def demo(argv: Sequence[str]) -> None:
-    """Train a small model on careless pupils' sums, align it with VRPO on judged pairs of its own answers, compare."""
+    """Train a small model on careless students' work, align it with VRPO on judged pairs of its answers, compare."""
     parser = argparse.ArgumentParser(prog="vrpo demo", description=demo.__doc__)
     parser.add_argument("--output_dir", default="demo", help="Where checkpoints, logs, table and picture go.")
     for name, value in asdict(Settings()).items():
@@ -57,11 +57,14 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     """All stages; returns the results that it also writes to folder/results.json."""
     start = time.time()
     folder.mkdir(parents=True, exist_ok=True)
-    say("1/5  a LLaDA-layout model learns addition from careless pupils")
-    base = imitate_pupils(settings, folder / "base")
-    say("2/5  it answers new problems twice; a verifier says which answer has more right digits")
+    say("1/5  a LLaDA-layout model learns to write complementary DNA strands from careless students")
+    base = imitate_students(settings, folder / "base")
+    say("2/5  it answers new problems twice; a verifier says which answer has more right bases")
     pairs = collect_pairs(base, settings, folder / "pairs.jsonl")
-    say(f"     {len(pairs)} pairs; the preferred answer is right in {share_right(pairs):.0%} of them")
+    say(
+        f"     {len(pairs)} pairs; right bases: {mean_right(pairs, 'chosen'):.0%} in preferred answers, "
+        f"{mean_right(pairs, 'rejected'):.0%} in the others; {share_right(pairs):.0%} of the preferred are all right"
+    )
     say("3/5  VRPO on these pairs")
     passes = align(folder / "base", pairs, settings, folder / "vrpo")
     say("4/5  control: SFT on the preferred answers, for as many forward passes")
@@ -74,7 +77,8 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     results = {
         "settings": asdict(settings),
         "pairs": len(pairs),
-        "chosen_right": share_right(pairs),
+        "right_bases": {side: mean_right(pairs, side) for side in ("chosen", "rejected")},
+        "chosen_all_right": share_right(pairs),
         "forward_passes": {"sft_control": control_passes, "vrpo": passes},
         "accuracy": {name: wilson(values) for name, values in right.items()},
         "vrpo_minus_base": paired_difference(right["vrpo"], right["base"]),
@@ -108,24 +112,20 @@ def trainer_settings(settings: Settings, folder: Path, **fields: Any) -> dict[st
     }
 
 
-def imitate_pupils(settings: Settings, folder: Path) -> HFDenoiser:
-    """A new model and tokenizer, trained on pupils' answers."""
+def imitate_students(settings: Settings, folder: Path) -> HFDenoiser:
+    """A new model and tokenizer, trained on students' answers."""
     denoiser = from_config(
-        train_tokenizer(["0123456789+="], 262),
+        train_tokenizer(["ACGT="], 262),
         hidden_size=128,
-        num_layers=4,
+        num_layers=2,
         num_heads=4,
         intermediate_size=352,
         max_length=64,
         seed=settings.seed,
     )
-    count = settings.pretrain_steps * settings.pretrain_batch
-    first, second = problems(PUPILS, count)
-    answers = pupil_answers(first, second, settings.seed)
-    rows = [
-        {"prompt": prompt(a, b), "completion": answer}
-        for a, b, answer in zip(first.tolist(), second.tolist(), answers, strict=True)
-    ]
+    prompts = problems(STUDENTS, settings.pretrain_steps * settings.pretrain_batch)
+    answers = student_answers(prompts, settings.seed)
+    rows = [{"prompt": text, "completion": answer} for text, answer in zip(prompts, answers, strict=True)]
     config = SFTConfig(
         **trainer_settings(
             settings,
@@ -144,7 +144,7 @@ def answers_of(denoiser: HFDenoiser, prompts: list[str], temperature: float, see
     generations = generate(
         denoiser,
         prompts,
-        max_new_tokens=DIGITS + 2,
+        max_new_tokens=LENGTH + 1,
         temperature=temperature,
         generator=torch.Generator().manual_seed(seed) if temperature else None,
         batch_size=500,
@@ -153,23 +153,27 @@ def answers_of(denoiser: HFDenoiser, prompts: list[str], temperature: float, see
 
 
 def collect_pairs(denoiser: HFDenoiser, settings: Settings, path: Path) -> list[dict[str, Any]]:
-    """Two sampled answers per problem; the one with more right digits is chosen, ties are dropped."""
-    first, second = (part.tolist() for part in problems(COLLECT, settings.collect))
-    prompts = [prompt(a, b) for a, b in zip(first, second, strict=True)]
+    """Two sampled answers per problem; the one with more right bases is chosen, ties are dropped."""
+    prompts = problems(COLLECT, settings.collect)
     samples = [answers_of(denoiser, prompts, 1.0, settings.seed + draw) for draw in (1, 2)]
     pairs = []
-    for a, b, text, *answers in zip(first, second, prompts, *samples, strict=True):
-        worse, better = sorted(answers, key=lambda answer: right_digits(a, b, answer))
-        marks = [right_digits(a, b, answer) for answer in (better, worse)]
+    for text, *answers in zip(prompts, *samples, strict=True):
+        worse, better = sorted(answers, key=lambda answer: right_bases(text, answer))
+        marks = [right_bases(text, answer) for answer in (better, worse)]
         if marks[0] > marks[1]:
             fields = {"prompt": text, "chosen": better, "rejected": worse}
-            pairs.append({**fields, "chosen_right_digits": marks[0], "rejected_right_digits": marks[1]})
+            pairs.append({**fields, "chosen_right_bases": marks[0], "rejected_right_bases": marks[1]})
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return pairs
 
 
+def mean_right(pairs: list[dict[str, Any]], side: str) -> float:
+    """Mean share of right bases in the chosen or rejected answers."""
+    return sum(pair[f"{side}_right_bases"] for pair in pairs) / len(pairs) / LENGTH
+
+
 def share_right(pairs: list[dict[str, Any]]) -> float:
-    return sum(pair["chosen_right_digits"] == DIGITS + 1 for pair in pairs) / len(pairs)
+    return sum(pair["chosen_right_bases"] == LENGTH for pair in pairs) / len(pairs)
 
 
 def align(base: Path, pairs: list[dict[str, Any]], settings: Settings, folder: Path) -> int:
@@ -217,12 +221,11 @@ def finish(trainer: DiffusionTrainer) -> None:
     trainer.create_model_card()
 
 
-def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, seed: int = TEST) -> list[bool]:
+def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path) -> list[bool]:
     """Whether each held-out problem is answered exactly right, greedily."""
-    first, second = (part.tolist() for part in problems(seed, settings.evaluate))
-    prompts = [prompt(a, b) for a, b in zip(first, second, strict=True)]
+    prompts = problems(TEST, settings.evaluate)
     answers = answers_of(denoiser, prompts, 0.0, settings.seed)
-    right = [right_digits(a, b, answer) == DIGITS + 1 for a, b, answer in zip(first, second, answers, strict=True)]
+    right = [right_bases(text, answer) == LENGTH for text, answer in zip(prompts, answers, strict=True)]
     lines = [
         json.dumps({"prompt": text, "answer": answer, "right": correct})
         for text, answer, correct in zip(prompts, answers, right, strict=True)

@@ -1,49 +1,52 @@
-"""The demo's task: addition, learnt from careless pupils.
+"""The demo's task: the complementary DNA strand, learnt from careless students.
 
-A pupil adds two numbers of DIGITS digits column by column and forgets three carries out of four. A model that imitates
-pupils imitates the mistake: it knows where carries are due, and mostly leaves them out. A verifier that counts right
-digits can tell which of two answers is better, even when neither is right. That is what preferences are made of.
+Every base has its partner: A-T and C-G. A careless student copies a base three times out of four instead of writing its
+partner. A model that imitates students imitates the mistake: it knows the partner, and mostly writes the copy. A
+verifier that counts right bases can tell which of two answers is better, even when neither is right. That is what
+preferences are made of, and more than the preferred answers themselves contain.
 
 All numbers are keyed hashes (draws.py), so a problem is a function of (seed, index).
 """
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vrpo.draws import fold, uniform
 
-DIGITS = 4
-FORGOTTEN = 0.75  # probability that a pupil forgets a carry
-_FIRST, _SECOND, _CARRY = 1, 2, 3
+BASES = "ACGT"
+LENGTH = 10
+CARELESS = 0.75  # probability that a student copies a base
+_STRAND, _STUDENT = 1, 2
 
 
-def problems(seed: int, count: int) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """`count` problems (a, b), uniform on numbers of at most DIGITS digits."""
-    key = fold(torch.full((count,), seed), torch.arange(count))
-    first, second = ((uniform(fold(key, part)) * 10**DIGITS).long() for part in (_FIRST, _SECOND))
-    return first, second
+def problems(seed: int, count: int) -> list[str]:
+    """`count` random strands of LENGTH bases, as prompts."""
+    letters = (_uniform(seed, count, _STRAND) * len(BASES)).long()
+    return ["".join(BASES[letter] for letter in row) + "=" for row in letters.tolist()]
 
 
-def pupil_answers(first: Int[Tensor, " N"], second: Int[Tensor, " N"], seed: int) -> list[str]:
-    """What careless pupils write: DIGITS + 1 digits, with forgotten carries."""
-    key = fold(fold(torch.full_like(first, seed), _CARRY), torch.arange(len(first)))
-    carry, total = torch.zeros_like(first), torch.zeros_like(first)
-    for place in range(DIGITS):
-        column = first // 10**place % 10 + second // 10**place % 10 + carry
-        total = total + column % 10 * 10**place
-        carry = ((column >= 10) & (uniform(fold(key, place)) >= FORGOTTEN)).long()
-    total = total + carry * 10**DIGITS
-    return [f"{number:0{DIGITS + 1}d}" for number in total.tolist()]
+def student_answers(prompts: list[str], seed: int) -> list[str]:
+    """What careless students write below each strand."""
+    careless = (_uniform(seed, len(prompts), _STUDENT) < CARELESS).tolist()
+    return [
+        "".join(base if copies else partner(base) for base, copies in zip(strand[:-1], row, strict=True))
+        for strand, row in zip(prompts, careless, strict=True)
+    ]
 
 
-def prompt(first: int, second: int) -> str:
-    return f"{first:0{DIGITS}d}+{second:0{DIGITS}d}="
+def partner(base: str) -> str:
+    return BASES[len(BASES) - 1 - BASES.index(base)]  # A-T, C-G
 
 
-def right_digits(first: int, second: int, answer: str) -> int:
-    """The verifier: how many digits of the answer are those of the sum; DIGITS + 1 means the answer is right."""
-    truth = f"{first + second:0{DIGITS + 1}d}"
-    if len(answer) != len(truth):
+def right_bases(prompt: str, answer: str) -> int:
+    """The verifier: how many bases of the answer are the partners of the strand's; LENGTH means the answer is right."""
+    strand = prompt[:-1]
+    if len(answer) != len(strand):
         return 0
-    return sum(given == true for given, true in zip(answer, truth, strict=True))
+    return sum(given == partner(base) for given, base in zip(answer, strand, strict=True))
+
+
+def _uniform(seed: int, count: int, purpose: int) -> Float[Tensor, "N L"]:
+    key = fold(fold(torch.full((count,), seed), purpose), torch.arange(count))
+    return uniform(fold(key[:, None], torch.arange(LENGTH)))

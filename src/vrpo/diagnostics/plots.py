@@ -40,5 +40,5 @@ def demo_picture(folder: Path, results: dict[str, Any]) -> None:
     bars = accuracy.bar(range(3), [v["mean"] for v in values], yerr=error_bars, capsize=6, color=["C7", "C4", "C0"])
     accuracy.bar_label(bars, fmt="%.2f", label_type="center", color="white", fontsize=12)
     accuracy.set_xticks(range(3), ["before", "SFT on chosen\n(control)", "VRPO"])
-    accuracy.set(ylim=(0, 1), ylabel="right sums, held out", title="Before and after (95 % intervals)")
+    accuracy.set(ylim=(0, 1), ylabel="right strands, held out", title="Before and after (95 % intervals)")
     figure.savefig(folder / "demo.png", dpi=120)

@@ -87,6 +87,7 @@ _TENSORS = (  # official name -> transformers' Llama name, applied in this order
 class LLaDAConfig(LlamaConfig):
     """transformers' Llama configuration that reads and writes LLaDA's official config.json."""
 
+    __no_type_check__ = True  # transformers generates __init__; a type-checking import hook must leave it alone
     model_type = "llada"
     mask_token_id: int | None = None
     is_causal: bool = False
