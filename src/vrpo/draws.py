@@ -90,8 +90,8 @@ class FixedCount:
         order = order.masked_fill(~tokens.response[:, None], torch.iinfo(torch.int64).max)
         masked = order.argsort(dim=-1, stable=True).argsort(dim=-1) < count[..., None]
         masked = masked & tokens.response[:, None]
-        weight = length / count / (self.num_times * self.num_masks)
-        return Draws(masked, masked * weight[..., None].double(), group)
+        weight = length.double() / count / (self.num_times * self.num_masks)
+        return Draws(masked, masked * weight[..., None], group)
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,8 @@ def _check_budget(num_times: int, num_masks: int) -> None:
 
 def _times(tokens: Tokens, num_times: int, num_masks: int) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
     """Uniform times in [0, 1), each repeated num_masks times in a row, and their group: the index of the time."""
+    if bool((tokens.length == 0).any()):
+        raise ValueError(f"row {int((tokens.length == 0).nonzero()[0])} has no response token: nothing can be masked")
     index = torch.arange(num_times, device=tokens.key.device).repeat_interleave(num_masks)
     time = uniform(fold(fold(tokens.key, _TIME)[:, None], index))
     return time, index.expand(len(tokens.key), -1).clone()

@@ -13,7 +13,7 @@ from torch import Tensor
 from vrpo.draws import Enumerate
 from vrpo.types import Denoiser, Draws, Estimate, Tokens
 
-Pack = Int[Tensor, "I 2"]  # (row, draw) items that share one call of the denoiser
+Pack = Int[Tensor, "_ 2"]  # (row, draw) items that share one call of the denoiser
 Agree = Callable[[int], int]  # from this process's number of packs to the number that all processes run
 
 
@@ -68,7 +68,7 @@ def terms_of(denoiser: Denoiser, tokens: Tokens, draws: Draws, packs: list[Pack]
     return terms
 
 
-def pack_terms(denoiser: Denoiser, tokens: Tokens, draws: Draws, pack: Pack) -> Float[Tensor, " I"]:
+def pack_terms(denoiser: Denoiser, tokens: Tokens, draws: Draws, pack: Pack) -> Float[Tensor, " _"]:
     """The terms of the items of one pack: sum_i weight_i * log p(y_i | what the draw left visible).
 
     Columns that no item of the pack attends to are cut off. An empty pack still calls the denoiser, on the first item

@@ -31,7 +31,7 @@ class Objective(Protocol):
     ) -> Float[Tensor, ""]: ...
 
 
-def log_ratio(policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N 1 J"]) -> Float[Tensor, " N"]:
+def log_ratio(policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"]) -> Float[Tensor, " N"]:
     """D(y) = B_policy(y) - B_reference(y): a difference of bounds in nats, summed over tokens.
 
     With draws in common the terms differ draw by draw, and D is exactly 0 where policy and reference are equal.

@@ -85,7 +85,7 @@ def backward_by_draw(
     loss = objective(leaf, reference_terms, structure)
     (slope,) = torch.autograd.grad(loss, leaf)
 
-    packs = plan_packs(tokens, draws, slope != 0, max_tokens, agree)
+    packs = plan_packs(tokens, draws, (slope != 0) & draws.scored.any(-1), max_tokens, agree)
     for index, pack in enumerate(packs):
         with around(index == len(packs) - 1):
             terms = pack_terms(policy, tokens, draws, pack)

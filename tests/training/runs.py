@@ -20,6 +20,7 @@ from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
 Trajectory = list[dict[str, Tensor]]  # trainable parameters after each optimizer step
+FLOATS = ("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "warmup_steps")  # 2 is no float to beartype
 TIMINGS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
 
 
@@ -77,20 +78,21 @@ def lora() -> LoraConfig:
 
 def settings(folder: Path | str, **fields: Any) -> dict[str, Any]:
     """Fields of a quiet, short CPU run; plain SGD without clipping, so that a wrongly scaled gradient shows."""
+    given = {name: float(value) if name in FLOATS else value for name, value in fields.items()}
     return {
         "output_dir": str(folder),
         "use_cpu": True,
         "report_to": "none",
         "disable_tqdm": True,
         "save_strategy": "no",
-        "logging_steps": 1,
+        "logging_steps": 1.0,
         "optim": "sgd",
         "learning_rate": 0.1,
         "max_grad_norm": 0.0,
         "per_device_train_batch_size": 4,
-        "num_train_epochs": 2,
+        "num_train_epochs": 2.0,
         "seed": 7,
-        **fields,
+        **given,
     }
 
 

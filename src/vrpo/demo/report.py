@@ -49,8 +49,8 @@ def results_table(results: dict[str, Any]) -> str:
             f"VRPO minus control: {interval(results['vrpo_minus_sft_control'])}",
             "",
             f"{results['pairs']} pairs of the model's own answers: {bases['chosen']:.1%} of the bases are right in the "
-            f"preferred ones, {bases['rejected']:.1%} in the others; {results['chosen_all_right']:.1%} of the preferred "
-            f"answers are right as a whole. {results['seconds']:.0f} s in all.",
+            f"preferred ones, {bases['rejected']:.1%} in the others; {results['chosen_all_right']:.1%} of the "
+            f"preferred answers are right as a whole. {results['seconds']:.0f} s in all.",
             "",
         ]
     )

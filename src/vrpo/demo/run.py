@@ -146,6 +146,7 @@ def answers_of(denoiser: HFDenoiser, prompts: list[str], temperature: float, see
         prompts,
         max_new_tokens=LENGTH + 1,
         temperature=temperature,
+        remasking="random" if temperature else "low_confidence",  # keeping the confident ones would favour the mode
         generator=torch.Generator().manual_seed(seed) if temperature else None,
         batch_size=500,
     )

@@ -6,7 +6,7 @@ Only what differs: field names of config.json, tensor names of the checkpoint, s
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -84,10 +84,10 @@ _TENSORS = (  # official name -> transformers' Llama name, applied in this order
 )
 
 
+@no_type_check  # transformers writes its __init__, whose signature hides the **kwargs it takes
 class LLaDAConfig(LlamaConfig):
     """transformers' Llama configuration that reads and writes LLaDA's official config.json."""
 
-    __no_type_check__ = True  # transformers generates __init__; a type-checking import hook must leave it alone
     model_type = "llada"
     mask_token_id: int | None = None
     is_causal: bool = False
@@ -95,7 +95,7 @@ class LLaDAConfig(LlamaConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if "d_model" not in config_dict:
+        if "hidden_size" in config_dict:  # transformers' own fields, as from to_dict
             return super().from_dict(config_dict, **kwargs)
         return super().from_dict(from_official(config_dict), **kwargs)
 

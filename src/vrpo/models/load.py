@@ -37,9 +37,13 @@ def load(
     name_or_path = str(name_or_path)
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, _base_of(name_or_path)
-    module: torch.nn.Module = _model_class(name_or_path).from_pretrained(
-        name_or_path, dtype=dtype, attn_implementation=attn_implementation
+    loaded: Any = _model_class(name_or_path).from_pretrained(
+        name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
     )
+    module, info = loaded
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            raise ValueError(f"{name_or_path}: {problem.replace('_', ' ')}: {sorted(info[problem])[:5]}")
     if adapter is not None:
         module = PeftModel.from_pretrained(module, str(adapter))
     return adapt(module.eval().to(device), load_tokenizer(name_or_path))
@@ -71,6 +75,8 @@ def _model_class(name_or_path: str) -> type[PreTrainedModel]:
         raise ValueError(
             f"{name_or_path} is neither a folder with a config.json nor a model that the hub gave: {error}"
         ) from error
+    if not fields:
+        raise ValueError(f"{name_or_path} has no config.json")
     architectures = fields.get("architectures")
     if not architectures or architectures[0] not in _ADAPTERS:
         raise ValueError(
