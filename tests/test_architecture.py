@@ -23,6 +23,7 @@ RANK = {  # a module imports modules of lower rank only
     "training": 5,
     "evals": 5,
     "diagnostics": 5,
+    "commands": 6,
     "demo": 6,
     "cli": 7,
     "__main__": 8,
@@ -30,10 +31,10 @@ RANK = {  # a module imports modules of lower rank only
 SIDE = {"models", "data", "decoding", "rewards"}  # import types, themselves, and each other's protocols
 ALLOWED = {("data", "draws", "draw_key")}  # what else a side branch may import
 THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import it
-    "transformers": {"models", "training", "data", "demo", "cli"},
-    "peft": {"models", "training", "data", "demo", "cli"},
-    "accelerate": {"models", "training", "data", "demo", "cli"},
-    "datasets": {"data", "training", "evals", "demo", "cli"},
+    "transformers": {"models", "training", "data", "commands", "demo"},
+    "peft": {"models", "training", "data", "commands", "demo"},
+    "accelerate": {"models", "training", "data", "commands", "demo"},
+    "datasets": {"data", "training", "evals", "commands", "demo"},
     "matplotlib": {"diagnostics", "demo"},
     "lm_eval": {"evals"},
 }

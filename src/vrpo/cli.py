@@ -4,9 +4,9 @@ import importlib
 import sys
 
 _COMMANDS = {
-    "sft": ("vrpo.training.commands", "sft", "supervised fine-tuning, or pretraining from scratch"),
-    "train": ("vrpo.training.commands", "train", "preference optimisation (VRPO)"),
-    "generate": ("vrpo.decoding.command", "generate_command", "answer prompts with a model"),
+    "sft": ("vrpo.commands.train", "sft", "supervised fine-tuning, or pretraining from scratch"),
+    "train": ("vrpo.commands.train", "train", "preference optimisation (VRPO)"),
+    "generate": ("vrpo.commands.generate", "generate_command", "answer prompts with a model"),
     "demo": ("vrpo.demo.run", "demo", "five minutes on a laptop: train, collect pairs, align, compare"),
 }
 

@@ -14,7 +14,7 @@ from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
-from vrpo.training.commands import run
+from vrpo.commands.train import run
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 

@@ -19,7 +19,7 @@ from tests.training.worker import SCENARIOS, Result
 
 TOLERANCE = 1e-9
 ROOT = Path(__file__).parents[2]
-DDP = [name for name in SCENARIOS if name != "sharded"]
+DDP = [name for name in SCENARIOS if not name.startswith("sharded")]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -87,10 +87,11 @@ def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, 
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)  # the loss is logged in float32
 
 
-def test_fsdp2_gradients(both: Callable[[str], tuple[Result, Result]]) -> None:
+@pytest.mark.parametrize("name", ["sharded", "sharded_once"])
+def test_fsdp2_gradients(both: Callable[[str], tuple[Result, Result]], name: str) -> None:
     """Kills: a head called outside the module's forward (raises on DTensors); packs not agreed on (deadlock); an empty
     pack that changes a gradient."""
-    one, two = both("sharded")
+    one, two = both(name)
     assert one["packs"] != two["packs"]
     assert float(two["loss"]) == pytest.approx(float(one["loss"]), abs=TOLERANCE)
     for name, expected in one["gradient"].items():

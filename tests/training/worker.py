@@ -6,6 +6,7 @@ Scenarios have a global batch; each process takes its share. Process 0 writes FO
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.training.runs import answers, log_lines, lora, pairs, sft_config, tiny, train, vrpo_config
@@ -53,8 +54,11 @@ def unequal(folder: Path, world: int, **fields: Any) -> Result:
     return trained(folder, world, rows=pairs(8, lengths=(2, 2, 25, 1, 1, 24)), **fields)
 
 
-def sharded(folder: Path, world: int) -> Result:
-    """Gradients of one step of backward_by_draw through FSDP2; as many packs on each process as on the busiest one."""
+def sharded(folder: Path, world: int, *, once: bool = False) -> Result:
+    """Gradients of one step of backward_by_draw through FSDP2; as many packs on each process as on the busiest one.
+
+    `once`: gradients are reduced at the last pack only, as `DiffusionTrainer.around` has it, not at every pack.
+    """
     policy, reference = tiny(seed=1), frozen_copy(tiny())
     module: nn.Module = policy.module
     if world > 1:
@@ -68,6 +72,12 @@ def sharded(folder: Path, world: int) -> Result:
     batch = PreferenceCollator(policy.pad_id)(mine)
     tokens, structure = tokens_of(batch, seed=0, epoch=0), pairs_of(batch)
     counts: list[int] = []
+
+    def around(last: bool) -> AbstractContextManager[None]:
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last or not once)
+        return nullcontext()
+
     step = backward_by_draw(
         replace(policy, module=module),
         FrozenReference(reference),
@@ -77,7 +87,7 @@ def sharded(folder: Path, world: int) -> Result:
         DPO(1.0),
         max_tokens=30,
         agree=agreed(world, counts),
-        scale=1.0,
+        around=around,
     )
     gradient = {
         name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for name, p in module.named_parameters()
@@ -115,6 +125,7 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "sft": lambda folder, world: supervised(folder, world),
     "sft_packed": lambda folder, world: supervised(folder, world, max_tokens_per_forward=20),
     "sharded": sharded,
+    "sharded_once": lambda folder, world: sharded(folder, world, once=True),
 }
 
 

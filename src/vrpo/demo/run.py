@@ -23,7 +23,7 @@ from vrpo.training.config import SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
-STUDENTS, COLLECT, TEST = 1, 2, 3  # seeds of disjoint uses of the task
+STUDENTS, COLLECT, TEST, VALIDATE = 1, 2, 3, 4  # seeds of disjoint uses of the task
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Settings:
 
     pretrain_steps: int = 150
     pretrain_batch: int = 128
-    collect: int = 1000
+    collect: int = 2000
     evaluate: int = 1000
     num_times: int = 4
     batch: int = 32
@@ -222,9 +222,9 @@ def finish(trainer: DiffusionTrainer) -> None:
     trainer.create_model_card()
 
 
-def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path) -> list[bool]:
+def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, seed: int = TEST) -> list[bool]:
     """Whether each held-out problem is answered exactly right, greedily."""
-    prompts = problems(TEST, settings.evaluate)
+    prompts = problems(seed, settings.evaluate)
     answers = answers_of(denoiser, prompts, 0.0, settings.seed)
     right = [right_bases(text, answer) == LENGTH for text, answer in zip(prompts, answers, strict=True)]
     lines = [
