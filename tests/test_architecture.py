@@ -24,9 +24,9 @@ RANK = {  # a module imports modules of lower rank only
     "evals": 5,
     "diagnostics": 5,
     "commands": 6,
-    "demo": 6,
-    "cli": 7,
-    "__main__": 8,
+    "demo": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 SIDE = {"models", "data", "decoding", "rewards"}  # import types, themselves, and each other's protocols
 ALLOWED = {("data", "draws", "draw_key")}  # what else a side branch may import

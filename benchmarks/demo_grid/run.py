@@ -1,9 +1,9 @@
-"""The grid from which the demo takes its defaults: learning rate, beta and SFT coefficient of VRPO, learning rate of the control.
+"""The grid from which the demo takes its defaults: learning rate, beta, SFT coefficient, batch; rate of the control.
 
     python benchmarks/demo_grid/run.py [--runs runs/demo_grid]
 
-One base model and one set of pairs, as the demo makes them; every arm judged on validation problems that the demo does not use.
-Writes result.json beside this file after every arm; what is in it is not run again.
+One base model and one set of pairs, as the demo makes them; every arm judged on validation problems that the demo does
+not use. Writes result.json beside this file after every arm; what is in it is not run again.
 """
 
 import argparse
@@ -21,9 +21,17 @@ from vrpo.models.load import load
 HERE = Path(__file__).parent
 VRPO = [
     {"learning_rate": rate, "beta": beta, "sft_coef": coef}
-    for rate, beta, coef in itertools.product((3e-4, 1e-3, 3e-3), (0.1, 0.3, 1.0), (0.0,))
-] + [{"learning_rate": 1e-3, "beta": 0.3, "sft_coef": coef} for coef in (0.05, 0.5)]
-CONTROL = [{"sft_learning_rate": rate} for rate in (3e-4, 1e-3, 3e-3)]
+    for rate, beta, coef in itertools.product((2e-3, 1e-3, 5e-4), (0.3, 0.1, 1.0), (0.0,))
+] + [
+    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.05},
+    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.5},
+    {"learning_rate": 2e-3, "beta": 0.3, "sft_coef": 0.5},
+    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.0, "batch": 8},
+    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.5, "batch": 8},
+    {"learning_rate": 5e-4, "beta": 0.3, "sft_coef": 0.0, "batch": 8},
+    {"learning_rate": 1e-3, "beta": 1.0, "sft_coef": 0.0, "batch": 8},
+]
+CONTROL = [{"sft_learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3)]
 
 
 def measure(arm: str, point: dict[str, float], runs: Path) -> dict[str, object]:

@@ -2,9 +2,9 @@
 
     python benchmarks/ultrafeedback_small/run.py --data FOLDER [--stage all] [--workers 2]
 
-FOLDER holds train.jsonl.gz and eval.jsonl.gz (a subset of UltraFeedback-binarized; prompt, chosen, rejected). Stages: `sft`
-(the model that all arms start from), `grid` (learning rate and beta of each arm on a validation split of the training prompts),
-`arms` (one epoch each on all training pairs, evaluated on the eval split), `report`. What is finished is not run again.
+FOLDER holds train.jsonl.gz and eval.jsonl.gz (a subset of UltraFeedback-binarized; prompt, chosen, rejected). Stages:
+`sft` (the model that all arms start from), `grid` (learning rate and beta of each arm on a validation split of the
+training prompts), `arms` (on all training pairs, evaluated on the eval split), `report`. What is finished is not run again.
 """
 
 import argparse
@@ -19,13 +19,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RATES = ("3e-5", "1e-4", "3e-4")
 BETAS = ("0.05", "0.2")
-GRID_STEPS = 16  # optimizer steps of a grid run: 256 pairs
-# Forward passes per pair of a preference step: 2 answers x n draws x (policy without graph, policy with graph, reference).
+GRID_STEPS = 8  # optimizer steps of a grid run: 128 pairs
+# Per pair and draw, F being one forward pass of one answer: a preference step costs 2 x (policy F + reference F +
+# policy 3F) = 10F, an SFT step 3F on the chosen answer. So naive_same_passes has the passes of vrpo, and three epochs of
+# SFT have about its FLOPs.
 ARMS = {
     "vrpo": {"num_times": 8, "share_draws": "true", "num_train_epochs": 1},
     "naive_same_steps": {"num_times": 1, "share_draws": "false", "num_train_epochs": 1},
     "naive_same_passes": {"num_times": 1, "share_draws": "false", "num_train_epochs": 8},
-    "sft_chosen": {"num_times": 8, "num_train_epochs": 6},  # 1 answer x 8 draws x 1 pass x 6 epochs = 2 x 8 x 3
+    "sft_chosen": {"num_times": 8, "num_train_epochs": 3},
 }
 
 
@@ -76,9 +78,7 @@ def arm(name: str, data: Path, runs: Path, folder: Path, settings: dict[str, obj
 
 def grid_points(name: str) -> list[dict[str, str]]:
     betas = BETAS if name != "sft_chosen" else ("",)
-    return [
-        {"learning_rate": rate, **({"beta": beta} if beta else {})} for rate in RATES for beta in betas
-    ]
+    return [{"learning_rate": rate, **({"beta": beta} if beta else {})} for rate in RATES for beta in betas]
 
 
 def run_grid(data: Path, runs: Path, workers: int) -> None:
@@ -95,15 +95,80 @@ def run_grid(data: Path, runs: Path, workers: int) -> None:
             "max_steps": steps,
             **point,
         }
-        if name == "sft_chosen":
-            arm(name, data, runs, folder, settings)
-        else:
-            arm(name, data, runs, folder, {**settings, "eval_strategy": "steps", "eval_steps": steps})
+        arm(name, data, runs, folder, {**settings, "eval_strategy": "steps", "eval_steps": steps})
 
     jobs = [(name, point) for name in ARMS for point in grid_points(name)]
     jobs.sort(key=lambda job: -int(ARMS[job[0]]["num_train_epochs"]) * int(ARMS[job[0]]["num_times"]))  # type: ignore[call-overload]
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, jobs))
+
+
+def entries(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().split("\n") if line]
+
+
+def grid_results(runs: Path) -> dict[str, list[dict[str, object]]]:
+    """Validation figures of every grid point: accuracy of the margin, or the loss where answers are imitated."""
+    measure = {name: "eval_loss" if name == "sft_chosen" else "eval_rewards/accuracies" for name in ARMS}
+    return {
+        name: [
+            {**point, measure[name]: entries(runs / "grid" / name / "_".join(point.values()))[-2][measure[name]]}
+            for point in grid_points(name)
+        ]
+        for name in ARMS
+    }
+
+
+def best(name: str, points: list[dict[str, object]]) -> dict[str, object]:
+    """Highest validation accuracy (lowest loss for SFT); ties go to the smaller rate, then the smaller beta."""
+    if name == "sft_chosen":
+        chosen = min(points, key=lambda point: point["eval_loss"])
+    else:
+        chosen = max(points, key=lambda point: point["eval_rewards/accuracies"])
+    return {field: chosen[field] for field in ("learning_rate", "beta") if field in chosen}
+
+
+def run_arms(data: Path, runs: Path, workers: int) -> None:
+    """Every arm at its best grid point, one epoch of pairs (eight of one draw in protocol b, three of SFT)."""
+    grid = grid_results(runs)
+    pairs = 994  # of the training split, what is left after unusable rows
+
+    def one(name: str) -> None:
+        steps = -(-pairs // 16) * int(ARMS[name]["num_train_epochs"])  # type: ignore[call-overload]
+        settings = {"dataset_name": data, "dataset_train_split": "train", **best(name, grid[name])}
+        if name == "sft_chosen":
+            settings |= {"save_strategy": "steps", "save_steps": steps // 8, "save_only_model": "true"}
+        else:
+            settings |= {"dataset_test_split": "eval", "eval_on_start": "true", "eval_strategy": "steps"}
+            settings |= {"eval_steps": steps // 8}
+        arm(name, data, runs, runs / "arms" / name, settings)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, ARMS))
+
+
+def evaluate_control(data: Path, runs: Path, beta: str) -> list[dict[str, float]]:
+    """The control's checkpoints as policies against the base, on the same evaluation pairs and draws as the others."""
+    import torch
+    import yaml
+
+    from vrpo import VRPOConfig, VRPOTrainer, load
+    from vrpo.data.sources import load_rows
+
+    path = runs / "arms" / "sft_chosen" / "evaluation.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    rows = load_rows(str(data), split="eval")
+    folders = sorted((runs / "arms" / "sft_chosen").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+    fields = yaml.safe_load((HERE / "preference.yaml").read_text())
+    found = []
+    for folder in folders:
+        config = VRPOConfig(**fields, beta=float(beta), output_dir=str(runs / "arms" / "evaluation"))
+        policy, reference = (load(name, dtype=torch.float32) for name in (folder, runs / "base"))
+        metrics = VRPOTrainer(policy, ref_model=reference, args=config, eval_dataset=rows).evaluate()
+        found.append({"step": int(folder.name.split("-")[1]), **metrics})
+    path.write_text(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
@@ -118,3 +183,5 @@ if __name__ == "__main__":
         train_base(arguments.data, arguments.runs)
     if arguments.stage in ("all", "grid"):
         run_grid(arguments.data, arguments.runs, arguments.workers)
+    if arguments.stage in ("all", "arms"):
+        run_arms(arguments.data, arguments.runs, arguments.workers)

@@ -159,9 +159,6 @@ def test_mistakes(train: Callable[..., Any], yaml: str, arguments: list[str], me
     one_line(code, err, message)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="arguments.py: YAML values are not type-checked, argparse prints its whole usage"
-)
 @pytest.mark.parametrize(("yaml", "arguments", "message"), TYPES, ids=[repr(case[0] + str(case[1])) for case in TYPES])
 def test_wrong_types(train: Callable[..., Any], yaml: str, arguments: list[str], message: str) -> None:
     """Kills: a float where an integer belongs, found deep inside a run; 60 lines of usage before the message."""
@@ -169,7 +166,6 @@ def test_wrong_types(train: Callable[..., Any], yaml: str, arguments: list[str],
     one_line(code, err, message)
 
 
-@pytest.mark.xfail(strict=True, reason="arguments.py: YAML reads a bare no as False")
 def test_yaml_no(train: Callable[..., Any]) -> None:
     """`eval_strategy: no` is YAML for False: what every user of transformers writes first."""
     code, _, output = train("eval_strategy: no\nmax_steps: 1\n")

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, train, vrpo_config
+from vrpo.commands.train import run
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
-from vrpo.commands.train import run
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 

@@ -7,15 +7,20 @@ DTensors. All scenarios share one launch of torchrun (worker.py).
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import GradientState
+from accelerate.utils import DistributedType
 
-from tests.training.runs import distance, moved
+from tests.training.runs import distance, log_lines, moved
 from tests.training.worker import SCENARIOS, Result
+from vrpo.training.base import DiffusionTrainer
 
 TOLERANCE = 1e-9
 ROOT = Path(__file__).parents[2]
@@ -77,8 +82,6 @@ def test_same_evaluation(both: Callable[[str], tuple[Result, Result]], name: str
 @pytest.mark.parametrize("name", ["full", "accumulated", "unequal"])
 def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, name: str) -> None:
     """Kills: metrics of process 0 alone, or of the last micro-batch alone; a loss scaled by the world size."""
-    from tests.training.runs import log_lines
-
     _, two = both(name)
     one = log_lines(tmp_path / name)
     assert len(one) == len(two["log"])
@@ -99,21 +102,43 @@ def test_fsdp2_gradients(both: Callable[[str], tuple[Result, Result]], name: str
     assert max(float(value.abs().max()) for value in one["gradient"].values()) > 1e-2
 
 
+class Stub(DiffusionTrainer):
+    """A trainer without a model: only what it asks of accelerate."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.args: Any = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+
+
 def test_a_step_without_work_still_synchronises() -> None:
     """Kills: `agree` returning 0 packs to several processes: no backward, so no synchronisation of what earlier
     micro-batches accumulated."""
-    from vrpo.training.base import DiffusionTrainer
-
-    class Alone(DiffusionTrainer):
-        def __init__(self) -> None:
-            pass
-
-        class accelerator:
-            gather = staticmethod(lambda count: count)
-
-        class args:
-            world_size, device = 2, torch.device("cpu")
-
-    trainer: Any = Alone()
+    trainer = Stub(SimpleNamespace(gather=lambda count: count))
     assert trainer.agree(0) == 1
     assert trainer.agree(3) == 3
+
+
+@pytest.mark.parametrize("kind", [DistributedType.MULTI_CPU, DistributedType.DEEPSPEED])
+@pytest.mark.parametrize("due", [True, False])
+def test_gradients_synchronise_once_a_step(kind: DistributedType, due: bool) -> None:
+    """Kills: a synchronisation at every pack (the same gradients, n times the traffic; under DeepSpeed n optimizer
+    steps), and a `sync_gradients` that is not put back, which skips the optimizer step."""
+    entered: list[bool] = []
+
+    @contextmanager
+    def no_sync(model: Any) -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    state = GradientState()
+    state._set_sync_gradients(due)
+    accelerator = SimpleNamespace(gradient_state=state, distributed_type=kind, no_sync=no_sync)
+    around = Stub(accelerator).around(torch.nn.Identity())
+    seen = []
+    for last in (False, False, True):
+        with around(last):
+            seen.append(state.sync_gradients)
+        assert state.sync_gradients is due
+    assert seen == [False, False, due]
+    assert len(entered) == (2 if due and kind != DistributedType.DEEPSPEED else 0)
+    state._set_sync_gradients(True)

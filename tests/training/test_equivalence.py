@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.training.runs import Trajectory, distance, lora, moved, pairs, tiny, train, vrpo_config
+from vrpo.data.collate import pairs_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import preference_loss
 from vrpo.training.preference import VRPOTrainer, frozen_copy
@@ -35,12 +36,9 @@ def test_accumulation_is_batching(tmp_path: Path, count: int, adapter: bool) -> 
 
 
 def test_accumulated_batches_of_unequal_size(tmp_path: Path) -> None:
-    """7 pairs as 4 + 3 against (3 + 1) + (2 + 1): kills the weighting of micro-batches instead of pairs.
-
-    With batches of 3 the windows are {3, 3} and {1}; so compare 6 + 1.
-    """
-    at_once = run(tmp_path / "a", 7, per_device_train_batch_size=6)
-    in_parts = run(tmp_path / "b", 7, per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    """7 pairs at once against 4 + 3. Kills: micro-batches that weigh the same, where pairs should."""
+    at_once = run(tmp_path / "a", 7, per_device_train_batch_size=7)
+    in_parts = run(tmp_path / "b", 7, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     assert distance(at_once, in_parts) < TOLERANCE
 
 
@@ -105,8 +103,6 @@ class AllGraphs(VRPOTrainer):
     """The same trainer with every graph alive at once."""
 
     def batch_backward(self, policy: Any, batch: Any, scale: float) -> Tensor:
-        from vrpo.data.collate import pairs_of
-
         tokens, structure = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
         draws = self.args.sampling_plan(self.args.num_times)(tokens, structure)
         step = preference_loss(policy, self.reference(policy), tokens, structure, draws, self.args.objective())

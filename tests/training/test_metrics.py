@@ -75,13 +75,15 @@ def standing(
     return trainer, [line for line in trainer.state.log_history if "loss" in line]
 
 
-@pytest.mark.parametrize(("batch", "steps"), [(6, 1), (2, 3), (1, 6), (4, 2)])
-def test_values(tmp_path: Path, batch: int, steps: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "steps", "logged"), [(6, 1, 1), (2, 3, 1), (1, 6, 1), (4, 2, 1), (2, 1, 3), (1, 1, 6)]
+)
+def test_values(tmp_path: Path, batch: int, steps: int, logged: int) -> None:
     """One window over all pairs, batched and accumulated in any way. Kills: the last micro-batch alone; means of means
     over batches of unequal size (4 + 2); rewards without beta; a variance that forgets the number of draws; draws
-    counted with padding."""
+    counted with padding; draws that depend on the step instead of the epoch."""
     policy = tiny(seed=1)
-    fields = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+    fields = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps, "logging_steps": logged}
     _, log = standing(tmp_path, policy, **fields)
     wanted = expected(policy, tiny(), 6, DRAWS)
     assert len(log) == 1

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from vrpo.commands.config_file import Parser, with_config
 from vrpo.decoding.decode import Generation, generate
 from vrpo.models.load import load
 
 
 def generate_command(argv: Sequence[str]) -> None:
     """Answer prompts with a diffusion language model (semi-autoregressive low-confidence remasking)."""
-    args = _parser().parse_args(_with_config(list(argv)))
+    args = _parsed(argv)
     prompts = _prompts(args)
     denoiser = load(
         args.model_name_or_path,
@@ -44,8 +44,13 @@ def generate_command(argv: Sequence[str]) -> None:
     _write(prompts, answers, args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vrpo generate", description=generate_command.__doc__, allow_abbrev=False)
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    return parser.parse_args(with_config(parser, argv))
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="vrpo generate", description=generate_command.__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--config", help="YAML file of these fields; the command line overrides it.")
     add("--model_name_or_path", required=True, help="Hub name or folder, official layout or an adapter of ours.")
@@ -68,32 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--attn_implementation", help="sdpa, eager, flex_attention.")
     add("--output", type=Path, help="Write JSON lines here instead of text on the terminal.")
     return parser
-
-
-def _with_config(argv: list[str]) -> list[str]:
-    """The arguments of the YAML file named by --config, then the given ones."""
-    flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flag.add_argument("--config", type=Path)
-    path = flag.parse_known_args(argv)[0].config
-    if path is None:
-        return argv
-    if not path.is_file():
-        raise ValueError(f"--config {path}: no such file")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping of fields to values")
-    known = {action.dest for action in _parser()._actions}
-    unknown = sorted(set(content) - known)
-    if unknown:
-        raise ValueError(f"{path}: unknown field {unknown[0]!r}")
-    given: list[str] = []
-    for name, value in content.items():
-        if value is True:
-            given.append(f"--{name}")
-        elif value is not False and value is not None:
-            for item in value if isinstance(value, list) else [value]:
-                given += [f"--{name}", str(item)]
-    return given + argv
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:

@@ -10,11 +10,11 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers.trainer_utils import get_last_checkpoint
 
+from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
 from vrpo.data.sources import load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
-from vrpo.training.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
 from vrpo.training.base import DiffusionTrainer
 from vrpo.training.config import DiffusionConfig, SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
@@ -66,11 +66,9 @@ def run(trainer: DiffusionTrainer) -> None:
         if checkpoint is None:
             raise ValueError(f"--resume_from_checkpoint true: {args.folder} holds no checkpoint")
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
     trainer.save_state()
     trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.save_model()  # uploads too, with push_to_hub
 
 
 def datasets(data: DataArguments, config: DiffusionConfig) -> tuple[Dataset, Dataset | None]:

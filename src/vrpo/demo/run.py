@@ -1,6 +1,5 @@
 """The demo from end to end. Reads top to bottom: imitate, sample, judge, align, compare."""
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from vrpo.commands.config_file import Parser
 from vrpo.decoding.decode import generate
 from vrpo.demo.report import paired_difference, results_table, wilson
 from vrpo.demo.task import LENGTH, problems, right_bases, student_answers
@@ -32,7 +32,7 @@ class Settings:
 
     pretrain_steps: int = 150
     pretrain_batch: int = 128
-    collect: int = 2000
+    collect: int = 3000
     evaluate: int = 1000
     num_times: int = 4
     batch: int = 32
@@ -45,7 +45,7 @@ class Settings:
 
 def demo(argv: Sequence[str]) -> None:
     """Train a small model on careless students' work, align it with VRPO on judged pairs of its answers, compare."""
-    parser = argparse.ArgumentParser(prog="vrpo demo", description=demo.__doc__)
+    parser = Parser(prog="vrpo demo", description=demo.__doc__)
     parser.add_argument("--output_dir", default="demo", help="Where checkpoints, logs, table and picture go.")
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"(default {value})")

@@ -1,6 +1,6 @@
 """The demo's task: the complementary DNA strand, learnt from careless students.
 
-Every base has its partner: A-T and C-G. A careless student copies a base three times out of four instead of writing its
+Every base has its partner: A-T and C-G. A careless student copies a base seven times out of ten instead of writing its
 partner. A model that imitates students imitates the mistake: it knows the partner, and mostly writes the copy. A
 verifier that counts right bases can tell which of two answers is better, even when neither is right. That is what
 preferences are made of, and more than the preferred answers themselves contain.
@@ -15,8 +15,8 @@ from torch import Tensor
 from vrpo.draws import fold, uniform
 
 BASES = "ACGT"
-LENGTH = 10
-CARELESS = 0.75  # probability that a student copies a base
+LENGTH = 8
+CARELESS = 0.7  # probability that a student copies a base
 _STRAND, _STUDENT = 1, 2
 
 

@@ -1,19 +1,14 @@
-"""Command-line and YAML arguments: one flat namespace over several dataclasses, as in TRL.
-
-Precedence: command line over YAML over defaults. A YAML key that no field has is an error that names file and key.
-"""
+"""Fields of the training commands: one flat namespace over several dataclasses, as in TRL."""
 
 import argparse
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from vrpo.commands.config_file import Parser, with_config
 from vrpo.training.config import DiffusionConfig
 
 _COMMON = (  # fields of transformers.TrainingArguments that --help shows; --help_all shows all of them
@@ -100,31 +95,25 @@ class ScratchArguments:
     tie_embeddings: bool = field(default=False, metadata={"help": "Share embedding and head weights."})
 
 
+class FieldParser(HfArgumentParser, Parser):
+    """transformers' parser of dataclasses, with one-line errors."""
+
+
 def parse(classes: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
     """Instances of the dataclasses from `--config file.yaml` and `--field value` arguments.
 
     Raises:
-        ValueError: the YAML file has a key that no field has, or is not a mapping.
+        ValueError: an argument or a field of the file is unknown or has a wrong type.
     """
-    parser = HfArgumentParser(list(classes), prog=prog, description=description, allow_abbrev=False)
+    parser = FieldParser(list(classes), prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of fields; the command line overrides it.")
     parser.add_argument("--help_all", action="store_true", help="Also show every field of transformers' arguments.")
-    argv = list(argv)
-    if "--help_all" not in argv:
-        _hide_rare(parser)
-    else:
+    if "--help_all" in argv:
         argv = ["--help"]
-    config, _ = _config_flag().parse_known_args(argv)
-    if config.config is not None:
-        _apply_yaml(parser, Path(config.config))
-    *values, _rest = parser.parse_args_into_dataclasses(argv)
+    else:
+        _hide_rare(parser)
+    *values, _rest = parser.parse_args_into_dataclasses(with_config(parser, argv))
     return tuple(values)
-
-
-def _config_flag() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    return parser
 
 
 def _hide_rare(parser: argparse.ArgumentParser) -> None:
@@ -133,19 +122,3 @@ def _hide_rare(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if action.dest in rare or (action.option_strings and action.option_strings[0].startswith("--no_")):
             action.help = argparse.SUPPRESS
-
-
-def _apply_yaml(parser: argparse.ArgumentParser, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"--config {path}: no such file")
-    content = yaml.safe_load(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a mapping of fields to values")
-    actions = {action.dest: action for action in parser._actions}
-    for key, value in content.items():
-        if key not in actions or key in ("config", "help", "help_all"):
-            close = difflib.get_close_matches(str(key), actions, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{path}: unknown field {key!r}{hint}")
-        actions[key].required = False
-        parser.set_defaults(**{key: value})
