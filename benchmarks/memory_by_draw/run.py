@@ -4,8 +4,8 @@
 
 Every figure comes from a fresh process: the model is loaded and the optimizer's state made by one small step; then the
 resident peak counter is reset, one full step (values, reference, backward, AdamW) runs, and the peak above what was
-resident is read (VmHWM of /proc, so Linux). MALLOC_MMAP_THRESHOLD_ is fixed at 64 KiB, so that the C library gives freed
-tensors back instead of keeping them in a fragmented heap. Writes result.json and the table of README.md.
+resident is read (VmHWM of /proc, so Linux). MALLOC_MMAP_THRESHOLD_ is fixed at 64 KiB, so that the C library gives
+freed tensors back instead of keeping them in a fragmented heap. Writes result.json and the table of README.md.
 """
 
 import argparse

@@ -4,7 +4,8 @@
 
 FOLDER holds train.jsonl.gz and eval.jsonl.gz (a subset of UltraFeedback-binarized; prompt, chosen, rejected). Stages:
 `sft` (the model that all arms start from), `grid` (learning rate and beta of each arm on a validation split of the
-training prompts), `arms` (on all training pairs, evaluated on the eval split), `report`. What is finished is not run again.
+training prompts), `arms` (on all training pairs, evaluated on the eval split), `report`. What is
+finished is not run again.
 """
 
 import argparse
@@ -21,8 +22,8 @@ RATES = ("3e-5", "1e-4", "3e-4")
 BETAS = ("0.05", "0.2")
 GRID_STEPS = 8  # optimizer steps of a grid run: 128 pairs
 # Per pair and draw, F being one forward pass of one answer: a preference step costs 2 x (policy F + reference F +
-# policy 3F) = 10F, an SFT step 3F on the chosen answer. So naive_same_passes has the passes of vrpo, and three epochs of
-# SFT have about its FLOPs.
+# policy 3F) = 10F, an SFT step 3F on the chosen answer. So naive_same_passes has the passes of vrpo, and three epochs
+# of SFT have about its FLOPs.
 ARMS = {
     "vrpo": {"num_times": 8, "share_draws": "true", "num_train_epochs": 1},
     "naive_same_steps": {"num_times": 1, "share_draws": "false", "num_train_epochs": 1},

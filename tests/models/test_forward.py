@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.build import Row, make_tokens
 from vrpo.draws import FixedCount
 from vrpo.losses import DPO
+from vrpo.models import hf
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, load
 from vrpo.preference import backward_by_draw
@@ -179,3 +180,21 @@ def test_gradient_checkpointing_changes_no_gradient(golden: Path) -> None:
     assert runs == [1, 2]
     for name, gradient in results[0].items():
         torch.testing.assert_close(results[1][name], gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_the_head_in_chunks_is_the_head(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: chunks dropped or out of order. No more rows than a chunk reach the head at a time, in backward either."""
+    results, sizes = [], []
+    for chunk in (256, 3):
+        monkeypatch.setattr(hf, "HEAD_CHUNK", chunk)
+        denoiser = load(golden / "llada_dense", dtype=torch.float64)
+        rows: list[int] = []
+        denoiser.module.lm_head.register_forward_hook(lambda *hook, rows=rows: rows.append(len(hook[1][0])))
+        logp = denoiser(**batch(make_tokens(ROWS)))
+        logp.square().sum().backward()
+        results.append((logp.detach(), gradients(denoiser.module)))
+        sizes.append(max(rows))
+    assert sizes[0] > 3 == sizes[1]
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-12, atol=1e-12)

@@ -316,7 +316,21 @@ MODELS = [
     Mutant(
         "head on all positions",
         "models/hf.py",
-        (("self.lm_head(hidden[scored])", "self.lm_head(hidden)[scored]"),),
+        (
+            ("hidden[scored].split(", "hidden.flatten(0, 1).split("),
+            ("input_ids[scored].split(", "input_ids.flatten().split("),
+            ("self._logp(*part) for part in parts])", "self._logp(*part) for part in parts])[scored.flatten()]"),
+            ("use_reentrant=False) for part in parts])", "use_reentrant=False) for part in parts])[scored.flatten()]"),
+        ),
+        FORWARD,
+    ),
+    Mutant(
+        "only the first chunk of the head",
+        "models/hf.py",
+        (
+            ("_logp(*part) for part in parts])", "_logp(*part) for part in [*parts][:1]])"),
+            ("False) for part in parts])", "False) for part in [*parts][:1]])"),
+        ),
         FORWARD,
     ),
     Mutant(
