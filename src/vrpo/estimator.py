@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vrpo.draws import Enumerate
-from vrpo.types import Denoiser, Draws, Estimate, Tokens
+from vrpo.types import AnyDraws, AnyTokens, Denoiser, Estimate, Tokens
 
 Pack = Int[Tensor, "_ 2"]  # (row, draw) items that share one call of the denoiser
 Agree = Callable[[int], int]  # from this process's number of packs to the number that all processes run
 
 
 def elbo(
-    denoiser: Denoiser, tokens: Tokens, draws: Draws, *, max_tokens: int | None = None, agree: Agree = int
+    denoiser: Denoiser, tokens: AnyTokens, draws: AnyDraws, *, max_tokens: int | None = None, agree: Agree = int
 ) -> Estimate:
     """Estimate B(y | x) = E_m E_S (L / m) sum_{i in S} log p(y_i | y without S, x) for every row (Eq. 14-15 and 5-6).
 
@@ -29,7 +29,7 @@ def elbo(
         max_tokens: tokens (padding included) per call of the denoiser; None: as many as one draw of every row.
         agree: makes the number of calls equal across processes, where calls communicate (FSDP, ZeRO).
     """
-    packs = plan_packs(tokens, draws, draws.scored.any(-1), max_tokens, agree)
+    packs = plan_packs(tokens, draws, draws.in_use, max_tokens, agree)
     return Estimate(terms_of(denoiser, tokens, draws, packs), draws.group)
 
 
@@ -39,53 +39,43 @@ def exact_elbo(denoiser: Denoiser, tokens: Tokens, *, max_length: int = 12) -> E
 
 
 def plan_packs(
-    tokens: Tokens, draws: Draws, keep: Bool[Tensor, "N K"], max_tokens: int | None, agree: Agree = int
+    tokens: AnyTokens, draws: AnyDraws, keep: Bool[Tensor, "N K"], max_tokens: int | None, agree: Agree = int
 ) -> list[Pack]:
     """Group the kept (row, draw) items by length into packs of at most `max_tokens` tokens, padding included.
 
     Items of similar length share a pack, so little padding is computed. Every pack holds at least one item. If `agree`
     asks for more packs than there is work for, the surplus packs are empty.
     """
-    budget = tokens.attention.numel() if max_tokens is None else max_tokens
+    budget = len(tokens.size) * int(tokens.size.max()) if max_tokens is None else max_tokens
     items = keep.nonzero().cpu()
-    width = tokens.attention.sum(-1).cpu()[items[:, 0]]
+    width = tokens.size.cpu()[items[:, 0]]
     width, order = width.sort(descending=True, stable=True)
     packs, start = [], 0
     while start < len(items):
         size = max(1, budget // int(width[start]))
-        packs.append(items[order[start : start + size]].to(tokens.ids.device))
+        packs.append(items[order[start : start + size]].to(keep.device))
         start += size
     surplus = agree(len(packs)) - len(packs)
-    return packs + [items[:0].to(tokens.ids.device)] * surplus
+    return packs + [items[:0].to(keep.device)] * surplus
 
 
-def terms_of(denoiser: Denoiser, tokens: Tokens, draws: Draws, packs: list[Pack]) -> Float[Tensor, "N K"]:
+def terms_of(denoiser: Denoiser, tokens: AnyTokens, draws: AnyDraws, packs: list[Pack]) -> Float[Tensor, "N K"]:
     """The terms of all items in the packs; 0 elsewhere."""
-    terms = torch.zeros(draws.group.shape, dtype=draws.weight.dtype, device=tokens.ids.device)
+    terms = torch.zeros(draws.group.shape, dtype=torch.float64, device=draws.group.device)
     for pack in packs:
         values = pack_terms(denoiser, tokens, draws, pack)
         terms = terms.index_put((pack[:, 0], pack[:, 1]), values, accumulate=True)
     return terms
 
 
-def pack_terms(denoiser: Denoiser, tokens: Tokens, draws: Draws, pack: Pack) -> Float[Tensor, " _"]:
+def pack_terms(denoiser: Denoiser, tokens: AnyTokens, draws: AnyDraws, pack: Pack) -> Float[Tensor, " _"]:
     """The terms of the items of one pack: sum_i weight_i * log p(y_i | what the draw left visible).
 
-    Columns that no item of the pack attends to are cut off. An empty pack still calls the denoiser, on the first item
-    and without a result, so that processes that must call it equally often do.
+    An empty pack still calls the denoiser, on the first item and without a result, so that processes that must call it
+    equally often do.
     """
-    row, draw = (pack if len(pack) else pack.new_zeros(1, 2)).unbind(1)
-    attention = tokens.attention[row]
-    column = attention.any(0).nonzero()
-    cut = slice(int(column[0]), int(column[-1]) + 1)
-    weight = draws.weight[row, draw][:, cut]
-    scored = weight != 0
-    logp = denoiser(
-        input_ids=tokens.ids[row][:, cut],
-        attention_mask=attention[:, cut],
-        masked=draws.masked[row, draw][:, cut],
-        scored=scored,
-    )
-    values = torch.zeros(len(row), dtype=weight.dtype, device=weight.device)
-    values = values.index_add(0, scored.nonzero()[:, 0], logp.to(weight.dtype) * weight[scored])
-    return values[: len(pack)]
+    items = pack if len(pack) else pack.new_zeros(1, 2)
+    arguments, weight = draws.inputs(tokens, items)
+    values = denoiser(**arguments).to(weight.dtype) * weight[weight != 0]
+    terms = weight.new_zeros(len(items)).index_add(0, weight.nonzero()[:, 0], values)
+    return terms[: len(pack)]

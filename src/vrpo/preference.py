@@ -16,7 +16,7 @@ from torch import Tensor
 from vrpo.estimator import Agree, elbo, pack_terms, plan_packs, terms_of
 from vrpo.losses import Objective
 from vrpo.reference import Reference
-from vrpo.types import Denoiser, Draws, Structure, Tokens
+from vrpo.types import AnyDraws, AnyTokens, Denoiser, Structure
 
 Backward = Callable[[Float[Tensor, ""]], None]  # differentiates a scalar into the parameters' .grad
 Around = Callable[[bool], AbstractContextManager[object]]  # (is it the last backward of the step?) -> its context
@@ -34,9 +34,9 @@ class Step:
 def preference_loss(
     policy: Denoiser,
     reference: Reference,
-    tokens: Tokens,
+    tokens: AnyTokens,
     structure: Structure,
-    draws: Draws,
+    draws: AnyDraws,
     objective: Objective,
     *,
     max_tokens: int | None = None,
@@ -51,9 +51,9 @@ def preference_loss(
 def backward_by_draw(
     policy: Denoiser,
     reference: Reference,
-    tokens: Tokens,
+    tokens: AnyTokens,
     structure: Structure,
-    draws: Draws,
+    draws: AnyDraws,
     objective: Objective,
     *,
     max_tokens: int | None = None,
@@ -77,7 +77,7 @@ def backward_by_draw(
         around: context of each pack's forward and backward, given whether it is the last one: where a trainer defers
             the synchronisation of gradients.
     """
-    packs = plan_packs(tokens, draws, draws.scored.any(-1), max_tokens, agree)
+    packs = plan_packs(tokens, draws, draws.in_use, max_tokens, agree)
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
     with torch.no_grad():
         policy_terms = terms_of(policy, tokens, draws, packs)
@@ -85,7 +85,7 @@ def backward_by_draw(
     loss = objective(leaf, reference_terms, structure)
     (slope,) = torch.autograd.grad(loss, leaf)
 
-    packs = plan_packs(tokens, draws, (slope != 0) & draws.scored.any(-1), max_tokens, agree)
+    packs = plan_packs(tokens, draws, (slope != 0) & draws.in_use, max_tokens, agree)
     for index, pack in enumerate(packs):
         with around(index == len(packs) - 1):
             terms = pack_terms(policy, tokens, draws, pack)

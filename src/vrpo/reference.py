@@ -6,7 +6,7 @@ A reference is a function of (tokens, draws), because sharing noise with the pol
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vrpo.draws import rekeyed
 from vrpo.estimator import Agree, elbo
-from vrpo.types import Denoiser, Draws, Plan, Structure, Tokens
+from vrpo.types import AnyDraws, AnyTokens, Denoiser, Plan, Structure
 
 
 @runtime_checkable
@@ -23,8 +23,8 @@ class Reference(Protocol):
 
     def __call__(
         self,
-        tokens: Tokens,
-        draws: Draws,
+        tokens: AnyTokens,
+        draws: AnyDraws,
         structure: Structure,
         *,
         max_tokens: int | None = None,
@@ -46,8 +46,8 @@ class FrozenReference:
 
     def __call__(
         self,
-        tokens: Tokens,
-        draws: Draws,
+        tokens: AnyTokens,
+        draws: AnyDraws,
         structure: Structure,
         *,
         max_tokens: int | None = None,
@@ -66,8 +66,8 @@ class IndependentReference:
 
     def __call__(
         self,
-        tokens: Tokens,
-        draws: Draws,
+        tokens: Any,
+        draws: AnyDraws,
         structure: Structure,
         *,
         max_tokens: int | None = None,
@@ -85,8 +85,8 @@ class GivenReference:
 
     def __call__(
         self,
-        tokens: Tokens,
-        draws: Draws,
+        tokens: AnyTokens,
+        draws: AnyDraws,
         structure: Structure,
         *,
         max_tokens: int | None = None,
@@ -103,11 +103,11 @@ class NoReference:
 
     def __call__(
         self,
-        tokens: Tokens,
-        draws: Draws,
+        tokens: AnyTokens,
+        draws: AnyDraws,
         structure: Structure,
         *,
         max_tokens: int | None = None,
         agree: Agree = int,
     ) -> Float[Tensor, "N 0 K"]:
-        return draws.weight.new_zeros(len(draws.group), 0, draws.group.shape[1])
+        return torch.zeros(len(draws.group), 0, draws.group.shape[1], dtype=torch.float64, device=draws.group.device)

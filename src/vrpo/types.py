@@ -9,7 +9,7 @@ probabilities (estimator.py), any randomness (draws.py), any knowledge of a mode
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,6 +36,11 @@ class Tokens:
         """Number of response positions per row."""
         return self.response.sum(-1)
 
+    @property
+    def size(self) -> Int[Tensor, " N"]:
+        """What a row costs a call of the denoiser: its attended tokens."""
+        return self.attention.sum(-1)
+
     def to(self, device: torch.device | str) -> "Tokens":
         return Tokens(*(value.to(device) for value in (self.ids, self.response, self.attention, self.key)))
 
@@ -57,6 +62,47 @@ class Draws:
     @property
     def scored(self) -> Bool[Tensor, "N K L"]:
         return self.weight != 0
+
+    @property
+    def in_use(self) -> Bool[Tensor, "N K"]:
+        """Which draws score anything."""
+        return self.scored.any(-1)
+
+    def inputs(self, tokens: Tokens, items: Int[Tensor, "B 2"]) -> tuple[dict[str, Tensor], Float[Tensor, "B C"]]:
+        """What a denoiser is called with for these (row, draw) items, and the weights of what it returns: one value per
+        non-zero weight, row-major. Columns that no item attends to are cut off."""
+        row, draw = items.unbind(1)
+        column = tokens.attention[row].any(0).nonzero()
+        cut = slice(int(column[0]), int(column[-1]) + 1)
+        weight = self.weight[row, draw][:, cut]
+        arguments = {
+            "input_ids": tokens.ids[row][:, cut],
+            "attention_mask": tokens.attention[row][:, cut],
+            "masked": self.masked[row, draw][:, cut],
+            "scored": weight != 0,
+        }
+        return arguments, weight
+
+
+@runtime_checkable
+class AnyTokens(Protocol):
+    """What the core asks of rows. `Tokens` of masked diffusion; latents of continuous diffusion (docs/design.md)."""
+
+    @property
+    def size(self) -> Int[Tensor, " N"]: ...
+
+
+@runtime_checkable
+class AnyDraws(Protocol):
+    """What the core asks of draws: how many, how they depend on each other, and what the denoiser is called with."""
+
+    @property
+    def group(self) -> Int[Tensor, "N K"]: ...
+
+    @property
+    def in_use(self) -> Bool[Tensor, "N K"]: ...
+
+    def inputs(self, tokens: Any, items: Int[Tensor, "B 2"]) -> tuple[dict[str, Tensor], Float[Tensor, "B C"]]: ...
 
 
 @dataclass(frozen=True)
@@ -115,8 +161,6 @@ class Structure(Protocol):
     @property
     def imitated(self) -> Int[Tensor, " M"]: ...
 
-    def __len__(self) -> int: ...
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -127,9 +171,6 @@ class Rows:
     @property
     def imitated(self) -> Int[Tensor, " N"]:
         return torch.arange(len(self.length), device=self.length.device)
-
-    def __len__(self) -> int:
-        return len(self.length)
 
 
 @dataclass(frozen=True)
@@ -144,9 +185,6 @@ class Pairs:
     def imitated(self) -> Int[Tensor, " P"]:
         """The rows that a supervised term imitates: the chosen ones."""
         return self.chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
 
 
 @runtime_checkable

@@ -185,11 +185,11 @@ CORE = [
     ),
     Mutant(
         "prompt hidden from the model",
-        "estimator.py",
+        "types.py",
         (
             (
-                "masked=draws.masked[row, draw][:, cut]",
-                "masked=(draws.masked[row, draw] | ~tokens.response[row])[:, cut]",
+                '"masked": self.masked[row, draw][:, cut]',
+                '"masked": (self.masked[row, draw] | ~tokens.response[row])[:, cut]',
             ),
         ),
         ESTIMATOR,
@@ -208,13 +208,13 @@ CORE = [
     Mutant(
         "mean over tokens instead of sum",
         "estimator.py",
-        (("return values[: len(pack)]", "return (values / scored.sum(-1).clamp(min=1))[: len(pack)]"),),
+        (("return terms[: len(pack)]", "return (terms / (weight != 0).sum(-1).clamp(min=1))[: len(pack)]"),),
         ESTIMATOR,
     ),
     Mutant(
         "padding attended by the estimator",
-        "estimator.py",
-        (("attention_mask=attention[:, cut]", "attention_mask=torch.ones_like(attention[:, cut])"),),
+        "types.py",
+        (("tokens.attention[row][:, cut]", "torch.ones_like(tokens.attention[row][:, cut])"),),
         ESTIMATOR,
     ),
     Mutant(

@@ -40,7 +40,7 @@ def pair_metrics(step: Step, pairs: Pairs, draws: Draws, beta: float, *, common:
         "elbo/chosen_change": change[chosen],
         "elbo/rejected_change": change[rejected],
         "score/saturated": (score.abs() > SATURATED).double(),
-        "draws/per_pair": draws.scored.any(-1).sum(-1)[chosen].double() + draws.scored.any(-1).sum(-1)[rejected],
+        "draws/per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected]).double(),
     }
     if int(draws.group.max()) >= 1:
         columns["score/variance"] = beta**2 * _margin_variance(policy, reference, pairs, draws.group, common)
