@@ -31,7 +31,7 @@ VRPO = [
     {"learning_rate": 5e-4, "beta": 0.3, "sft_coef": 0.0, "batch": 8},
     {"learning_rate": 1e-3, "beta": 1.0, "sft_coef": 0.0, "batch": 8},
 ]
-CONTROL = [{"sft_learning_rate": rate} for rate in (5e-4, 1e-3, 2e-3)]
+CONTROL = [{"sft_learning_rate": rate, **size} for size in ({}, {"batch": 8}) for rate in (5e-4, 1e-3, 2e-3)]
 
 
 def measure(arm: str, point: dict[str, float], runs: Path) -> dict[str, object]:

@@ -20,6 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RATES = ("3e-5", "1e-4", "3e-4")
 BETAS = ("0.05", "0.2")
+EVALUATIONS = 5  # of each arm while it trains
 GRID_STEPS = 8  # optimizer steps of a grid run: 128 pairs
 # Per pair and draw, F being one forward pass of one answer: a preference step costs 2 x (policy F + reference F +
 # policy 3F) = 10F, an SFT step 3F on the chosen answer. So naive_same_passes has the passes of vrpo, and three epochs
@@ -138,38 +139,14 @@ def run_arms(data: Path, runs: Path, workers: int) -> None:
         steps = -(-pairs // 16) * int(ARMS[name]["num_train_epochs"])  # type: ignore[call-overload]
         settings = {"dataset_name": data, "dataset_train_split": "train", **best(name, grid[name])}
         if name == "sft_chosen":
-            settings |= {"save_strategy": "steps", "save_steps": steps // 8, "save_only_model": "true"}
+            settings |= {"save_strategy": "steps", "save_steps": steps // EVALUATIONS, "save_only_model": "true"}
         else:
             settings |= {"dataset_test_split": "eval", "eval_on_start": "true", "eval_strategy": "steps"}
-            settings |= {"eval_steps": steps // 8}
+            settings |= {"eval_steps": steps // EVALUATIONS}
         arm(name, data, runs, runs / "arms" / name, settings)
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, ARMS))
-
-
-def evaluate_control(data: Path, runs: Path, beta: str) -> list[dict[str, float]]:
-    """The control's checkpoints as policies against the base, on the same evaluation pairs and draws as the others."""
-    import torch
-    import yaml
-
-    from vrpo import VRPOConfig, VRPOTrainer, load
-    from vrpo.data.sources import load_rows
-
-    path = runs / "arms" / "sft_chosen" / "evaluation.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    rows = load_rows(str(data), split="eval")
-    folders = sorted((runs / "arms" / "sft_chosen").glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
-    fields = yaml.safe_load((HERE / "preference.yaml").read_text())
-    found = []
-    for folder in folders:
-        config = VRPOConfig(**fields, beta=float(beta), output_dir=str(runs / "arms" / "evaluation"))
-        policy, reference = (load(name, dtype=torch.float32) for name in (folder, runs / "base"))
-        metrics = VRPOTrainer(policy, ref_model=reference, args=config, eval_dataset=rows).evaluate()
-        found.append({"step": int(folder.name.split("-")[1]), **metrics})
-    path.write_text(json.dumps(found))
-    return found
 
 
 if __name__ == "__main__":
@@ -186,3 +163,8 @@ if __name__ == "__main__":
         run_grid(arguments.data, arguments.runs, arguments.workers)
     if arguments.stage in ("all", "arms"):
         run_arms(arguments.data, arguments.runs, arguments.workers)
+    if arguments.stage in ("all", "report"):
+        from report import report
+
+        grid = grid_results(arguments.runs)
+        report(arguments.data, arguments.runs, grid, {name: best(name, grid[name]) for name in ARMS})

@@ -35,9 +35,9 @@ class Settings:
     collect: int = 3000
     evaluate: int = 1000
     num_times: int = 4
-    batch: int = 32
-    beta: float = 1.0
-    learning_rate: float = 1e-3
+    batch: int = 8
+    beta: float = 0.3
+    learning_rate: float = 5e-4
     sft_learning_rate: float = 1e-3
     sft_coef: float = 0.0
     seed: int = 0
@@ -103,7 +103,7 @@ def trainer_settings(settings: Settings, folder: Path, **fields: Any) -> dict[st
         "output_dir": str(folder),
         "seed": settings.seed,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 10,
+        "warmup_steps": 10.0,
         "weight_decay": 0.01,
         "adam_beta2": 0.95,
         "save_strategy": "no",
@@ -133,7 +133,7 @@ def imitate_students(settings: Settings, folder: Path) -> HFDenoiser:
             max_steps=settings.pretrain_steps,
             per_device_train_batch_size=settings.pretrain_batch,
             learning_rate=2e-3,
-            logging_steps=25,
+            logging_steps=25.0,
         )
     )
     finish(SFTTrainer(denoiser, args=config, train_dataset=Dataset.from_list(rows)))
@@ -183,14 +183,14 @@ def align(base: Path, pairs: list[dict[str, Any]], settings: Settings, folder: P
         **trainer_settings(
             settings,
             folder,
-            num_train_epochs=1,
+            num_train_epochs=1.0,
             per_device_train_batch_size=settings.batch,
             learning_rate=settings.learning_rate,
             beta=settings.beta,
             sft_coef=settings.sft_coef,
             num_times=settings.num_times,
             max_tokens_per_forward=8192,
-            logging_steps=1,
+            logging_steps=1.0,
         )
     )
     finish(VRPOTrainer(load(base, dtype=torch.float32), args=config, train_dataset=Dataset.from_list(pairs)))
@@ -204,11 +204,11 @@ def imitate_chosen(base: Path, pairs: list[dict[str, Any]], settings: Settings, 
         **trainer_settings(
             settings,
             folder,
-            num_train_epochs=epochs,
+            num_train_epochs=float(epochs),
             per_device_train_batch_size=settings.batch,
             learning_rate=settings.sft_learning_rate,
             num_times=settings.num_times,
-            logging_steps=1,
+            logging_steps=1.0,
         )
     )
     rows = Dataset.from_list([{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
