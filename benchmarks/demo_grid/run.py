@@ -46,6 +46,36 @@ def measure(arm: str, point: dict[str, float], runs: Path) -> dict[str, object]:
     return {"arm": arm, "point": point, "all_right": wilson(right), "right_bases": bases}
 
 
+def report(results: list[dict]) -> str:
+    rows = []
+    for entry in sorted(results, key=lambda entry: (entry["arm"], -entry["all_right"]["mean"], -entry["right_bases"])):
+        settings = ", ".join(f"{name} {value:g}" for name, value in entry["point"].items())
+        right = entry["all_right"]
+        rows.append(
+            f"| {entry['arm']} | {settings} | {right['mean']:.3f} [{right['low']:.3f}, {right['high']:.3f}] "
+            f"| {entry['right_bases']:.3f} |"
+        )
+    head = "| arm | settings (batch 32 unless stated) | strands all right [95 %] | right bases |"
+    introduction = (__doc__ or "").split("\n\n")
+    return "\n".join(
+        [
+            "# The grid behind the demo's defaults",
+            "",
+            introduction[0],
+            introduction[2].split(". Writes")[0].replace("\n", " ") + ".",
+            "",
+            "One run per line, greedy decoding, 1,000 validation problems. The number of optimizer steps (the batch)",
+            "matters more than the rest; the largest rate with beta 0.1 or 1 broke the model (no answer right at all).",
+            "No rate lets imitation of the preferred answers write a right strand: most of their bases are copies too.",
+            "",
+            head,
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/demo_grid"))
@@ -59,4 +89,5 @@ if __name__ == "__main__":
         if not any(entry["arm"] == arm and entry["point"] == point for entry in results):
             results.append(measure(arm, point, runs))
             path.write_text(json.dumps(results, indent=1) + "\n")
+            (HERE / "README.md").write_text(report(results))
             print(results[-1], flush=True)

@@ -17,7 +17,8 @@ def wilson(right: Sequence[bool]) -> dict[str, float]:
     n, share = len(right), sum(right) / len(right)
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return {"mean": share, "low": centre - half, "high": centre + half, "n": n}
+    low, high = min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)  # rounding leaves 0 and 1
+    return {"mean": share, "low": low, "high": high, "n": n}
 
 
 def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, float]:
@@ -37,11 +38,15 @@ def results_table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     bases = results["right_bases"]
     passes = {"base": "", **{name: f"{count:,}" for name, count in results["forward_passes"].items()}}
-    rows = [f"| {label} | {interval(results['accuracy'][name])} | {passes[name]} |" for name, label in _LABELS.items()]
+    sampled = results["sampled_right_bases"]
+    rows = [
+        f"| {label} | {interval(results['accuracy'][name])} | {sampled[name]:.1%} | {passes[name]} |"
+        for name, label in _LABELS.items()
+    ]
     return "\n".join(
         [
-            "| model | right strands, held out [95 % interval] | forward passes |",
-            "|---|---|---|",
+            "| model | right strands, held out, greedy [95 % interval] | right bases, sampled | forward passes |",
+            "|---|---|---|---|",
             *rows,
             "",
             f"VRPO minus before: {interval(results['vrpo_minus_base'])}",

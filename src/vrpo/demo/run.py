@@ -69,17 +69,16 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     passes = align(folder / "base", pairs, settings, folder / "vrpo")
     say("4/5  control: SFT on the preferred answers, for as many forward passes")
     control_passes = imitate_chosen(folder / "base", pairs, settings, folder / "sft_control")
-    say("5/5  held-out problems, greedy decoding")
-    right = {
-        name: answer_test(load(folder / name, dtype=torch.float32), settings, folder / f"answers_{name}.jsonl")
-        for name in ("base", "sft_control", "vrpo")
-    }
+    say("5/5  held-out problems, answered greedily and sampled")
+    models = {name: load(folder / name, dtype=torch.float32) for name in ("base", "sft_control", "vrpo")}
+    right = {name: answer_test(model, settings, folder / f"answers_{name}.jsonl") for name, model in models.items()}
     results = {
         "settings": asdict(settings),
         "pairs": len(pairs),
         "right_bases": {side: mean_right(pairs, side) for side in ("chosen", "rejected")},
         "chosen_all_right": share_right(pairs),
         "forward_passes": {"sft_control": control_passes, "vrpo": passes},
+        "sampled_right_bases": {name: sampled_test(model, settings) for name, model in models.items()},
         "accuracy": {name: wilson(values) for name, values in right.items()},
         "vrpo_minus_base": paired_difference(right["vrpo"], right["base"]),
         "vrpo_minus_sft_control": paired_difference(right["vrpo"], right["sft_control"]),
@@ -190,7 +189,7 @@ def align(base: Path, pairs: list[dict[str, Any]], settings: Settings, folder: P
             sft_coef=settings.sft_coef,
             num_times=settings.num_times,
             max_tokens_per_forward=8192,
-            logging_steps=1.0,
+            logging_steps=10.0,
         )
     )
     finish(VRPOTrainer(load(base, dtype=torch.float32), args=config, train_dataset=Dataset.from_list(pairs)))
@@ -208,7 +207,7 @@ def imitate_chosen(base: Path, pairs: list[dict[str, Any]], settings: Settings, 
             per_device_train_batch_size=settings.batch,
             learning_rate=settings.sft_learning_rate,
             num_times=settings.num_times,
-            logging_steps=1.0,
+            logging_steps=100.0,
         )
     )
     rows = Dataset.from_list([{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
@@ -233,3 +232,11 @@ def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, seed: int 
     ]
     path.write_text("\n".join(lines) + "\n")
     return right
+
+
+def sampled_test(denoiser: HFDenoiser, settings: Settings) -> float:
+    """Share of right bases in answers sampled at temperature 1: what greedy decoding hides below one half."""
+    prompts = problems(TEST, settings.evaluate)
+    answers = answers_of(denoiser, prompts, 1.0, settings.seed)
+    marks = [right_bases(text, answer) for text, answer in zip(prompts, answers, strict=True)]
+    return sum(marks) / len(marks) / LENGTH
