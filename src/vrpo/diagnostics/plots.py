@@ -37,8 +37,16 @@ def demo_picture(folder: Path, results: dict[str, Any]) -> None:
     names = ["base", "sft_control", "vrpo"]
     values = [results["accuracy"][name] for name in names]
     error_bars = [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
-    bars = accuracy.bar(range(3), [v["mean"] for v in values], yerr=error_bars, capsize=6, color=["C7", "C4", "C0"])
-    accuracy.bar_label(bars, fmt="%.2f", label_type="center", color="white", fontsize=12)
-    accuracy.set_xticks(range(3), ["before", "SFT on chosen\n(control)", "VRPO"])
-    accuracy.set(ylim=(0, 1), ylabel="right strands, held out", title="Before and after (95 % intervals)")
+    place = [0.0, 1.0, 2.0]
+    greedy = accuracy.bar(
+        [x - 0.2 for x in place], [v["mean"] for v in values], 0.4, yerr=error_bars, capsize=4, label="strands, greedy"
+    )
+    sampled = accuracy.bar(
+        [x + 0.2 for x in place], [results["sampled_right_bases"][name] for name in names], 0.4, label="bases, sampled"
+    )
+    for bars in (greedy, sampled):
+        accuracy.bar_label(bars, fmt="%.2f", padding=4)
+    accuracy.set_xticks(place, ["before", "SFT on chosen\n(control)", "VRPO"])
+    accuracy.set(ylim=(0, 1.15), ylabel="share right, held out", title="Before and after (95 % intervals)")
+    accuracy.legend(loc="upper left")
     figure.savefig(folder / "demo.png", dpi=120)
