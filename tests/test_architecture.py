@@ -40,7 +40,7 @@ THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import
 }
 CORE = {"types", "draws", "losses", "estimator", "reference", "preference"}
 CORE_IMPORTS = {"torch", "jaxtyping"}
-RANDOM_ROOMS = {"draws.py", "models/tiny.py"}  # and decoding/
+RANDOM_ROOMS = {"draws.py", "models/tiny.py", "models/adapter.py"}  # seeded initialisation; and decoding/
 RANDOM_TORCH = {  # a seeded torch.Generator may be made anywhere above the core, to be passed to decoding/
     "bernoulli",
     "manual_seed",

@@ -40,7 +40,7 @@ def measure(arm: str, point: dict[str, float], runs: Path) -> dict[str, object]:
     folder = runs / "_".join([arm, *(f"{value:g}" for value in point.values())])
     (demo.align if arm == "vrpo" else demo.imitate_chosen)(runs / "base", pairs, settings, folder)
     denoiser = load(folder, dtype=torch.float32)
-    right = demo.answer_test(denoiser, settings, folder / "answers.jsonl", demo.VALIDATE)
+    right = demo.answer_test(denoiser, settings, folder / "answers.jsonl", "validate")
     answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().split("\n") if line]
     bases = sum(demo.right_bases(entry["prompt"], entry["answer"]) for entry in answers) / len(answers) / demo.LENGTH
     return {"arm": arm, "point": point, "all_right": wilson(right), "right_bases": bases}

@@ -1,7 +1,9 @@
 """`vrpo COMMAND ...`: what a command does is in the room it belongs to; here is only the way there."""
 
 import importlib
+import os
 import sys
+import traceback
 
 _COMMANDS = {
     "sft": ("vrpo.commands.train", "sft", "supervised fine-tuning, or pretraining from scratch"),
@@ -29,7 +31,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code. What a user did wrong is one line on stderr and exit code 2."""
+    """Entry point; returns the exit code. What a user did wrong is one line on stderr and exit code 2;
+    with VRPO_TRACEBACK=1 in the environment, its traceback comes first."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -44,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         getattr(importlib.import_module(module), function)(argv[1:])
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        traced = os.environ.get("VRPO_TRACEBACK") == "1"
+        if traced:
+            traceback.print_exc()
+        print(f"error: {error}" + ("" if traced else " (VRPO_TRACEBACK=1 shows where)"), file=sys.stderr)
         return 2
     return 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.data.data_rows import pair, said
 from vrpo.data import load_rows, split_rows, tokenize_preferences
 from vrpo.data import sources as sources_module
+from vrpo.data.sources import is_one_table
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.json", "train.json.gz"])
@@ -55,6 +56,15 @@ def test_ragged_columns_and_metadata(write):
     rows = load_rows(path)
     assert rows.column_names == ["prompt", "chosen", "rejected", "origin", "example_id", "unusable"]
     assert rows["unusable"][:] == [None] * 4
+
+
+def test_a_source_without_splits(write, tmp_path):
+    """Kills: a saved dataset taken for one with splits, a folder of files or a dataset of the hub for one without."""
+    path = write(pair())
+    Dataset.from_list([pair()]).save_to_disk(tmp_path / "one")
+    DatasetDict(train=Dataset.from_list([pair()])).save_to_disk(tmp_path / "several")
+    assert [is_one_table(source) for source in (path, str(tmp_path / "one"))] == [True, True]
+    assert not any(is_one_table(source) for source in (str(tmp_path), str(tmp_path / "several"), "trl-lib/pairs"))
 
 
 def test_extra_columns_on_request(write):

@@ -148,6 +148,17 @@ def test_strings_as_chat(tokenizer):
         supervised(tokenizer, {"text": "ab"}, strings_as_chat=True)
 
 
+def test_strings_as_chat_leaves_messages_alone(tokenizer):
+    """So that one recipe serves rows of either kind. Kills: a column `prompt` demanded of rows that hold messages."""
+    answers = [said("the sky?") + said(colour, first="assistant") for colour in ("blue", "red")]
+    row = dict(zip(("chosen", "rejected"), answers, strict=True))
+    assert preferences(tokenizer, row, strings_as_chat=True)[0][0] == preferences(tokenizer, row)[0][0]
+    row = {"messages": answers[0]}
+    assert supervised(tokenizer, row, strings_as_chat=True)[0][0] == supervised(tokenizer, row)[0][0]
+    with pytest.raises(ValueError, match="strings_as_chat needs"):
+        supervised(tokenizer, {"messages": "ab"}, strings_as_chat=True)
+
+
 def test_implicit_prompt_of_strings(tokenizer):
     ask = "\n\nHuman: what is it?\n\nAssistant:"
     row = {"chosen": f"{ask} Blue.", "rejected": f"{ask} Red."}

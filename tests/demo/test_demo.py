@@ -10,7 +10,7 @@ import torch
 from tests.stat import assert_mean
 from vrpo.demo.report import paired_difference, wilson
 from vrpo.demo.run import Settings, run
-from vrpo.demo.task import BASES, CARELESS, LENGTH, partner, problems, right_bases, student_answers
+from vrpo.demo.task import BASES, CARELESS, LENGTH, PARTS, partner, problems, right_bases, student_answers
 
 
 def test_partners_are_watson_and_crick() -> None:
@@ -29,9 +29,8 @@ def test_the_verifier_counts_right_bases() -> None:
 
 def test_students_are_careless_as_often_as_stated() -> None:
     """Kills: the error rate inverted or applied to whole answers. False-alarm rate 1e-6."""
-    prompts = problems(7, 2000)
-    assert prompts == problems(7, 3000)[:2000]
-    assert len(set(prompts)) > 1900
+    prompts = problems("students", 2000)
+    assert prompts == problems("students", 3000)[:2000]
     answers = student_answers(prompts, 0)
     copies = [
         float(given == base)
@@ -60,6 +59,14 @@ def test_paired_difference_uses_pairing() -> None:
     half = 1.959964 * math.sqrt(0.25 * 100 / 99 / 100)
     assert value["mean"] == 0.5
     assert value["high"] - value["low"] == pytest.approx(2 * half)
+
+
+def test_parts_are_disjoint_and_all_strands() -> None:
+    """Kills: test problems that the model has seen in training."""
+    parts = [problems(part, size) for part, size in PARTS.items()]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == len(BASES) ** LENGTH
+    with pytest.raises(ValueError, match="there are 4096"):
+        problems("test", 4097)
 
 
 @pytest.fixture(scope="module")

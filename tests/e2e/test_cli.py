@@ -1,6 +1,7 @@
 """`vrpo sft` and `vrpo train` as a user runs them: files in, a folder out, one line and exit code 2 for a mistake."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -187,7 +188,11 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for field in ("--num_times", "--learning_rate", "--dataset_name", "--use_peft", "--config"):
         assert field in shown
-    assert "--adam_beta1" not in shown
+    for field in ("--adam_beta2", "--save_strategy", "--gradient_checkpointing_kwargs"):
+        assert field in shown
+    for field in ("--adam_beta1", "--remove_unused_columns", "--logging_nan_inf_filter", "--ddp_broadcast_buffers"):
+        assert field not in shown
+    assert "Deprecated" not in shown
     with pytest.raises(SystemExit):
         main([command, "--help_all"])
     assert "--adam_beta1" in capsys.readouterr().out
@@ -198,6 +203,21 @@ def python_m(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300)
 
 
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: a ValueError from deep inside a run of which only the message is left."""
+    given = ["train", "--dataset_name", "nowhere.jsonl", *QUIET, "x"]
+    assert main(given) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.endswith("nowhere.jsonl: no such file or folder (VRPO_TRACEBACK=1 shows where)\n")
+    monkeypatch.setenv("VRPO_TRACEBACK", "1")
+    assert main(given) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "in load_rows" in err
+    assert err.endswith("\nerror: nowhere.jsonl: no such file or folder\n")
+
+
 def test_python_m_vrpo() -> None:
     """Exit codes reach the shell. Kills: `main()` without sys.exit."""
     helped = python_m("-m", "vrpo", "--help")
@@ -206,6 +226,32 @@ def test_python_m_vrpo() -> None:
     wrong = python_m("-m", "vrpo", "trian")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: no command 'trian'")
+
+
+def test_accelerate_launch(workplace: Path, tmp_path: Path) -> None:
+    """The documented launcher: two processes share the batches, agree on where they start, and leave one model.
+
+    `--multi_gpu`, for `accelerate launch --cpu --num_processes 2` starts one process. Kills: `main()` that needs a lone
+    process; a first loss that is not log 2; both processes training on all the rows; two writers of one log.
+    """
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    model = ["--model_name_or_path", str(workplace / "sft"), "--dataset_name", str(workplace / "data")]
+    steps = ["--max_steps", "2", "--logging_steps", "1", "--per_device_train_batch_size", "2", "--num_times", "2"]
+    two = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [accelerate, "launch", *two, "-m", "vrpo", "train", *model, *steps, *QUIET, "out"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert load(tmp_path / "out").module.config.hidden_size == 16
+    assert lines[0]["epoch"] == pytest.approx(2 * 2 / 12)
 
 
 @pytest.mark.slow

@@ -71,7 +71,8 @@ def test_mistakes_are_one_line(
 
 
 def test_a_bad_line_is_named(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its number in the file. Kills: numbers given after the blank lines are gone."""
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "x"}\n{"question": "y"}\n')
+    path.write_text('{"prompt": "x"}\n\n  \n{"question": "y"}\n')
     assert main(["generate", "--model_name_or_path", model, "--prompts", str(path)]) == 2
-    assert "prompts.jsonl:2 has no string field 'prompt'" in capsys.readouterr().err
+    assert "prompts.jsonl:4 has no string field 'prompt'" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of
 from vrpo.draws import FixedCount, rekeyed
 from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
+from vrpo.training.base import EVAL_EPOCH
 from vrpo.training.metrics import Window, mean_and_error
 from vrpo.training.preference import VRPOTrainer, frozen_copy
 from vrpo.training.sft import SFTTrainer
@@ -24,16 +25,16 @@ OURS = ("elbo/chosen", "elbo/rejected", "elbo/chosen_change", "elbo/rejected_cha
 BETA, DRAWS = 0.5, 3
 
 
-def all_pairs(count: int, num_times: int, denoiser: HFDenoiser) -> tuple[Tokens, Pairs, Draws]:
-    """The whole of `pairs(count)` as one batch, with its draws of epoch 0."""
+def all_pairs(count: int, num_times: int, denoiser: HFDenoiser, epoch: int = 0) -> tuple[Tokens, Pairs, Draws]:
+    """The whole of `pairs(count)` as one batch, with its draws of an epoch."""
     batch = PreferenceCollator(denoiser.pad_id)(list(pairs(count)))
-    tokens = tokens_of(batch, seed=7, epoch=0)
+    tokens = tokens_of(batch, seed=7, epoch=epoch)
     return tokens, pairs_of(batch), FixedCount(num_times)(tokens)
 
 
-def expected(policy: HFDenoiser, reference: HFDenoiser, count: int, num_times: int) -> dict[str, float]:
+def expected(policy: HFDenoiser, reference: HFDenoiser, count: int, num_times: int, epoch: int = 0) -> dict[str, float]:
     """Means over the pairs of every metric, computed from the definitions, not from `pair_metrics`."""
-    tokens, structure, draws = all_pairs(count, num_times, policy)
+    tokens, structure, draws = all_pairs(count, num_times, policy, epoch)
     with torch.no_grad():
         terms = [elbo(model, tokens, draws).terms for model in (policy, reference)]
     bound, change = terms[0].sum(-1), (terms[0] - terms[1]).sum(-1)
@@ -139,7 +140,7 @@ def test_evaluation(tmp_path: Path) -> None:
     trainer, _ = standing(tmp_path, policy, eval_num_times=2, per_device_eval_batch_size=2, draw_seed=7)
     first, second = trainer.evaluate(), trainer.evaluate()
     assert first == second
-    for name, value in expected(policy, tiny(), 5, 2).items():
+    for name, value in expected(policy, tiny(), 5, 2, EVAL_EPOCH).items():
         assert first[f"eval_{name}"] == pytest.approx(value, rel=1e-9), name
     fields = {"per_device_eval_batch_size": 5, "max_tokens_per_forward": 20}
     other, _ = standing(tmp_path, policy, eval_num_times=2, draw_seed=7, **fields)
@@ -163,7 +164,7 @@ def test_standard_error(tmp_path: Path) -> None:
     """s / sqrt(n) over pairs. Kills: the standard deviation; division by n instead of n - 1."""
     policy, reference = tiny(seed=1), tiny()
     trainer, _ = standing(tmp_path, policy, eval_num_times=2)
-    tokens, structure, draws = all_pairs(5, 2, policy)
+    tokens, structure, draws = all_pairs(5, 2, policy, EVAL_EPOCH)
     with torch.no_grad():
         bound = elbo(policy, tokens, draws).value[structure.chosen]
     assert trainer.evaluate()["eval_elbo/chosen_stderr"] == pytest.approx(float(bound.std()) / math.sqrt(5), rel=1e-9)
@@ -222,4 +223,7 @@ def test_sft_values(tmp_path: Path) -> None:
     log = trainer.state.log_history[0]
     assert log["loss"] == pytest.approx(-float(per_token.mean()), rel=1e-6)
     assert log["elbo/per_token"] == pytest.approx(float(per_token.mean()), rel=1e-9)
+    tokens = tokens_of(batch, seed=7, epoch=EVAL_EPOCH)  # not the masks of any training epoch
+    with torch.no_grad():
+        per_token = elbo(policy, tokens, FixedCount(2)(tokens)).value / rows.length
     assert trainer.evaluate()["eval_loss"] == pytest.approx(-float(per_token[:5].mean()), rel=1e-9)

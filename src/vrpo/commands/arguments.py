@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from vrpo.commands.config_file import Parser, with_config
+from vrpo.commands.config_file import Parser, unknown_field, with_config
 from vrpo.training.config import DiffusionConfig
 
 _COMMON = (  # fields of transformers.TrainingArguments that --help shows; --help_all shows all of them
@@ -20,19 +21,33 @@ _COMMON = (  # fields of transformers.TrainingArguments that --help shows; --hel
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
+    "gradient_checkpointing_kwargs",
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
+    "adam_beta2",
     "bf16",
     "seed",
     "logging_steps",
     "eval_strategy",
     "eval_steps",
+    "save_strategy",
     "save_steps",
     "resume_from_checkpoint",
     "report_to",
     "push_to_hub",
 )
+_FIXED = (  # fields of ours that have one sensible value, which --help need not repeat
+    "remove_unused_columns",
+    "logging_nan_inf_filter",
+    "ddp_find_unused_parameters",
+    "ddp_broadcast_buffers",
+)
+_HELP = {  # in place of transformers'
+    "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
+    "gradient_checkpointing_kwargs": "Its options as JSON, or as a mapping in YAML: use_reentrant.",
+    "report_to": "Where to log, one or several: none, all, tensorboard, wandb, trackio.",
+}
 
 
 @dataclass
@@ -96,7 +111,38 @@ class ScratchArguments:
 
 
 class FieldParser(HfArgumentParser, Parser):
-    """transformers' parser of dataclasses, with one-line errors."""
+    """transformers' parser of dataclasses, with one-line errors, and with lists and mappings where a field's type has
+    them beside a string (report_to, gradient_checkpointing_kwargs).
+
+    `mappings` names the fields that may hold a mapping.
+    """
+
+    def __init__(self, classes: Sequence[Any], **kwargs: Any):
+        super().__init__(classes, **kwargs)
+        hints = {name: hint for one in classes for name, hint in get_type_hints(one).items()}
+        self.mappings = {name for name, hint in hints.items() if _admits(hint, dict)}
+        self.one_or_more = []
+        for action in self._actions:
+            hint = hints.get(action.dest)
+            if _admits(hint, dict) and action.type is not str:
+                action.type = json.loads
+            if _admits(hint, list) and action.nargs is None:
+                action.nargs = "+"
+                self.one_or_more.append(action.dest)
+            action.help = _HELP.get(action.dest, action.help)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Of the fields that hold one value or a list, a single value is no list."""
+        space, rest = super().parse_known_args(args, namespace)
+        for name in self.one_or_more:
+            value = getattr(space, name)
+            setattr(space, name, value[0] if isinstance(value, list) and len(value) == 1 else value)
+        return space, rest
+
+
+def _admits(hint: Any, kind: type) -> bool:
+    """Whether a type is `kind`, or a union with it."""
+    return any((get_origin(part) or part) is kind for part in (hint, *get_args(hint)))
 
 
 def parse(classes: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
@@ -112,13 +158,17 @@ def parse(classes: Sequence[Any], argv: Sequence[str], *, prog: str, description
         argv = ["--help"]
     else:
         _hide_rare(parser)
-    *values, _rest = parser.parse_args_into_dataclasses(with_config(parser, argv))
+    given = with_config(parser, argv, mappings=parser.mappings)
+    for word in parser.parse_known_args(given)[1]:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        raise ValueError(f"{word}: {unknown_field(name, [action.dest for action in parser._actions])}")
+    *values, _rest = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     return tuple(values)
 
 
 def _hide_rare(parser: argparse.ArgumentParser) -> None:
     rare = {item.name for item in dataclasses.fields(TrainingArguments)} - set(_COMMON)
-    rare -= set(DiffusionConfig.__annotations__)
+    rare -= set(DiffusionConfig.__annotations__) - set(_FIXED)
     for action in parser._actions:
         if action.dest in rare or (action.option_strings and action.option_strings[0].startswith("--no_")):
             action.help = argparse.SUPPRESS

@@ -2,11 +2,37 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+
+_NOT_OFFERED = {  # what runs made for TRL's DPOTrainer and SFTTrainer may bring along, and what to do instead
+    "assistant_only_loss": "only the last answer is trained on",
+    "completion_only_loss": "only the completion is trained on",
+    "disable_dropout": "dropout is refused anyway; leave it out",
+    "f_divergence_type": "only DPO's reverse KL; leave it out",
+    "generate_during_eval": "sample_steps writes answers during training",
+    "label_smoothing": "leave it out",
+    "ld_alpha": "leave it out",
+    "load_in_4bit": "use_peft with bf16 saves memory",
+    "load_in_8bit": "use_peft with bf16 saves memory",
+    "loss_weights": "sft_coef adds the SFT loss to the preference loss",
+    "max_completion_length": "set max_length, and max_prompt_length",
+    "packing": "leave it out",
+    "padding_free": "leave it out",
+    "precompute_ref_log_probs": "the reference sees the draws of each step; use_peft needs no second model",
+    "ref_model_init_kwargs": "dtype and attn_implementation hold for the reference too",
+    "model_init_kwargs": "set dtype and attn_implementation",
+    "reference_free": "leave it out",
+    "rpo_alpha": "set sft_coef",
+    "sync_ref_model": "the reference stays fixed",
+    "torch_dtype": "set dtype",
+    "trust_remote_code": "no remote code is run; leave it out",
+    "use_weighting": "leave it out",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,17 +42,46 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+def unknown_field(name: str, known: Collection[str]) -> str:
+    """What to say of a field that does not exist: TRL's are named as such, others get the closest name."""
+    if name in _NOT_OFFERED:
+        return f"TRL's field {name!r} is not offered: {_NOT_OFFERED[name]}"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"unknown field {name!r}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], *, mappings: Collection[str] = ()) -> list[str]:
     """The arguments of the YAML file that --config names, then the given ones.
 
+    Args:
+        mappings: fields whose value may be a mapping, which becomes JSON.
+
     Raises:
-        ValueError: the file is missing, is not a YAML mapping, or has a key that is no field of the parser.
+        ValueError: the file is missing, is not a YAML mapping, has a key that is no field of the parser, or a value
+            that the field cannot have.
     """
     flag = Parser(add_help=False, allow_abbrev=False)
     flag.add_argument("--config", type=Path)
     path = flag.parse_known_args(argv)[0].config
     if path is None:
         return list(argv)
+    actions = {
+        action.dest: action
+        for action in parser._actions
+        if f"--{action.dest}" in action.option_strings and action.dest not in ("config", "help", "help_all")
+    }  # not --no_x, whose dest is x
+    given: list[str] = []
+    for key, value in _content(path).items():
+        if key not in actions:
+            raise ValueError(f"{path}: {unknown_field(str(key), actions)}")
+        try:
+            given += _arguments(actions[key], value, key in mappings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {key} {error}") from error
+    return [*given, *argv]
+
+
+def _content(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         raise ValueError(f"--config {path}: no such file")
     try:
@@ -35,27 +90,41 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[st
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping of fields to values")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("config", "help", "help_all")}
-    given: list[str] = []
-    for key, value in content.items():
-        if key not in actions:
-            close = difflib.get_close_matches(str(key), actions, n=1)
-            raise ValueError(f"{path}: unknown field {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
-        given += _arguments(actions[key], value, path)
-    return [*given, *argv]
+    return content
 
 
-def _arguments(action: argparse.Action, value: Any, path: Path) -> list[str]:
-    """One field as arguments; argparse then converts and checks the type."""
+def _arguments(action: argparse.Action, value: Any, may_map: bool) -> list[str]:
+    """One field as arguments; argparse then converts and checks the type.
+
+    Raises:
+        ValueError: the value cannot be written as arguments of this field.
+    """
     flag = f"--{action.dest}"
     if value is None:
+        if action.default is not None:
+            raise ValueError(f"cannot be null; leave it out for its default, {action.default!r}")
         return []
+    if isinstance(value, dict):
+        if not may_map:
+            raise ValueError(f"takes no mapping: {value}")
+        return [f"{flag}={json.dumps(value)}"]
+    if isinstance(action, argparse._AppendAction):
+        return [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list):
+        return _listed(action, value)
     if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"takes true or false, not {value!r}")
         return [flag] if value else []
     if value is False and action.choices is not None:
-        return [flag, "no"]  # YAML reads a bare no as False
-    if isinstance(value, list) and action.nargs not in ("+", "*") and not isinstance(action, argparse._AppendAction):
-        raise ValueError(f"{path}: {action.dest} takes one value, not the list {value}")
-    if isinstance(action, argparse._AppendAction):
-        return [part for item in (value if isinstance(value, list) else [value]) for part in (flag, str(item))]
-    return [flag, *(str(item) for item in (value if isinstance(value, list) else [value]))]
+        value = "no"  # YAML reads a bare no as False
+    return [f"{flag}={value}"]
+
+
+def _listed(action: argparse.Action, values: list[Any]) -> list[str]:
+    if action.nargs not in ("+", "*"):
+        raise ValueError(f"takes one value, not the list {values}")
+    items = [str(item) for item in values]
+    if not items or any(item.startswith("-") for item in items):
+        raise ValueError(f"takes one or more items, none of which begins with a dash, not {values}")
+    return [f"--{action.dest}", *items]

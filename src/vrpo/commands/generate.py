@@ -82,10 +82,11 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         return list(args.prompt)
     if not args.prompts.is_file():
         raise ValueError(f"--prompts {args.prompts}: no such file")
-    lines = [line for line in args.prompts.read_text().split("\n") if line]
+    numbered = enumerate(args.prompts.read_text().split("\n"), start=1)
+    lines = [(number, line) for number, line in numbered if line.strip()]
     if args.prompts.suffix != ".jsonl":
-        return lines
-    return [_prompt_field(line, f"{args.prompts}:{number}") for number, line in enumerate(lines, start=1)]
+        return [line for _, line in lines]
+    return [_prompt_field(line, f"{args.prompts}:{number}") for number, line in lines]
 
 
 def _prompt_field(line: str, origin: str) -> str:

@@ -2,16 +2,16 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from peft import LoraConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
-from vrpo.data.sources import load_rows, split_rows
+from vrpo.data.formats import FIELDS
+from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
@@ -29,7 +29,9 @@ def train(argv: Sequence[str]) -> None:
     rows, eval_rows = datasets(data, config)
     reference = None
     if model.ref_model_name_or_path is not None:
-        reference = load(model.ref_model_name_or_path, dtype=dtype_of(model))
+        reference = load(
+            model.ref_model_name_or_path, dtype=dtype_of(model), attn_implementation=model.attn_implementation
+        )
     trainer = VRPOTrainer(
         policy(model),
         ref_model=reference,
@@ -49,7 +51,8 @@ def sft(argv: Sequence[str]) -> None:
         prog="vrpo sft",
         description=sft.__doc__ or "",
     )
-    rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config))
+    columns = tuple(dict.fromkeys((*FIELDS, data.completion_column)))
+    rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config, columns))
     denoiser = new_model(scratch, rows, config) if scratch.from_scratch else policy(model)
     trainer = SFTTrainer(
         denoiser, args=config, train_dataset=rows, eval_dataset=eval_rows, peft_config=adapter_config(model)
@@ -68,31 +71,54 @@ def run(trainer: DiffusionTrainer) -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     trainer.create_model_card()
+    if trainer.is_fsdp_enabled:  # FSDP2 saves shards by default, from which nothing loads a model
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()  # uploads too, with push_to_hub
 
 
-def datasets(data: DataArguments, config: DiffusionConfig) -> tuple[Dataset, Dataset | None]:
-    """Training rows, and evaluation rows if the configuration evaluates or samples."""
-    rows = load_rows(data.dataset_name, name=data.dataset_config, split=data.dataset_train_split)
+def datasets(
+    data: DataArguments, config: DiffusionConfig, columns: Sequence[str] = FIELDS
+) -> tuple[Dataset, Dataset | None]:
+    """Training rows, and evaluation rows if the configuration evaluates or samples.
+
+    Raises:
+        ValueError: rows for an evaluation that does not take place, or from two sources; no such rows.
+    """
     wanted = config.eval_strategy != "no" or config.eval_on_start or config.sample_steps is not None
+    given = [name for name in ("eval_fraction", "eval_dataset_name") if getattr(data, name) is not None]
+    if len(given) == 2:
+        raise ValueError("eval_fraction and eval_dataset_name exclude each other: give one of them")
+    if given and not wanted:
+        raise ValueError(f"{given[0]} is given, but eval_strategy is 'no': add --eval_strategy steps")
+    rows = load_rows(data.dataset_name, name=data.dataset_config, split=data.dataset_train_split, columns=columns)
     if data.eval_fraction is not None:
-        rows, held_out = split_rows(rows, data.eval_fraction, config.seed)
-        return rows, held_out if wanted else None
-    if not wanted:
-        return rows, None
+        return split_rows(rows, data.eval_fraction, config.seed)
+    return rows, evaluation_rows(data, columns) if wanted else None
+
+
+def evaluation_rows(data: DataArguments, columns: Sequence[str]) -> Dataset:
+    """Rows of the evaluation split, or of a source that has no splits."""
     source = data.eval_dataset_name or data.dataset_name
-    if Path(source).is_file() and source == data.dataset_name:
-        raise ValueError(f"{source} is one file: give --eval_dataset_name or --eval_fraction to evaluate on")
-    return rows, load_rows(source, name=data.dataset_config, split=data.dataset_test_split)
+    same, alone = source == data.dataset_name, is_one_table(source)
+    if same and alone:
+        raise ValueError(f"{source} is one table: give --eval_dataset_name or --eval_fraction to evaluate on")
+    split = None if alone and data.dataset_test_split == DataArguments.dataset_test_split else data.dataset_test_split
+    return load_rows(source, name=data.dataset_config if same else None, split=split, columns=columns)
 
 
 def answers_of(rows: Dataset | None, column: str) -> Dataset | None:
-    """The rows with the column to imitate under its usual name."""
+    """The rows with the column to imitate under its usual name: `completion`, or `messages` where it holds whole
+    transcripts, that is messages without a prompt or beside a prompt string that they repeat."""
     if rows is None or column == "completion":
         return rows
     if column not in rows.column_names:
         raise ValueError(f"--completion_column {column}: the rows have {rows.column_names}")
-    return rows.rename_column(column, "completion")
+    bare = "prompt" not in rows.column_names or isinstance(rows.features["prompt"], Value)
+    transcripts = bare and not isinstance(rows.features[column], Value)
+    others = {"completion", "messages", "text", *(["prompt"] if transcripts else [])} - {column}
+    rows = rows.remove_columns([name for name in rows.column_names if name in others])
+    target = "messages" if transcripts else "completion"
+    return rows if column == target else rows.rename_column(column, target)
 
 
 def policy(model: ModelArguments) -> HFDenoiser:
@@ -139,7 +165,7 @@ def texts(rows: Dataset) -> Iterator[str]:
     """Every string of every row's text columns, messages included, without duplicates inside a row."""
     for row in rows:
         for name, value in row.items():
-            if name != "origin":
+            if name not in ("origin", "unusable"):
                 yield from dict.fromkeys(_strings(value))
 
 

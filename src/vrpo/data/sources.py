@@ -49,6 +49,12 @@ def load_rows(
     return _folder_rows(path, split, columns)
 
 
+def is_one_table(name_or_path: str) -> bool:
+    """Whether a source has no splits: a file, or a folder to which `datasets.save_to_disk` wrote one dataset."""
+    path = Path(name_or_path).expanduser()
+    return path.is_file() or (path / "state.json").is_file()
+
+
 def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Sequence[str]) -> Dataset:
     if suffix_of(Path(name_or_path)) is not None or name_or_path.startswith(("/", ".", "~")):
         raise ValueError(f"{name_or_path}: no such file or folder")

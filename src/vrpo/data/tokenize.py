@@ -80,7 +80,8 @@ def tokenize_preferences(
 
     Args:
         on_bad_rows: "drop" drops unusable rows, with one warning that counts them by reason; "error" raises.
-        strings_as_chat: take a string prompt as the user's message and string answers as the assistant's.
+        strings_as_chat: take a string prompt as the user's message and string answers as the assistant's; rows that
+            hold messages stay as they are.
         num_proc: processes to tokenise with.
 
     Raises:
@@ -88,7 +89,7 @@ def tokenize_preferences(
     """
     _check_columns(rows, ("chosen", "rejected"))
     explicit = "prompt" in rows.column_names
-    if strings_as_chat and not explicit:
+    if strings_as_chat and not explicit and not _holds_messages(rows, "chosen"):
         raise ValueError(
             "strings_as_chat needs a column 'prompt': a string transcript is not one user turn (set it False)"
         )
@@ -128,7 +129,7 @@ def tokenize_sft(
         raise ValueError(
             f"chunk=True needs rows of 'text' and a max_length; these have the layout {layout!r} (set it False)"
         )
-    if strings_as_chat and layout != "completion":
+    if strings_as_chat and layout != "completion" and not _holds_messages(rows, layout):
         raise ValueError(f"strings_as_chat needs 'prompt' and 'completion'; these rows have the layout {layout!r}")
     budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
     encoder = encoder_of(tokenizer, chat=strings_as_chat or _holds_messages(rows, layout))

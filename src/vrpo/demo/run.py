@@ -23,8 +23,6 @@ from vrpo.training.config import SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
-STUDENTS, COLLECT, TEST, VALIDATE = 1, 2, 3, 4  # seeds of disjoint uses of the task
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -122,7 +120,7 @@ def imitate_students(settings: Settings, folder: Path) -> HFDenoiser:
         max_length=64,
         seed=settings.seed,
     )
-    prompts = problems(STUDENTS, settings.pretrain_steps * settings.pretrain_batch)
+    prompts = problems("students", settings.pretrain_steps * settings.pretrain_batch)
     answers = student_answers(prompts, settings.seed)
     rows = [{"prompt": text, "completion": answer} for text, answer in zip(prompts, answers, strict=True)]
     config = SFTConfig(
@@ -154,7 +152,7 @@ def answers_of(denoiser: HFDenoiser, prompts: list[str], temperature: float, see
 
 def collect_pairs(denoiser: HFDenoiser, settings: Settings, path: Path) -> list[dict[str, Any]]:
     """Two sampled answers per problem; the one with more right bases is chosen, ties are dropped."""
-    prompts = problems(COLLECT, settings.collect)
+    prompts = problems("collect", settings.collect)
     samples = [answers_of(denoiser, prompts, 1.0, settings.seed + draw) for draw in (1, 2)]
     pairs = []
     for text, *answers in zip(prompts, *samples, strict=True):
@@ -222,9 +220,9 @@ def finish(trainer: DiffusionTrainer) -> None:
     trainer.create_model_card()
 
 
-def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, seed: int = TEST) -> list[bool]:
+def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, part: str = "test") -> list[bool]:
     """Whether each held-out problem is answered exactly right, greedily."""
-    prompts = problems(seed, settings.evaluate)
+    prompts = problems(part, settings.evaluate)
     answers = answers_of(denoiser, prompts, 0.0, settings.seed)
     right = [right_bases(text, answer) == LENGTH for text, answer in zip(prompts, answers, strict=True)]
     lines = [
@@ -237,7 +235,7 @@ def answer_test(denoiser: HFDenoiser, settings: Settings, path: Path, seed: int 
 
 def sampled_test(denoiser: HFDenoiser, settings: Settings) -> float:
     """Share of right bases in answers sampled at temperature 1: what greedy decoding hides below one half."""
-    prompts = problems(TEST, settings.evaluate)
+    prompts = problems("test", settings.evaluate)
     answers = answers_of(denoiser, prompts, 1.0, settings.seed)
     marks = [right_bases(text, answer) for text, answer in zip(prompts, answers, strict=True)]
     return sum(marks) / len(marks) / LENGTH

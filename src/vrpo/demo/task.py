@@ -5,12 +5,10 @@ partner. A model that imitates students imitates the mistake: it knows the partn
 verifier that counts right bases can tell which of two answers is better, even when neither is right. That is what
 preferences are made of, and more than the preferred answers themselves contain.
 
-All numbers are keyed hashes (draws.py), so a problem is a function of (seed, index).
+All numbers are keyed hashes (draws.py), so a problem is a function of its part and index.
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from vrpo.draws import fold, uniform
 
@@ -20,15 +18,27 @@ CARELESS = 0.7  # probability that a student copies a base
 _STRAND, _STUDENT = 1, 2
 
 
-def problems(seed: int, count: int) -> list[str]:
-    """`count` random strands of LENGTH bases, as prompts."""
-    letters = (_uniform(seed, count, _STRAND) * len(BASES)).long()
-    return ["".join(BASES[letter] for letter in row) + "=" for row in letters.tolist()]
+PARTS = {"students": 49152, "collect": 8192, "test": 4096, "validate": 4096}  # how many of all strands each use has
+
+
+def problems(part: str, count: int) -> list[str]:
+    """The first `count` strands of a part, as prompts. Parts are disjoint: slices of one random order of all strands.
+
+    Raises:
+        ValueError: the part has fewer strands.
+    """
+    if count > PARTS[part]:
+        raise ValueError(f"{count} problems for {part!r}: there are {PARTS[part]}")
+    first = sum(size for name, size in PARTS.items() if list(PARTS).index(name) < list(PARTS).index(part))
+    order = fold(torch.tensor(_STRAND), torch.arange(len(BASES) ** LENGTH)).argsort()
+    digits = order[first : first + count, None] // len(BASES) ** torch.arange(LENGTH) % len(BASES)
+    return ["".join(BASES[digit] for digit in row) + "=" for row in digits.tolist()]
 
 
 def student_answers(prompts: list[str], seed: int) -> list[str]:
     """What careless students write below each strand."""
-    careless = (_uniform(seed, len(prompts), _STUDENT) < CARELESS).tolist()
+    key = fold(fold(torch.full((len(prompts),), seed), _STUDENT), torch.arange(len(prompts)))
+    careless = (uniform(fold(key[:, None], torch.arange(LENGTH))) < CARELESS).tolist()
     return [
         "".join(base if copies else partner(base) for base, copies in zip(strand[:-1], row, strict=True))
         for strand, row in zip(prompts, careless, strict=True)
@@ -45,8 +55,3 @@ def right_bases(prompt: str, answer: str) -> int:
     if len(answer) != len(strand):
         return 0
     return sum(given == partner(base) for given, base in zip(answer, strand, strict=True))
-
-
-def _uniform(seed: int, count: int, purpose: int) -> Float[Tensor, "N L"]:
-    key = fold(fold(torch.full((count,), seed), purpose), torch.arange(count))
-    return uniform(fold(key[:, None], torch.arange(LENGTH)))

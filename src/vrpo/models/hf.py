@@ -4,12 +4,14 @@ The adaptation is a forward: corrupt, run the backbone in both directions, apply
 happens inside the module's own forward, so every wrapper (DDP, FSDP, DeepSpeed, peft) sees ordinary calls.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -108,6 +110,16 @@ class HFDenoiser:
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    def merged(self) -> "HFDenoiser":
+        """The denoiser with its adapter merged into the weights; the adapter is used up.
+
+        Raises:
+            ValueError: there is no adapter.
+        """
+        if not isinstance(self.module, PeftModel):
+            raise ValueError("there is no adapter to merge")
+        return dataclasses.replace(self, module=self.module.merge_and_unload())
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Write weights (official names), config.json (official fields) and the tokenizer; an adapter if peft."""

@@ -54,9 +54,10 @@ _PRESENTATION = {  # official fields that change nothing here, written so that t
     "alibi_bias_max": 8.0,
     "attention_layer_norm_with_affine": True,
     "auto_map": {
-        "AutoConfig": "configuration_llada.LLaDAConfig",
-        "AutoModel": "modeling_llada.LLaDAModelLM",
-        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+        # by repository, for other people's tools: no code is saved beside the weights
+        "AutoConfig": "GSAI-ML/LLaDA-8B-Base--configuration_llada.LLaDAConfig",
+        "AutoModel": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
+        "AutoModelForCausalLM": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
     },
     "flash_attention": False,
     "init_cutoff_factor": None,

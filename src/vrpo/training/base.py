@@ -3,6 +3,7 @@
 Everything else (loop, optimizer, schedule, accelerate, FSDP, DeepSpeed, loggers, hub) is transformers'.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +14,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.utils import logging
 
 from vrpo.data.collate import tokens_of
@@ -30,7 +39,7 @@ from vrpo.types import Denoiser, Tokens
 
 logger = logging.get_logger(__name__)
 
-EVAL_EPOCH = 0  # evaluation draws: one fixed key set at every evaluation
+EVAL_EPOCH = -1  # evaluation draws: one fixed key set at every evaluation
 Batch = Mapping[str, Tensor]
 
 
@@ -39,21 +48,43 @@ class DiffusionTrainer(Trainer):
 
     args: DiffusionConfig
     method: str  # for the model card
+    ids_column: str  # which a dataset has if it is tokenised already
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
-        self.denoiser = model
+        if args.n_gpu > 1:
+            raise ValueError("several GPUs, one process: start with `accelerate launch -m vrpo ...`, or show one GPU")
+        self.denoiser, self.args = model, args
+        kwargs |= {name: self.tokenized(kwargs[name]) for name in ("train_dataset", "eval_dataset")}
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
         self.window = Window()
         self.model_accepts_loss_kwargs = False
+        if self.is_fsdp_enabled:
+            self._set_up_fsdp()
         if args.sample_steps is not None:
-            if kwargs["eval_dataset"] is None:
-                raise ValueError("sample_steps takes its prompts from the evaluation set: pass eval_dataset")
+            if not isinstance(kwargs["eval_dataset"], Dataset):
+                raise ValueError("sample_steps takes its prompts from the evaluation set: pass one eval_dataset")
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise ValueError("sample_steps: a sharded model cannot answer in one process; leave it out")
             prompts = kwargs["eval_dataset"][: args.num_samples]["prompt_ids"]
             self.add_callback(SampleCallback(self.denoiser, prompts, args))
 
+    def _set_up_fsdp(self) -> None:
+        """FSDP2 with log-probabilities left in float32 (accelerate's policy casts outputs) and reduced in float32."""
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError("FSDP needs fsdp_version: 2 (see recipes/accelerate_fsdp2.yaml)")
+        if plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = dataclasses.replace(
+                plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+            )
+
     # What subclasses define ------------------------------------------------------------------------------------------
+
+    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """Rows of text as examples of token ids."""
+        raise NotImplementedError
 
     def items_in(self, batch: Batch) -> int:
         """How many items (pairs, rows) the loss of this batch is a mean over."""
@@ -70,6 +101,16 @@ class DiffusionTrainer(Trainer):
             index: of the batch, which is the same at every evaluation; None: a dataset given for this evaluation only.
         """
         raise NotImplementedError
+
+    def tokenized(self, dataset: Any) -> Any:
+        """Rows of text as examples of token ids; examples and None as they are; a dict part by part."""
+        if isinstance(dataset, dict):
+            return {name: self.tokenized(part) for name, part in dataset.items()}
+        if dataset is None or self.ids_column in dataset.column_names:
+            return dataset
+        if self.denoiser.tokenizer is None:
+            raise ValueError("the model has no tokenizer: pass processing_class, or a dataset of token ids")
+        return self.tokenize(dataset, self.denoiser.tokenizer)
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -118,7 +159,7 @@ class DiffusionTrainer(Trainer):
         def context(last: bool) -> Iterator[None]:
             state = self.accelerator.gradient_state
             due = state.sync_gradients
-            if last or not due:
+            if last or not due or state.plugin_kwargs.get("sync_each_batch", False):
                 yield
                 return
             state._set_sync_gradients(False)
@@ -147,12 +188,20 @@ class DiffusionTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Means over the evaluation set, on the same draws at every call, each with its standard error over items."""
-        model = self._wrap_model(self.denoiser.module, training=False)
+        """Means over the evaluation set, on the same draws at every call, each with its standard error over items.
+
+        A dict of datasets is evaluated part by part, as by transformers.
+        """
+        given = self.eval_dataset if eval_dataset is None else self.tokenized(eval_dataset)
+        if isinstance(given, dict):
+            parts = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in given.items()]
+            return {name: value for part in parts for name, value in part.items()}
+        assert self.model is not None
+        model = self.model_wrapped if self.is_deepspeed_enabled else self._wrap_model(self.model, training=False)
         model.eval()
         batches = []
         with torch.no_grad(), self.accelerator.autocast():
-            for index, inputs in enumerate(self.get_eval_dataloader(eval_dataset)):
+            for index, inputs in enumerate(self.get_eval_dataloader(given)):
                 place = index if eval_dataset is None else None
                 columns = self.batch_metrics(model, self._prepare_inputs(inputs), place)
                 values = torch.stack(list(columns.values()), -1).to(self.args.device)
@@ -198,7 +247,8 @@ class DiffusionTrainer(Trainer):
         if self.is_world_process_zero():
             base = self.denoiser.module.config.name_or_path
             base = None if Path(base).exists() else base  # the hub refuses a card that names a local folder
-            card = model_card(self.method, self.args, base, self.state.log_history)
+            adapter = isinstance(self.denoiser.module, PeftModel)
+            card = model_card(self.method, self.args, base, adapter, self.state.log_history)
             (self.args.folder / "README.md").write_text(card)
 
 
@@ -227,8 +277,14 @@ def check_trainable(module: Any) -> None:
 
     Raises:
         ValueError: a trainable parameter has less than float32, in which a step of 5e-7 rounds away; or a dropout is
-            active, which would make the value and the gradient of a step belong to different networks.
+            active, which would make the value and the gradient of a step belong to different networks; or nothing is
+            trainable at all.
     """
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(
+            "nothing to train: the model's adapter is frozen. Merge it (vrpo.load(...).merged()), or load the adapter "
+            "as trainable with peft"
+        )
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
@@ -243,9 +299,11 @@ def check_trainable(module: Any) -> None:
 
 
 def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any) -> HFDenoiser:
-    """What a trainer accepts as a model: a denoiser, a module of one of our classes, or a name or folder to load."""
-    if isinstance(model, HFDenoiser):
-        return model
+    """What a trainer accepts as a model: a denoiser, a module of one of our classes, or a name or folder to load.
+
+    A given tokenizer replaces the one that the model came with.
+    """
     if isinstance(model, nn.Module):
         return adapt(model, tokenizer)
-    return load(model, dtype=torch.float32)
+    denoiser = model if isinstance(model, HFDenoiser) else load(model, dtype=torch.float32)
+    return denoiser if tokenizer is None else adapt(denoiser.module, tokenizer)

@@ -32,7 +32,9 @@ _SHOWN = (
 )
 
 
-def model_card(method: str, args: DiffusionConfig, base: str | None, history: Sequence[Mapping[str, Any]]) -> str:
+def model_card(
+    method: str, args: DiffusionConfig, base: str | None, adapter: bool, history: Sequence[Mapping[str, Any]]
+) -> str:
     """The card as text; `base` is the name of the model that training started from, if it had one."""
     settings = args.to_dict()
     rows = [f"| `{name}` | {settings[name]} |" for name in _SHOWN if name in settings]
@@ -49,8 +51,9 @@ def model_card(method: str, args: DiffusionConfig, base: str | None, history: Se
             "",
             f"A masked diffusion language model trained with **{method}** by "
             f"vrpo {vrpo.__version__} (transformers {transformers.__version__}, torch {torch.__version__}).",
-            "Weights and configuration have the layout of the model's official release; no remote code is needed to",
-            "load them with `vrpo.load`.",
+            "An adapter in peft's format: `vrpo.load` puts it on its base model."
+            if adapter
+            else "Weights and configuration have the layout of the model's official release; `vrpo.load` reads them.",
             "",
             "| setting | value |",
             "|---|---|",

@@ -71,7 +71,7 @@ class DiffusionConfig(TrainingArguments):
         return Path(self.output_dir)
 
     def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else bf16 is refused on a CPU
+        self.use_cpu = self.use_cpu or not _usable_accelerator()  # else bf16 is refused on a CPU
         super().__post_init__()
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
@@ -95,6 +95,11 @@ class DiffusionConfig(TrainingArguments):
                 raise ValueError("plan=bernoulli needs t_min: without it the estimate has infinite variance")
             return Bernoulli(self.t_min, num_times, self.num_masks)
         raise ValueError(f"plan must be fixed_count or bernoulli, not {self.plan!r}")
+
+
+def _usable_accelerator() -> bool:
+    """Whether there is an accelerator that has float64, in which bounds are summed; Apple's has not."""
+    return torch.accelerator.is_available() and str(torch.accelerator.current_accelerator()) != "mps"
 
 
 @dataclass

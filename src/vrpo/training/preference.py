@@ -5,14 +5,17 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from datasets import Dataset
 from jaxtyping import Float
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
+from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, backward_by_draw, preference_loss
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
@@ -37,11 +40,12 @@ class VRPOTrainer(DiffusionTrainer):
 
     args: VRPOConfig
     method = "VRPO"
+    ids_column = "chosen_ids"
 
     def __init__(
         self,
         model: HFDenoiser | nn.Module | str,
-        ref_model: HFDenoiser | None = None,
+        ref_model: HFDenoiser | nn.Module | str | None = None,
         args: VRPOConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -54,48 +58,49 @@ class VRPOTrainer(DiffusionTrainer):
         denoiser = as_denoiser(model, processing_class)
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
-        if ref_model is not None and ref_model.module is denoiser.module:
+        given = None if ref_model is None else as_denoiser(ref_model, None)
+        if given is not None and given.module is denoiser.module:
             raise ValueError(
                 "model and ref_model are one module, which would be trained: leave out ref_model, or load it"
             )
-        self.ref_model = ref_model
-        if ref_model is None and not isinstance(denoiser.module, PeftModel):
+        self.ref_model = given
+        if given is None and not isinstance(denoiser.module, PeftModel):
             self.ref_model = frozen_copy(denoiser)
+        self._warned = False
+        self._reference_module: Any = None
         self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
         super().__init__(
             model=denoiser,
             args=args,
             callbacks=callbacks or [],
             data_collator=PreferenceCollator(denoiser.pad_id),
-            train_dataset=self._tokenized(train_dataset, denoiser, args),
-            eval_dataset=self._tokenized(eval_dataset, denoiser, args),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             optimizers=optimizers,
         )
         if self.ref_model is not None:
             self._place_reference(self.ref_model.module)
 
-    @staticmethod
-    def _tokenized(dataset: Any, denoiser: HFDenoiser, args: VRPOConfig) -> Any:
-        if dataset is None or "chosen_ids" in dataset.column_names:
-            return dataset
-        if denoiser.tokenizer is None:
-            raise ValueError("the model has no tokenizer: pass processing_class, or a dataset of token ids")
+    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         examples, _ = tokenize_preferences(
-            dataset,
-            denoiser.tokenizer,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            truncation_mode=args.truncation_mode,
-            eos_padding=args.eos_padding,
-            on_bad_rows=args.on_bad_rows,
-            strings_as_chat=args.strings_as_chat,
+            rows,
+            tokenizer,
+            max_length=self.args.max_length,
+            max_prompt_length=self.args.max_prompt_length,
+            truncation_mode=self.args.truncation_mode,
+            eos_padding=self.args.eos_padding,
+            on_bad_rows=self.args.on_bad_rows,
+            strings_as_chat=self.args.strings_as_chat,
         )
         return examples
 
     def _place_reference(self, module: nn.Module) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            module = self.accelerator.prepare_model(module, evaluation_mode=True)
-        self._reference_module = module.to(self.args.device) if not self.is_fsdp_enabled else module
+        if self.is_deepspeed_enabled:
+            raise ValueError("DeepSpeed with a second model as reference is not offered yet: use_peft (adapter off)")
+        if self.is_fsdp_enabled:
+            self._reference_module = fsdp2_prepare_model(self.accelerator, module)
+        else:
+            self._reference_module = module.to(self.args.device)
 
     def reference(self, policy: Denoiser) -> FrozenReference:
         """The frozen model, or the policy with its adapter off."""
@@ -149,8 +154,8 @@ class VRPOTrainer(DiffusionTrainer):
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics["elbo/chosen_change"]
-        if self.args.warn_displacement and mean + 2 * error < 0 and self.is_world_process_zero():
-            self.args.warn_displacement = False
+        if self.args.warn_displacement and not self._warned and mean + 4 * error < 0 and self.is_world_process_zero():
+            self._warned = True
             warnings.warn(
                 f"likelihood displacement at step {self.state.global_step}: the bound of the chosen answers has fallen "
                 f"{-mean:.2g} (+- {error:.1g}) nats below the reference. The margin may grow because rejected answers "
@@ -163,11 +168,3 @@ class VRPOTrainer(DiffusionTrainer):
 def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
     """The denoiser as it is now, for reference: a copy that is not trained."""
     return replace(denoiser, module=copy.deepcopy(denoiser.module).eval().requires_grad_(False))
-
-
-def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HFDenoiser:
-    """The denoiser with a new, trainable adapter, initialised from the seed; the base is frozen."""
-    set_seed(seed)
-    if getattr(peft_config, "target_modules", None) is None:
-        peft_config.target_modules = list(denoiser.module.lora_targets)  # type: ignore[attr-defined]
-    return replace(denoiser, module=get_peft_model(denoiser.module, peft_config))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +25,19 @@ class SampleCallback(TrainerCallback):
     prompts: Sequence[Sequence[int]]
     config: DiffusionConfig
 
+    @property
+    def path(self) -> Path:
+        return self.config.folder / "samples.jsonl"
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == 0:
             self._write(state)
+        elif state.is_world_process_zero and self.path.is_file():  # resumed: what came after the checkpoint comes again
+            lines = [line for line in self.path.read_text().split("\n") if line]
+            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.config.sample_steps is not None
@@ -47,8 +56,8 @@ class SampleCallback(TrainerCallback):
                 max_new_tokens=self.config.sample_max_new_tokens,
             )
         self.denoiser.module.train(training)
-        self.config.folder.mkdir(parents=True, exist_ok=True)
-        with (self.config.folder / "samples.jsonl").open("a") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
             for index, answer in enumerate(answers):
                 line = {"step": state.global_step, "prompt": self._text(answer.prompt_ids), "answer": answer.text}
                 file.write(json.dumps({**line, "index": index, "answer_ids": list(answer.ids)}) + "\n")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftConfig
 from torch import Tensor, nn
@@ -9,13 +10,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import SFTCollator, rows_of
 from vrpo.data.tokenize import tokenize_sft
+from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, preference_loss
 from vrpo.reference import NoReference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
 from vrpo.training.config import SFTConfig
 from vrpo.training.metrics import row_metrics
-from vrpo.training.preference import with_adapter
 from vrpo.types import Denoiser, Draws, Rows, Tokens
 
 
@@ -28,6 +29,7 @@ class SFTTrainer(DiffusionTrainer):
 
     args: SFTConfig
     method = "masked-diffusion SFT"
+    ids_column = "response_ids"
 
     def __init__(
         self,
@@ -49,27 +51,22 @@ class SFTTrainer(DiffusionTrainer):
             args=args,
             callbacks=callbacks or [],
             data_collator=SFTCollator(denoiser.pad_id),
-            train_dataset=self._tokenized(train_dataset, denoiser, args),
-            eval_dataset=self._tokenized(eval_dataset, denoiser, args),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             optimizers=optimizers,
         )
 
-    @staticmethod
-    def _tokenized(dataset: Any, denoiser: HFDenoiser, args: SFTConfig) -> Any:
-        if dataset is None or "response_ids" in dataset.column_names:
-            return dataset
-        if denoiser.tokenizer is None:
-            raise ValueError("the model has no tokenizer: pass processing_class, or a dataset of token ids")
+    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         examples, _ = tokenize_sft(
-            dataset,
-            denoiser.tokenizer,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            truncation_mode=args.truncation_mode,
-            eos_padding=args.eos_padding,
-            on_bad_rows=args.on_bad_rows,
-            strings_as_chat=args.strings_as_chat,
-            chunk=args.chunk_text and "text" in dataset.column_names,
+            rows,
+            tokenizer,
+            max_length=self.args.max_length,
+            max_prompt_length=self.args.max_prompt_length,
+            truncation_mode=self.args.truncation_mode,
+            eos_padding=self.args.eos_padding,
+            on_bad_rows=self.args.on_bad_rows,
+            strings_as_chat=self.args.strings_as_chat,
+            chunk=self.args.chunk_text and "text" in rows.column_names,
         )
         return examples
 

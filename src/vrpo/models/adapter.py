@@ -1,0 +1,28 @@
+"""A trainable adapter on a denoiser, by peft."""
+
+import copy
+from dataclasses import replace
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+
+from vrpo.models.hf import HFDenoiser
+
+
+def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HFDenoiser:
+    """The denoiser with a new, trainable adapter, initialised from the seed; the base is frozen.
+
+    Raises:
+        ValueError: the denoiser carries an adapter already, which a new one would replace without a word.
+    """
+    if isinstance(denoiser.module, PeftModel):
+        raise ValueError(
+            "the model carries an adapter already. Merge it: vrpo.load(adapter).merged().save_pretrained(folder), "
+            "then train a new adapter on that folder"
+        )
+    config = copy.copy(peft_config)
+    if isinstance(config, LoraConfig) and config.target_modules is None:
+        config.target_modules = list(denoiser.module.lora_targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return replace(denoiser, module=get_peft_model(denoiser.module, config))

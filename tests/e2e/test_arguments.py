@@ -1,0 +1,156 @@
+"""Fields in YAML and on the command line: every kind of value arrives as it was written, or is refused by name."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from transformers.trainer_pt_utils import get_module_class_from_name
+
+from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
+from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.training.config import SFTConfig, VRPOConfig
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+FSDP2 = RECIPES / "accelerate_fsdp2.yaml"
+CLASSES = {
+    "train": (DataArguments, ModelArguments, VRPOConfig),
+    "sft": (SFTDataArguments, ModelArguments, ScratchArguments, SFTConfig),
+}
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> Callable[..., Any]:
+    """The training fields of `vrpo train` with a YAML file of the given text and more arguments."""
+
+    def of(yaml: str, *arguments: str) -> Any:
+        path = tmp_path / "run.yaml"
+        path.write_text(f"dataset_name: data\noutput_dir: {tmp_path / 'out'}\nuse_cpu: true\n{yaml}")
+        return parse(CLASSES["train"], ["--config", str(path), *arguments], prog="vrpo train", description="")
+
+    return of
+
+
+@pytest.mark.parametrize(("text", "value"), [("false", False), ("true", True)])
+def test_yaml_sets_a_field_that_is_true_by_default(fields: Callable[..., Any], text: str, value: bool) -> None:
+    """Kills: `share_draws: false` ignored, because --no_share_draws is the parser's last argument of that name."""
+    *_, config = fields(f"share_draws: {text}\nwarn_displacement: {text}\n")
+    assert config.share_draws is value
+    assert config.warn_displacement is value
+
+
+def test_yaml_mapping(fields: Callable[..., Any]) -> None:
+    """Kills: str(dict), which is not JSON; json.dumps of the items of a list."""
+    *_, config = fields("gradient_checkpointing_kwargs: {use_reentrant: false}\nliger_kernel_config: {rope: true}\n")
+    assert config.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert config.liger_kernel_config == {"rope": True}
+
+
+@pytest.mark.parametrize(
+    ("yaml", "arguments", "value"),
+    [
+        ("report_to: [tensorboard, wandb]\n", [], ["tensorboard", "wandb"]),
+        ("report_to: tensorboard\n", [], ["tensorboard"]),
+        ("report_to: [tensorboard]\n", ["--report_to", "none"], []),
+        ("", ["--report_to", "tensorboard", "trackio"], ["tensorboard", "trackio"]),
+    ],
+)
+def test_report_to(fields: Callable[..., Any], yaml: str, arguments: list[str], value: list[str]) -> None:
+    """One or several. Kills: a list refused; a list joined into one name; YAML after the command line."""
+    *_, config = fields(yaml, *arguments)
+    assert config.report_to == value
+
+
+def test_one_value_is_no_list(fields: Callable[..., Any]) -> None:
+    """Kills: a field that is a string or a list always being a list ("all-linear" is a keyword)."""
+    *_, config = fields("optim_target_modules: all-linear\n")
+    assert config.optim_target_modules == "all-linear"
+
+
+def test_yaml_value_that_begins_with_a_dash(fields: Callable[..., Any]) -> None:
+    """Kills: `--flag value` instead of `--flag=value`."""
+    *_, config = fields("run_name: -a\n")
+    assert config.run_name == "-a"
+
+
+def test_yaml_null(fields: Callable[..., Any]) -> None:
+    """Null where it is the default is nothing; elsewhere it is refused. Kills: null silently ignored."""
+    *_, config = fields("max_prompt_length: null\n")
+    assert config.max_prompt_length is None
+    with pytest.raises(ValueError, match=r"run\.yaml: max_length cannot be null; leave it out for its default, 1024"):
+        fields("max_length: null\n")
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("beta: {a: 1}\n", "beta takes no mapping"),
+        ("beta: [1, 2]\n", "beta takes one value"),
+        ("lora_target_modules: []\n", "lora_target_modules takes one or more items"),
+        ("lora_target_modules: [q_proj, --beta]\n", "lora_target_modules takes one or more items"),
+        ("rpo_alpha: 1\n", "TRL's field 'rpo_alpha' is not offered: set sft_coef"),
+    ],
+)
+def test_values_that_a_field_cannot_have(fields: Callable[..., Any], yaml: str, message: str) -> None:
+    """Kills: a mapping as the text of a string; items read as flags; TRL's fields taken for typing errors."""
+    with pytest.raises(ValueError, match=r"run\.yaml: " + re.escape(message)):
+        fields(yaml)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--generate_during_eval", "TRL's field 'generate_during_eval' is not offered: sample_steps"),
+        ("--precompute-ref-log-probs=true", "TRL's field 'precompute_ref_log_probs' is not offered"),
+        ("--betta=1", "unknown field 'betta'; did you mean beta?"),
+    ],
+)
+def test_unknown_arguments(fields: Callable[..., Any], argument: str, message: str) -> None:
+    """Kills: transformers' message about its own parser; a dash or a value taken for part of the name."""
+    with pytest.raises(ValueError, match="^" + re.escape(f"{argument}: {message}")):
+        fields("", argument)
+
+
+def commands_of(recipe: Path) -> list[list[str]]:
+    """The commands that a recipe's comments name, from the launcher on."""
+    lines = [line.removeprefix("#").strip() for line in recipe.read_text().splitlines() if line.startswith("#")]
+    return [shlex.split(line) for line in lines if re.match(r"(accelerate launch .* -m )?vrpo ", line)]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their commands parse as they stand, in the repository root. Kills: renamed fields, stale comments."""
+    monkeypatch.chdir(RECIPES.parent)
+    commands = commands_of(recipe)
+    assert commands
+    for words in commands:
+        at = words.index("vrpo")
+        if at:
+            launch = launch_command_parser().parse_args(words[2:])
+            assert Path(launch.config_file) == FSDP2.relative_to(RECIPES.parent)
+            assert launch.module
+            assert launch.training_script == "vrpo"
+        given = [*words[at + 2 :], "--use_cpu", "true"]
+        given += [] if "--dataset_name" in words else ["--dataset_name", "x"]
+        assert recipe == FSDP2 or Path(given[given.index("--config") + 1]) == recipe.relative_to(RECIPES.parent)
+        data, *_ = parse(CLASSES[words[at + 1]], given, prog="vrpo", description="")
+        assert data.dataset_name == given[given.index("--dataset_name") + 1]
+
+
+def test_fsdp2_recipe() -> None:
+    """Kills: FSDP1, sharded checkpoints, a layer class that the model does not have, unknown keys of fsdp_config."""
+    config = load_config_from_file(str(FSDP2))
+    assert isinstance(config, ClusterConfig)
+    assert (config.distributed_type.value, config.num_processes, config.mixed_precision) == ("FSDP", 8, "no")
+    known = vars(launch_command_parser().parse_args(["script"]))
+    assert set(config.fsdp_config) <= set(known)
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    tokenizer = train_tokenizer(["hello there"], 300)
+    model = from_config(tokenizer, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32).module
+    layer = get_module_class_from_name(model, config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"])
+    assert layer is type(model.model.layers[0])
