@@ -8,7 +8,6 @@ not use. Writes result.json beside this file after every arm; what is in it is n
 
 import argparse
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 
@@ -20,18 +19,19 @@ from vrpo.models.load import load
 
 HERE = Path(__file__).parent
 VRPO = [
-    {"learning_rate": rate, "beta": beta, "sft_coef": coef}
-    for rate, beta, coef in itertools.product((2e-3, 1e-3, 5e-4), (0.3, 0.1, 1.0), (0.0,))
-] + [
-    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.05},
-    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.5},
-    {"learning_rate": 2e-3, "beta": 0.3, "sft_coef": 0.5},
-    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.0, "batch": 8},
-    {"learning_rate": 1e-3, "beta": 0.3, "sft_coef": 0.5, "batch": 8},
-    {"learning_rate": 5e-4, "beta": 0.3, "sft_coef": 0.0, "batch": 8},
-    {"learning_rate": 1e-3, "beta": 1.0, "sft_coef": 0.0, "batch": 8},
+    {"learning_rate": rate, "beta": beta, "sft_coef": coef, "batch": batch}
+    for rate, beta, coef, batch in (
+        (5e-4, 0.3, 0.0, 8),
+        (1e-3, 0.3, 0.0, 8),
+        (1e-3, 0.3, 0.5, 8),
+        (1e-3, 1.0, 0.0, 8),
+        (5e-4, 0.1, 0.0, 8),
+        (1e-3, 0.3, 0.0, 32),
+        (2e-3, 0.3, 0.0, 32),
+        (2e-3, 1.0, 0.0, 32),
+    )
 ]
-CONTROL = [{"sft_learning_rate": rate, **size} for size in ({}, {"batch": 8}) for rate in (5e-4, 1e-3, 2e-3)]
+CONTROL = [{"sft_learning_rate": rate, "batch": 8} for rate in (5e-4, 1e-3, 2e-3)]
 
 
 def measure(arm: str, point: dict[str, float], runs: Path) -> dict[str, object]:
@@ -55,7 +55,7 @@ def report(results: list[dict]) -> str:
             f"| {entry['arm']} | {settings} | {right['mean']:.3f} [{right['low']:.3f}, {right['high']:.3f}] "
             f"| {entry['right_bases']:.3f} |"
         )
-    head = "| arm | settings (batch 32 unless stated) | strands all right [95 %] | right bases |"
+    head = "| arm | settings | strands all right [95 %] | right bases |"
     introduction = (__doc__ or "").split("\n\n")
     return "\n".join(
         [
@@ -64,9 +64,8 @@ def report(results: list[dict]) -> str:
             introduction[0],
             introduction[2].split(". Writes")[0].replace("\n", " ") + ".",
             "",
-            "One run per line, greedy decoding, 1,000 validation problems. The number of optimizer steps (the batch)",
-            "matters more than the rest; the largest rate with beta 0.1 or 1 broke the model (no answer right at all).",
-            "No rate lets imitation of the preferred answers write a right strand: most of their bases are copies too.",
+            "One run per line, greedy decoding, 1,000 validation problems that nothing else uses.",
+            "Imitation of the preferred answers is held back by what they are: most of their bases are copies too.",
             "",
             head,
             "|---|---|---|---|",

@@ -28,7 +28,7 @@ def test_a_preference_batch():
 def test_structure_of_a_batch():
     pairs = pairs_of(PreferenceCollator(pad_id=0)([A, B]))
     assert pairs.length.tolist() == [1, 4, 2, 1]
-    assert (pairs.chosen.tolist(), pairs.rejected.tolist(), len(pairs)) == ([0, 1], [2, 3], 2)
+    assert (pairs.chosen.tolist(), pairs.rejected.tolist()) == ([0, 1], [2, 3])
     example = {"prompt_ids": [], "response_ids": [3, 4], "example_id": 1}
     batch = SFTCollator(pad_id=0)([example, {**example, "prompt_ids": [9], "chunk": 2}])
     assert rows_of(batch).length.tolist() == [2, 2]

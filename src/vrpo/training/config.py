@@ -41,7 +41,9 @@ class DiffusionConfig(TrainingArguments):
     plan: str = field(
         default="fixed_count", metadata={"help": "How masks are drawn: fixed_count, or bernoulli (needs t_min)."}
     )
-    num_times: int = field(default=1, metadata={"help": "Masking levels drawn per response."})
+    num_times: int = field(
+        default=1, metadata={"help": "Masking levels drawn per response (in SFT, all in memory at once)."}
+    )
     num_masks: int = field(default=1, metadata={"help": "Masks drawn per masking level."})
     t_min: float | None = field(default=None, metadata={"help": "Smallest masking time of plan=bernoulli."})
     eval_num_times: int = field(
