@@ -20,6 +20,7 @@ LABELS = {
     "naive_same_passes": "naive DPO, n = 1, nothing shared: same forward passes (8x the steps)",
     "sft_chosen": "SFT on the chosen answers: about the same FLOPs",
 }
+BASE_TERMS: dict[int, torch.Tensor] = {}
 SHOWN = ("rewards/accuracies", "rewards/margins", "elbo/chosen_change", "elbo/rejected_change", "score/variance")
 
 
@@ -35,6 +36,7 @@ def evaluation(policy: Path, base: Path, data: Path, beta: float, cache: Path) -
     config = VRPOConfig(**fields, beta=beta, output_dir=str(cache.parent / "evaluation"))
     models = [load(folder, dtype=torch.float32) for folder in (policy, base)]
     trainer = VRPOTrainer(models[0], ref_model=models[1], args=config, eval_dataset=load_rows(str(data), split="eval"))
+    trainer._eval_reference = BASE_TERMS  # the base's terms on these draws are the same for every policy
     found: dict[str, list[float]] = {}
     with torch.no_grad():
         for index, batch in enumerate(trainer.get_eval_dataloader()):
