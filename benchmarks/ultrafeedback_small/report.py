@@ -38,7 +38,7 @@ def evaluation(policy: Path, base: Path, data: Path, beta: float, cache: Path) -
     trainer = VRPOTrainer(models[0], ref_model=models[1], args=config, eval_dataset=load_rows(str(data), split="eval"))
     trainer._eval_reference = BASE_TERMS  # the base's terms on these draws are the same for every policy
     found: dict[str, list[float]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), trainer.accelerator.autocast():
         for index, batch in enumerate(trainer.get_eval_dataloader()):
             for name, values in trainer.batch_metrics(trainer.denoiser.module, batch, index).items():
                 found.setdefault(name, []).extend(values.tolist())
