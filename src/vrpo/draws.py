@@ -98,8 +98,8 @@ class FixedCount:
 class Bernoulli:
     """The t-form: t ~ U(t_min, 1), each response token masked with probability t, weight 1 / t / K on masked tokens.
 
-    t_min has no default on purpose. The variance is infinite as t_min -> 0 (173 at 1e-3 and 497 at 1e-8 on a 5-token
-    table where FixedCount has 21.4), and t_min > 0 biases the mean: draws below t_min are missing from it.
+    t_min has no default on purpose: the variance grows like log(1 / t_min) without limit as t_min -> 0, and t_min > 0
+    biases the mean, since draws below t_min are missing from it (`tests/test_exact.py` integrates both).
 
     Args:
         t_min: smallest masking time, in (0, 1).
