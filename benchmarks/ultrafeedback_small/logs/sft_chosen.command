@@ -1,0 +1,1 @@
+$ vrpo sft --config RUNS/arms/sft_chosen/config.yaml --model_name_or_path RUNS/base --output_dir RUNS/arms/sft_chosen --num_times 8 --num_train_epochs 3 --dataset_name DATA --dataset_train_split train --learning_rate 3e-5 --save_strategy steps --save_steps 37 --save_only_model true --completion_column chosen

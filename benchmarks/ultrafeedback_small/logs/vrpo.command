@@ -1,0 +1,1 @@
+$ vrpo train --config RUNS/arms/vrpo/config.yaml --model_name_or_path RUNS/base --output_dir RUNS/arms/vrpo --num_times 8 --share_draws true --num_train_epochs 1 --dataset_name DATA --dataset_train_split train --learning_rate 3e-5 --beta 0.05 --dataset_test_split eval --eval_on_start true --eval_strategy steps --eval_steps 12
