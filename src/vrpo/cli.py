@@ -9,7 +9,7 @@ _COMMANDS = {
     "sft": ("vrpo.commands.train", "sft", "supervised fine-tuning, or pretraining from scratch"),
     "train": ("vrpo.commands.train", "train", "preference optimisation (VRPO)"),
     "generate": ("vrpo.commands.generate", "generate_command", "answer prompts with a model"),
-    "demo": ("vrpo.demo.run", "demo", "five minutes on a laptop: train, collect pairs, align, compare"),
+    "demo": ("vrpo.demo.run", "demo", "a few minutes on a laptop: train, collect pairs, align, compare"),
 }
 
 
