@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType
 
 from tests.training.runs import distance, log_lines, moved
 from tests.training.worker import SCENARIOS, Result
-from vrpo.training.base import DiffusionTrainer
+from vrpo.training.preference import VRPOTrainer
 
 TOLERANCE = 1e-9
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_fsdp2_gradients(both: Callable[[str], tuple[Result, Result]], name: str
     assert max(float(value.abs().max()) for value in one["gradient"].values()) > 1e-2
 
 
-class Stub(DiffusionTrainer):
+class Stub(VRPOTrainer):
     """A trainer without a model: only what it asks of accelerate."""
 
     def __init__(self, accelerator: Any) -> None:

@@ -6,6 +6,7 @@ Everything else (loop, optimizer, schedule, accelerate, FSDP, DeepSpeed, loggers
 import dataclasses
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ EVAL_EPOCH = -1  # evaluation draws: one fixed key set at every evaluation
 Batch = Mapping[str, Tensor]
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(Trainer, ABC):
     """transformers.Trainer for masked diffusion models. Subclasses say what a step and an evaluation of a batch are."""
 
     args: DiffusionConfig
@@ -82,25 +83,25 @@ class DiffusionTrainer(Trainer):
 
     # What subclasses define ------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Rows of text as examples of token ids."""
-        raise NotImplementedError
 
+    @abstractmethod
     def items_in(self, batch: Batch) -> int:
         """How many items (pairs, rows) the loss of this batch is a mean over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         """Accumulate scale * gradient; return the loss of the batch; add to `self.window`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
         """Per-item metrics of an evaluation batch, `loss` among them.
 
         Args:
             index: of the batch, which is the same at every evaluation; None: a dataset given for this evaluation only.
         """
-        raise NotImplementedError
 
     def tokenized(self, dataset: Any) -> Any:
         """Rows of text as examples of token ids; examples and None as they are; a dict part by part."""
