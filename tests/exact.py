@@ -8,7 +8,7 @@ so that means and variances over rows are exact laws, not statistics.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import pairwise, permutations, product
 from math import comb, factorial, log
 from unittest import mock
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import vrpo.draws
+import vrpo.plans
 from tests.build import Row, copies
+from vrpo.plans import Levels
 from vrpo.types import Tokens
 
 
@@ -134,30 +136,62 @@ def every_outcome(row: Row, num_times: int, num_masks: int) -> Iterator[Tokens]:
     An outcome is a cell of [0, 1) per time (L of them) and an order of the response per mask (L! of them): all
     equally likely, since times are uniform and mask bits exchangeable. Groups are the plan's own.
     """
-    length, num_draws = len(row.response), num_times * num_masks
-    cells = [(cell + 0.5) / length for cell in range(length)]
-    times = list(product(cells, repeat=num_times))
-    orders = list(product(permutations(range(length)), repeat=num_draws))
-    tokens = copies(row, len(times) * len(orders))
-    time = torch.tensor(times, dtype=torch.float64).repeat_interleave(num_masks, 1).repeat_interleave(len(orders), 0)
-    order = torch.tensor(orders).repeat(len(times), 1, 1)
-    with fed(tokens, time, order):
+    length = len(row.response)
+    cells = [((cell + 0.5) / length, 1 / length) for cell in range(length)]
+    with weighted_outcomes(row, cells, num_times, num_masks, num_times * num_masks) as (tokens, _):
         yield tokens
 
 
 @contextmanager
+def weighted_outcomes(
+    row: Row, cells: list[tuple[float, float]], num_times: int, num_masks: int, num_orders: int
+) -> Iterator[tuple[Tokens, Tensor]]:
+    """Tokens and probabilities: within the context, a plan that asks for `num_times` uniform numbers (each for
+    `num_masks` masks) and `num_orders` orders maps row r of the tokens to its r-th outcome.
+
+    `cells`: a point and the length of each part of [0, 1) in which the plan does not tell numbers apart.
+    """
+    length = len(row.response)
+    times = list(product(cells, repeat=num_times))
+    orders = list(product(permutations(range(length)), repeat=num_orders))
+    tokens = copies(row, len(times) * len(orders))
+    point, size = torch.tensor(times, dtype=torch.float64).unbind(-1)
+    time = point.repeat_interleave(num_masks, 1).repeat_interleave(len(orders), 0)
+    order = torch.tensor(orders).repeat(len(times), 1, 1)
+    with fed(tokens, time, order):
+        yield tokens, size.prod(-1).repeat_interleave(len(orders)) / len(orders)
+
+
+def cells_of(levels: Levels, length: int) -> list[tuple[float, float]]:
+    """Parts of [0, 1) on which no draw's count changes: between the points where a stratum passes a step of the law."""
+    law = count_law(levels.exponent, length)
+    steps = [sum(law[:m]) for m in range(1, length)]
+    size = levels.per_group
+    inside = {round(size * step - j, 15) for step in steps for j in range(size) if 1e-12 < size * step - j < 1 - 1e-12}
+    edges = [0.0, *sorted(inside), 1.0]
+    return [((a + b) / 2, b - a) for a, b in pairwise(edges)]
+
+
+def count_law(exponent: float, length: int) -> list[float]:
+    """q(m) proportional to m^-exponent, m = 1..L."""
+    mass = [m**-exponent for m in range(1, length + 1)]
+    return [value / sum(mass) for value in mass]
+
+
+@contextmanager
 def fed(tokens: Tokens, time: Tensor, response_bits: Tensor) -> Iterator[None]:
-    """Replace the plans' random numbers: times [N, K] in [0, 1), and bits [N, K, response length]."""
-    bits = torch.zeros(*time.shape, tokens.ids.shape[1], dtype=torch.int64)
+    """Replace the plans' random numbers: times [N, K] in [0, 1), and bits [N, orders, response length]."""
+    bits = torch.zeros(*response_bits.shape[:2], tokens.ids.shape[1], dtype=torch.int64)
     bits[:, :, tokens.response[0]] = response_bits
-    times = vrpo.draws._times
+    times = vrpo.draws.times
 
     def fed_times(tokens: Tokens, num_times: int, num_masks: int) -> tuple[Tensor, Tensor]:
         return time, times(tokens, num_times, num_masks)[1]
 
     with (
-        mock.patch.object(vrpo.draws, "_times", fed_times),
-        mock.patch.object(vrpo.draws, "_mask_bits", return_value=bits),
+        mock.patch.object(vrpo.draws, "times", fed_times),
+        mock.patch.object(vrpo.plans, "times", fed_times),
+        mock.patch.object(vrpo.draws, "mask_bits", return_value=bits),
     ):
         yield
 

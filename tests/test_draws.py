@@ -19,6 +19,7 @@ from tests.build import Row, copies, in_response, make_tokens
 from tests.exact import bernoulli_integral
 from tests.stat import ALARM, assert_law, assert_mean
 from vrpo.draws import Bernoulli, Enumerate, FixedCount, draw_key, fold, mix, rekeyed, uniform
+from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks
 from vrpo.types import Draws, Plan, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -26,6 +27,13 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "fixed-8x1": lambda: FixedCount(8),
     "fixed-2x3": lambda: FixedCount(2, 3),
     "bernoulli": lambda: Bernoulli(0.05, 4, 2),
+    "stratified": lambda: IndependentMasks(Levels(6, 2)),
+    "systematic": lambda: IndependentMasks(Levels(6, 2, systematic=True)),
+    "importance": lambda: IndependentMasks(Levels(4, 4, exponent=0.5)),
+    "balanced": lambda: BalancedMasks(Levels(6, 2)),
+    "nested": lambda: NestedMasks(Levels(6, 2, exponent=0.25), control=0.75),
+    "nested-all": lambda: NestedMasks(Levels(4)),
+    "complementary": lambda: Complementary(4),
 }
 every_plan = pytest.mark.parametrize("plan", [make() for make in PLANS.values()], ids=list(PLANS))
 
@@ -69,7 +77,7 @@ def test_fixed_count_draws_the_law_of_equation_14() -> None:
 def test_fixed_count_cuts_the_unit_interval_into_equal_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an equality: on an even grid of times every m comes equally often. Kills round-half-even and off-by-one m."""
     grid = ((torch.arange(3000) + 0.5) / 3000).double()[:, None]
-    monkeypatch.setattr("vrpo.draws._times", lambda tokens, *_: (grid, torch.zeros(3000, 1, dtype=torch.long)))
+    monkeypatch.setattr("vrpo.draws.times", lambda tokens, *_: (grid, torch.zeros(3000, 1, dtype=torch.long)))
     for length in (1, 2, 3, 5, 6):
         count = FixedCount(1)(copies(Row((0,), (1,) * length), 3000)).masked.sum(-1).flatten()
         assert count.bincount(minlength=length + 1).tolist() == [0] + [3000 // length] * length

@@ -59,9 +59,9 @@ def rekeyed(tokens: Tokens) -> Tokens:
     return Tokens(tokens.ids, tokens.response, tokens.attention, fold(tokens.key, _INDEPENDENT))
 
 
-def _rank(tokens: Tokens) -> Int[Tensor, "N L"]:
-    """Position within the response: 0 at its first token (meaningless elsewhere)."""
-    return tokens.response.cumsum(-1) - 1
+def _slot(tokens: Tokens) -> Int[Tensor, "N L"]:
+    """What names a position in its row's randomness: `tokens.slot`, or its place in the response (0 at the first)."""
+    return tokens.response.cumsum(-1) - 1 if tokens.slot is None else tokens.slot
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,13 @@ class FixedCount:
     num_masks: int = 1
 
     def __post_init__(self) -> None:
-        _check_budget(self.num_times, self.num_masks)
+        check_budget(self.num_times, self.num_masks)
 
     def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        time, group = _times(tokens, self.num_times, self.num_masks)
+        time, group = times(tokens, self.num_times, self.num_masks)
         length = tokens.length[:, None]
         count = 1 + (time * length).floor().long()  # [N, K], uniform on 1..L
-        order = _mask_bits(tokens, self.num_times * self.num_masks)
-        order = order.masked_fill(~tokens.response[:, None], torch.iinfo(torch.int64).max)
-        masked = order.argsort(dim=-1, stable=True).argsort(dim=-1) < count[..., None]
+        masked = orders(tokens, self.num_times * self.num_masks) < count[..., None]
         masked = masked & tokens.response[:, None]
         weight = length.double() / count / (self.num_times * self.num_masks)
         return Draws(masked, masked * weight[..., None], group)
@@ -110,14 +108,14 @@ class Bernoulli:
     num_masks: int = 1
 
     def __post_init__(self) -> None:
-        _check_budget(self.num_times, self.num_masks)
+        check_budget(self.num_times, self.num_masks)
         if not 0 < self.t_min < 1:
             raise ValueError(f"t_min must lie in (0, 1), not {self.t_min}: at 0 the estimate has infinite variance")
 
     def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        time, group = _times(tokens, self.num_times, self.num_masks)
+        time, group = times(tokens, self.num_times, self.num_masks)
         mask_prob = self.t_min + (1 - self.t_min) * time  # [N, K]
-        masked = uniform(_mask_bits(tokens, self.num_times * self.num_masks)) < mask_prob[..., None]
+        masked = uniform(mask_bits(tokens, self.num_times * self.num_masks)) < mask_prob[..., None]
         masked = masked & tokens.response[:, None]
         weight = 1 / mask_prob / (self.num_times * self.num_masks)
         return Draws(masked, masked * weight[..., None], group)
@@ -154,7 +152,7 @@ class Enumerate:
             device=length.device,
         )
         in_use = subset < (1 << length)[:, None]  # [N, K]
-        position = _rank(tokens).clamp(min=0)
+        position = (tokens.response.cumsum(-1) - 1).clamp(min=0)
         masked = bit.bool()[None].expand(len(length), -1, -1)
         masked = masked.gather(2, position[:, None].expand(-1, len(subset), -1))
         masked = masked & tokens.response[:, None] & in_use[..., None]
@@ -162,12 +160,12 @@ class Enumerate:
         return Draws(masked, weight, torch.where(in_use, 0, -1))
 
 
-def _check_budget(num_times: int, num_masks: int) -> None:
+def check_budget(num_times: int, num_masks: int) -> None:
     if num_times < 1 or num_masks < 1:
         raise ValueError(f"num_times and num_masks must be at least 1, not {num_times} and {num_masks}")
 
 
-def _times(tokens: Tokens, num_times: int, num_masks: int) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+def times(tokens: Tokens, num_times: int, num_masks: int) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
     """Uniform times in [0, 1), each repeated num_masks times in a row, and their group: the index of the time."""
     if bool((tokens.length == 0).any()):
         raise ValueError(f"row {int((tokens.length == 0).nonzero()[0])} has no response token: nothing can be masked")
@@ -176,7 +174,13 @@ def _times(tokens: Tokens, num_times: int, num_masks: int) -> tuple[Float[Tensor
     return time, index.expand(len(tokens.key), -1).clone()
 
 
-def _mask_bits(tokens: Tokens, num_draws: int) -> Int[Tensor, "N K L"]:
+def orders(tokens: Tokens, num_orders: int) -> Int[Tensor, "N O L"]:
+    """Uniform random orders of the response: the rank, 0 to L - 1, of each of its positions (meaningless elsewhere)."""
+    bits = mask_bits(tokens, num_orders).masked_fill(~tokens.response[:, None], torch.iinfo(torch.int64).max)
+    return bits.argsort(dim=-1, stable=True).argsort(dim=-1)
+
+
+def mask_bits(tokens: Tokens, num_draws: int) -> Int[Tensor, "N K L"]:
     """64 random bits per (row, draw, response position); padding and prompt length do not enter."""
     draw = fold(fold(tokens.key, _MASK)[:, None], torch.arange(num_draws, device=tokens.key.device))
-    return fold(draw[..., None], _rank(tokens)[:, None])
+    return fold(draw[..., None], _slot(tokens)[:, None])

@@ -23,13 +23,16 @@ class Tokens:
     `response` marks the positions that may be masked and that the bound is about; the prompt is what is attended and
     not response. `attention` is False on padding, which is neither attended, masked nor scored. `key` is the replay
     key of the row's randomness (`draws.draw_key`): equal keys and equal response lengths give equal draws, whatever
-    the padding, the neighbours or the device.
+    the padding, the neighbours or the device. `slot` names the response positions in that randomness, each position by
+    a number of its own; None: 0, 1, 2, ... Rows with equal keys have common random numbers at equal slots
+    (`plans.Paired`).
     """
 
     ids: Int[Tensor, "N L"]
     response: Bool[Tensor, "N L"]
     attention: Bool[Tensor, "N L"]
     key: Int[Tensor, " N"]
+    slot: Int[Tensor, "N L"] | None = None
 
     @property
     def length(self) -> Int[Tensor, " N"]:
@@ -42,7 +45,10 @@ class Tokens:
         return self.attention.sum(-1)
 
     def to(self, device: torch.device | str) -> "Tokens":
-        return Tokens(*(value.to(device) for value in (self.ids, self.response, self.attention, self.key)))
+        slot = None if self.slot is None else self.slot.to(device)
+        return Tokens(
+            self.ids.to(device), self.response.to(device), self.attention.to(device), self.key.to(device), slot
+        )
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Draws:
 
     `masked` is what the denoiser does not see; `weight` is what is scored and how much, 0 = not scored, the 1/K of the
     Monte Carlo mean included, so an estimate is a plain sum. Nothing forces the two to coincide: enumeration, ragged
-    budgets (surplus draws weigh 0), importance sampling and causal models (nothing masked, everything scored) are the
-    same sum. Draws of a row that are statistically dependent share a `group`; -1 marks a draw that is not in use.
+    budgets (surplus draws weigh 0), importance sampling, control variates (weights below 0) and causal models (nothing
+    masked, everything scored) are the same sum. Draws of a row that are statistically dependent share a `group`; -1 marks a draw that is not in use.
     """
 
     masked: Bool[Tensor, "N K L"]

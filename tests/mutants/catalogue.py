@@ -93,8 +93,8 @@ FIELD = [  # METHODS section 3, in its order
         "draws.py",
         (
             (
-                "order.masked_fill(~tokens.response[:, None]",
-                "order.masked_fill(torch.zeros_like(tokens.response)[:, None]",
+                ".masked_fill(~tokens.response[:, None]",
+                ".masked_fill(torch.zeros_like(tokens.response)[:, None]",
             ),
             (FIXED_MASK, "< count[..., None]"),
         ),
@@ -107,7 +107,7 @@ FIELD = [  # METHODS section 3, in its order
         (
             (
                 BERNOULLI_WEIGHT,
-                "first = (_rank(tokens) == 0) & tokens.response\n"
+                "first = (_slot(tokens) == 0) & tokens.response\n"
                 "        masked = masked | (~masked.any(-1, keepdim=True) & first[:, None])\n        "
                 + BERNOULLI_WEIGHT,
             ),
@@ -172,7 +172,7 @@ CORE = [
         "prompt masked",
         "draws.py",
         (
-            ("order.masked_fill(~tokens.response[:, None]", "order.masked_fill(~tokens.attention[:, None]"),
+            (".masked_fill(~tokens.response[:, None]", ".masked_fill(~tokens.attention[:, None]"),
             (FIXED_MASK, "< count[..., None]\n        masked = masked & tokens.attention[:, None]"),
         ),
         DRAWS,
@@ -197,7 +197,7 @@ CORE = [
     Mutant(
         "draws of the padded shape",
         "draws.py",
-        (("_rank(tokens)[:, None])", "torch.arange(tokens.ids.shape[1]).expand_as(tokens.ids)[:, None])"),),
+        (("_slot(tokens)[:, None])", "torch.arange(tokens.ids.shape[1]).expand_as(tokens.ids)[:, None])"),),
         DRAWS,
     ),
     Mutant(

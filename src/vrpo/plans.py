@@ -1,0 +1,238 @@
+"""Plans with less noise than the paper's at the same number of forward passes. Each is unbiased for the ELBO.
+
+Three decisions, each exact by itself: how many tokens the draws of a row mask (`Levels`); which ones, given how many
+(`IndependentMasks`, `BalancedMasks`, `NestedMasks`, `Complementary`); and what the two answers of a pair have in common
+(`Paired`). What deliberately does not live here: the paper's own plan and the hash (draws.py).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vrpo.draws import check_budget, orders, times
+from vrpo.types import Draws, Pairs, Plan, Structure, Tokens
+
+_UNSHARED = 1 << 32  # slots from here on: tokens of a rejected answer that the chosen one has not
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How many tokens each draw masks: m from q(m) proportional to m^-exponent on 1..L, stratified within groups.
+
+    A group is J = num_times / num_groups draws, and draw j takes its quantile of q from [j/J, (j+1)/J): anywhere in it,
+    or for `systematic` counts at one common offset. A draw weighs (1/L) / q(m) / K, the exact importance weight. Groups
+    are independent; num_groups = num_times gives independent counts.
+
+    Args:
+        exponent: 0, the law of the ELBO itself; above 0, few masks are drawn more often and weigh less.
+    """
+
+    num_times: int = 8
+    num_groups: int = 1
+    exponent: float = 0.0
+    systematic: bool = False
+
+    def __post_init__(self) -> None:
+        check_budget(self.num_times, self.num_groups)
+        if self.num_times % self.num_groups:
+            raise ValueError(f"num_times = {self.num_times} draws cannot form num_groups = {self.num_groups} groups")
+
+    @property
+    def per_group(self) -> int:
+        return self.num_times // self.num_groups
+
+    def quantiles(self, tokens: Tokens) -> Float[Tensor, "N K"]:
+        """Numbers in [0, 1), ascending within each group: one in each of its J equal cells."""
+        offset, _ = times(tokens, self.num_times, 1)
+        offset = offset.unflatten(1, (self.num_groups, self.per_group))
+        if self.systematic:
+            offset = offset[..., :1].expand_as(offset)
+        cell = torch.arange(self.per_group, device=offset.device)
+        return ((cell + offset) / self.per_group).flatten(1)
+
+    def __call__(self, tokens: Tokens) -> tuple[Int[Tensor, "N K"], Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+        """Counts in 1..L, ascending within each group; the weight of each draw, 1/K included; its group."""
+        length = tokens.length
+        mass = torch.arange(1, int(length.max()) + 1, dtype=torch.float64) ** -self.exponent
+        below = mass.cumsum(0).to(length.device)  # of all masses up to m; summed on the CPU, hence equal everywhere
+        total = below[length - 1][:, None]
+        count = 1 + torch.searchsorted(below, self.quantiles(tokens) * total, right=True)
+        count = torch.minimum(count, length[:, None])
+        weight = total * count.double() ** self.exponent / length[:, None] / self.num_times
+        group = torch.arange(self.num_times, device=length.device) // self.per_group
+        return count, weight, group.expand_as(count).clone()
+
+
+def _draws(
+    tokens: Tokens, masked: Bool[Tensor, "N K L"], weight: Float[Tensor, "N K L"], group: Int[Tensor, "N K"]
+) -> Draws:
+    masked = masked & tokens.response[:, None]
+    return Draws(masked, weight * masked, group)
+
+
+def _per_token(tokens: Tokens, count: Int[Tensor, "N K"], weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K 1"]:
+    """weight * L / m: what a masked token weighs in a draw of that weight (Eq. 15)."""
+    return (weight * tokens.length[:, None] / count)[..., None]
+
+
+@dataclass(frozen=True)
+class IndependentMasks:
+    """Fixed-count draws whose counts follow `levels` and whose masks are independent: stratified or importance-sampled
+    counts, and nothing else. With default levels of as many groups as draws it is `draws.FixedCount`."""
+
+    levels: Levels = Levels()
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        count, weight, group = self.levels(tokens)
+        masked = orders(tokens, self.levels.num_times) < count[..., None]
+        return _draws(tokens, masked, _per_token(tokens, count, weight).expand(masked.shape), group)
+
+
+@dataclass(frozen=True)
+class BalancedMasks:
+    """Masks of a group are consecutive arcs of one random order laid in a circle: tokens are masked about equally
+    often (as often as each other, up to one). Given the counts each mask is uniform, so nothing else changes."""
+
+    levels: Levels = Levels()
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        count, weight, group = self.levels(tokens)
+        arcs = count.unflatten(1, (self.levels.num_groups, -1))
+        start = (arcs.cumsum(-1) - arcs).flatten(1)[..., None]
+        order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)
+        masked = (order - start) % tokens.length[:, None, None] < count[..., None]
+        return _draws(tokens, masked, _per_token(tokens, count, weight).expand(masked.shape), group)
+
+
+@dataclass(frozen=True)
+class NestedMasks:
+    """Masks of a group are nested, S_1 in S_2 in ... in S_J, and every draw is the control variate of the one below it.
+
+    With f_i(S) = log p(y_i | y without S, x), A_k = (L/m_k) sum_{i in S_k} f_i(S_k) and C_k = (L/m_k) sum_{i in S_k}
+    f_i(S_{k+1}), the estimate of level k is A^_k = A_k + c (A^_{k+1} - C_k): C_k and A_{k+1} have one mean given the
+    counts, since S_k is a uniform subset of S_{k+1}. So the heavy weight L/m of few masked tokens falls on the
+    difference that a smaller context makes, and not on which tokens were drawn; every value is one that its draw
+    computes anyway. Unbiased for every c; ours, a multilevel estimate (Giles 2008). Weights may be negative: a single
+    term of a group estimates nothing, only their sum does.
+
+    Args:
+        control: c, 0 to 1. 0: nested masks without control variates. At 1 each token's weights sum to L / m_J.
+    """
+
+    levels: Levels = Levels()
+    control: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.control <= 1:
+            raise ValueError(f"control must lie in [0, 1], not {self.control}")
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        count, weight, group = self.levels(tokens)
+        shape = (self.levels.num_groups, self.levels.per_group)
+        passed = weight.new_zeros(len(weight), self.levels.num_groups)
+        totals, owed = [], []
+        for own in weight.unflatten(1, shape).unbind(-1):
+            owed.append(self.control * passed)
+            passed = own + self.control * passed
+            totals.append(passed)
+        own = _per_token(tokens, count, torch.stack(totals, -1).flatten(1))
+        below = count.unflatten(1, shape).roll(1, -1).flatten(1)  # of the first draw of a group: nothing is owed
+        debt = _per_token(tokens, below, torch.stack(owed, -1).flatten(1))
+        order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)
+        return _draws(tokens, order < count[..., None], own - debt * (order < below[..., None]), group)
+
+
+@dataclass(frozen=True)
+class Complementary:
+    """Couples of draws, a mask and its complement: m ~ U{0..L}, ((L+1)/m sum_S + (L+1)/(L-m) sum_{not S}) / 2.
+
+    An empty half counts 0, which L + 1 in place of L makes up for. Not to be confused with the mask and its complement
+    each counted in full, which is twice the ELBO.
+    """
+
+    num_times: int = 8
+
+    def __post_init__(self) -> None:
+        if self.num_times < 2 or self.num_times % 2:
+            raise ValueError(f"complementary masks come in twos: num_times must be even, not {self.num_times}")
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        couples = self.num_times // 2
+        time, group = times(tokens, couples, 2)
+        length = tokens.length[:, None]
+        first = (time[:, ::2] * (length + 1)).floor().long()
+        count = torch.stack([first, length - first], -1).flatten(1)
+        inside = orders(tokens, couples) < first[..., None]
+        masked = torch.stack([inside, ~inside], 2).flatten(1, 2)
+        weight = (length + 1) / count.clamp(min=1).double() / self.num_times
+        return _draws(tokens, masked, weight[..., None].expand(masked.shape), group)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Common random numbers for the two answers of a pair: both follow the keys of the chosen one.
+
+    So their draws have common quantiles of m; and, aligned, common orders on the tokens that the answers share in one
+    sequence (`shared_tokens`). Each answer's own law, hence its bound, stays what it is: only the noise of the margin
+    changes. Draws depend on both answers of the pair, and on nothing else.
+
+    Raises:
+        ValueError: the rows are not `Pairs`.
+    """
+
+    plan: Plan
+    align: bool = True
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        if not isinstance(structure, Pairs):
+            raise ValueError("Paired couples the draws of chosen and rejected answers: it needs Pairs as structure")
+        key, slot = tokens.key.clone(), tokens.response.cumsum(-1) - 1
+        key[structure.rejected] = tokens.key[structure.chosen]
+        if self.align:
+            partner = shared_tokens(tokens, structure)
+            own = slot[structure.rejected] + _UNSHARED
+            slot = slot.index_copy(0, structure.rejected, torch.where(partner >= 0, partner, own))
+        return self.plan(replace(tokens, key=key, slot=slot), structure)
+
+
+def shared_tokens(tokens: Tokens, pairs: Pairs) -> Int[Tensor, "P L"]:
+    """For each position of the rejected response, the place in the chosen response that holds the same token in a
+    longest common subsequence of the two, or -1 where there is none.
+
+    Dynamic programming, vectorised over pairs: O(L) steps, P x L^2 small integers.
+    """
+    column = tokens.response.any(0).nonzero()[:, 0]
+    cut = slice(int(column[0]), int(column[-1]) + 1)
+    a, b = tokens.ids[pairs.chosen, cut], tokens.ids[pairs.rejected, cut]
+    inside_a, inside_b = tokens.response[pairs.chosen, cut], tokens.response[pairs.rejected, cut]
+    match = (a[:, :, None] == b[:, None]) & inside_a[:, :, None] & inside_b[:, None]
+    found = torch.full_like(tokens.ids[pairs.rejected], -1)
+    found[:, cut] = _backtrace(_common_lengths(match), inside_a.cumsum(-1) - 1)
+    return found
+
+
+def _common_lengths(match: Bool[Tensor, "P A B"]) -> Int[Tensor, "P _ _"]:
+    """[i, j]: length of the longest common subsequence of the first i and the first j positions."""
+    table = torch.zeros(len(match), match.shape[1] + 1, match.shape[2] + 1, dtype=torch.int16, device=match.device)
+    for i in range(match.shape[1]):
+        longest = torch.maximum(table[:, i, 1:], table[:, i, :-1] + match[:, i])
+        table[:, i + 1, 1:] = longest.cummax(-1).values
+    return table
+
+
+def _backtrace(table: Int[Tensor, "P _ _"], place: Int[Tensor, "P A"]) -> Int[Tensor, "P _"]:
+    """One longest common subsequence: `place` of its position in the first sequence, for each of the second; or -1."""
+    pair = torch.arange(len(table), device=table.device)
+    i, j = (torch.full_like(pair, size - 1) for size in table.shape[1:])
+    found = place.new_full((len(table), table.shape[2] - 1), -1)
+    for _ in range(table.shape[1] + table.shape[2] - 2):
+        above, left = (i - 1).clamp(min=0), (j - 1).clamp(min=0)
+        here = table[pair, i, j]
+        up = (i > 0) & (table[pair, above, j] == here)
+        back = ~up & (j > 0) & (table[pair, i, left] == here)
+        both = ~up & ~back & (i > 0) & (j > 0)
+        found[pair, left] = torch.where(both, place[pair, above], found[pair, left])
+        i, j = torch.where(up | both, above, i), torch.where(back | both, left, j)
+    return found
