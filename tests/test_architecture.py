@@ -17,6 +17,9 @@ RANK = {  # a module imports modules of lower rank only
     "types": 0,
     "draws": 1,
     "losses": 1,
+    "sketch": 2,
+    "roulette": 2,
+    "plans": 2,
     "estimator": 2,
     "reference": 3,
     "preference": 4,
@@ -38,7 +41,7 @@ THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import
     "matplotlib": {"diagnostics", "demo"},
     "lm_eval": {"evals"},
 }
-CORE = {"types", "draws", "losses", "estimator", "reference", "preference"}
+CORE = {"types", "draws", "plans", "sketch", "roulette", "losses", "estimator", "reference", "preference"}
 CORE_IMPORTS = {"torch", "jaxtyping"}
 RANDOM_ROOMS = {"draws.py", "models/tiny.py", "models/adapter.py"}  # seeded initialisation; and decoding/
 RANDOM_TORCH = {  # a seeded torch.Generator may be made anywhere above the core, to be passed to decoding/

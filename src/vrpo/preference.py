@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vrpo.estimator import Agree, elbo, pack_terms, plan_packs, terms_of
@@ -20,15 +20,25 @@ from vrpo.types import AnyDraws, AnyTokens, Denoiser, Structure
 
 Backward = Callable[[Float[Tensor, ""]], None]  # differentiates a scalar into the parameters' .grad
 Around = Callable[[bool], AbstractContextManager[object]]  # (is it the last backward of the step?) -> its context
+Thin = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N K"]]  # slopes to fewer slopes, of the same expectation
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a preference step computed: the loss and the terms it came from, for metrics."""
+    """What a preference step computed: the loss and the terms it came from, for metrics.
+
+    `graphs` says which draws had a pass with a graph, for the gradient.
+    """
 
     loss: Float[Tensor, ""]
     policy_terms: Float[Tensor, "N K"]
     reference_terms: Float[Tensor, "N R J"]
+    graphs: Bool[Tensor, "N K"]
+
+
+def unchanged(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+    """The slopes as they are: every draw that has one is run again."""
+    return slope
 
 
 def preference_loss(
@@ -45,7 +55,7 @@ def preference_loss(
     """The loss, differentiable through all draws at once: memory grows with the number of draws."""
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
     policy_terms = elbo(policy, tokens, draws, max_tokens=max_tokens, agree=agree).terms
-    return Step(objective(policy_terms, reference_terms, structure), policy_terms, reference_terms)
+    return Step(objective(policy_terms, reference_terms, structure), policy_terms, reference_terms, draws.in_use)
 
 
 def backward_by_draw(
@@ -61,6 +71,7 @@ def backward_by_draw(
     scale: float = 1.0,
     backward: Backward = Tensor.backward,
     around: Around = nullcontext,
+    thin: Thin = unchanged,
 ) -> Step:
     """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
 
@@ -76,6 +87,8 @@ def backward_by_draw(
         backward: instead of `Tensor.backward`, for trainers that scale losses.
         around: context of each pack's forward and backward, given whether it is the last one: where a trainer defers
             the synchronisation of gradients.
+        thin: applied to the slopes before the passes with a graph, to save some of them (`roulette.Roulette`). It must
+            preserve the expectation of every slope, or the gradient is biased. The returned loss does not change.
     """
     packs = plan_packs(tokens, draws, draws.in_use, max_tokens, agree)
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
@@ -83,11 +96,12 @@ def backward_by_draw(
         policy_terms = terms_of(policy, tokens, draws, packs)
     leaf = policy_terms.requires_grad_()
     loss = objective(leaf, reference_terms, structure)
-    (slope,) = torch.autograd.grad(loss, leaf)
+    slope = thin(*torch.autograd.grad(loss, leaf))
 
-    packs = plan_packs(tokens, draws, (slope != 0) & draws.in_use, max_tokens, agree)
+    graphs = (slope != 0) & draws.in_use
+    packs = plan_packs(tokens, draws, graphs, max_tokens, agree)
     for index, pack in enumerate(packs):
         with around(index == len(packs) - 1):
             terms = pack_terms(policy, tokens, draws, pack)
             backward(scale * (terms * slope[pack[:, 0], pack[:, 1]]).sum())
-    return Step(loss.detach(), policy_terms.detach(), reference_terms)
+    return Step(loss.detach(), policy_terms.detach(), reference_terms, graphs)

@@ -58,7 +58,8 @@ class Draws:
     `masked` is what the denoiser does not see; `weight` is what is scored and how much, 0 = not scored, the 1/K of the
     Monte Carlo mean included, so an estimate is a plain sum. Nothing forces the two to coincide: enumeration, ragged
     budgets (surplus draws weigh 0), importance sampling, control variates (weights below 0) and causal models (nothing
-    masked, everything scored) are the same sum. Draws of a row that are statistically dependent share a `group`; -1 marks a draw that is not in use.
+    masked, everything scored) are the same sum. Draws of a row that are statistically dependent share a `group`; -1
+    marks a draw that is not in use.
     """
 
     masked: Bool[Tensor, "N K L"]

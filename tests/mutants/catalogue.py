@@ -358,4 +358,312 @@ MODELS = [
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS]
+SLOPES, ROULETTE, SKETCH = ("tests/test_slopes.py",), ("tests/test_roulette.py",), ("tests/test_sketch.py",)
+BUDGET, METRICS = ("tests/training/test_budget.py",), ("tests/training/test_metrics.py",)
+COIN = "torch.where(coin >= probability, 0.0, 1 / probability)"
+FACTOR = "factor.gather(1, slot[side])"
+SPENT = "budget.add(roulette.probability(slope, pairs))"
+NEXT_STEP = 'self.budget.step(lambda sums: self.accelerator.reduce(sums.to(self.args.device), reduction="sum"))'
+
+NOISE = [  # of slopes and gradients
+    Mutant(
+        "cross-fit slope from all groups",
+        "losses.py",
+        (("left = _without(policy_terms, g, self.num_groups)", "left = policy_terms.clone()"),),
+        SLOPES,
+    ),
+    Mutant(
+        "cross-fit leaves the reference whole",
+        "losses.py",
+        (("            reference_terms = _without(reference_terms, g, self.num_groups)", "            pass"),),
+        SLOPES,
+    ),
+    Mutant(
+        "cross-fit slope from the own group",
+        "losses.py",
+        (("device=slope.device) == g", "device=slope.device) != g"),),
+        SLOPES,
+    ),
+    Mutant("G / (G - 1) missing", "losses.py", (("num_groups / (num_groups - 1))", "1.0)"),), SLOPES),
+    Mutant(
+        "jackknife that is a plain mean", "losses.py", (("return count * everything", "return everything"),), SLOPES
+    ),
+    Mutant(
+        "jackknife weights of another formula",
+        "losses.py",
+        (("(count - 1) / count * torch.stack", "(count - 1) * torch.stack"),),
+        SLOPES,
+    ),
+    Mutant(
+        "(1 - c) missing in the controlled reference",
+        "reference.py",
+        (("(1 - self.coefficient) * bound", "bound"),),
+        SLOPES,
+    ),
+    Mutant("the known bound once per draw", "reference.py", ((".to(terms) / terms.shape[-1]", ".to(terms)"),), SLOPES),
+    Mutant(
+        "roulette without division by pi", "roulette.py", ((COIN, COIN.replace("1 / probability", "1.0")),), ROULETTE
+    ),
+    Mutant(
+        "roulette with a coin per row",
+        "roulette.py",
+        (
+            (
+                FACTOR,
+                COIN.replace("coin", "uniform(fold(fold(key[side], _ROULETTE)[:, None], places))")
+                + ".gather(1, slot[side])",
+            ),
+        ),
+        ROULETTE,
+    ),
+    Mutant("roulette with a coin per draw", "roulette.py", ((FACTOR, "factor"),), ROULETTE),
+    Mutant(
+        "roulette of the chosen row's slope",
+        "roulette.py",
+        (("largest[pairs.rejected])", "0 * largest[pairs.rejected])"),),
+        ROULETTE,
+    ),
+    Mutant(
+        "roulette that hides a NaN",
+        "roulette.py",
+        (
+            (COIN, "torch.where(coin < probability, 1 / probability, 0.0)"),
+            ("kept[side] = slope[side] *", "kept[side] = slope[side].nan_to_num() *"),
+        ),
+        ROULETTE,
+    ),
+    Mutant("slope of a pair that depends on the batch", "roulette.py", ((" * len(pairs.chosen)", ""),), ROULETTE),
+    Mutant(
+        "slopes not thinned",
+        "preference.py",
+        (("slope = thin(*torch.autograd.grad(loss, leaf))", "(slope,) = torch.autograd.grad(loss, leaf)"),),
+        ROULETTE,
+    ),
+    Mutant(
+        "threshold updated inside the step",
+        "training/preference.py",
+        ((SPENT, f"{SPENT}\n            budget.step(lambda sums: sums)"), (NEXT_STEP, "pass")),
+        BUDGET,
+    ),
+    Mutant(
+        "threshold not restored",
+        "training/budget.py",
+        (('self.threshold = saved["args"]["threshold"]', "del saved"),),
+        BUDGET,
+    ),
+    Mutant(
+        "threshold that chases its own tail",
+        "training/budget.py",
+        (("(total / count - RATE)", "(RATE - total / count)"),),
+        BUDGET,
+    ),
+    Mutant(
+        "a step without gradient skipped",
+        "training/preference.py",
+        (("parameter.grad = torch.zeros_like(parameter)", "pass"),),
+        BUDGET,
+    ),
+    Mutant(
+        "dropped draws counted as gradients",
+        "training/metrics.py",
+        (
+            (
+                '"draws/per_pair": (step.graphs.sum(-1)[chosen] + step.graphs.sum(-1)[rejected])',
+                '"draws/per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected])',
+            ),
+        ),
+        BUDGET,
+    ),
+    Mutant(
+        "one sign for all tensors",
+        "sketch.py",
+        (("fold(torch.tensor(self.seed), place)", "torch.tensor(self.seed)"),),
+        SKETCH,
+    ),
+    Mutant(
+        "sketch without signs",
+        "sketch.py",
+        (("part * _signs(key.to(x.device), start // 64, len(part))", "part"),),
+        SKETCH,
+    ),
+    Mutant("signs that start anew in a slice", "sketch.py", (("start // 64, len(part)", "0, len(part)"),), SKETCH),
+    Mutant(
+        "last row of buckets dropped", "sketch.py", (("total[: len(part) - whole] += signed[whole:]", "pass"),), SKETCH
+    ),
+    Mutant(
+        "signal with the noise of each step",
+        "training/metrics.py",
+        (("(float(self.total.square().sum()) - self.square)", "float(self.total.square().sum())"),),
+        METRICS,
+    ),
+    Mutant(
+        "relative error without its root",
+        "training/metrics.py",
+        (("(variance / square) ** 0.5", "(variance / square)"),),
+        METRICS,
+    ),
+    Mutant(
+        "gradient of the last micro-batch sketched",
+        "training/base.py",
+        (
+            (
+                "        if self.accelerator.gradient_state.sync_gradients:\n            self.on_gradient()",
+                "        self.on_gradient()",
+            ),
+        ),
+        METRICS,
+    ),
+]
+
+PLANS_TESTS = ("tests/test_plans.py",)
+PLANS = [
+    Mutant(
+        "importance weight without its normaliser",
+        "plans.py",
+        (("weight = total * count", "weight = count"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "importance weight upside down",
+        "plans.py",
+        (("count.double() ** self.exponent", "count.double() ** -self.exponent"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "counts from the uniform law, weights from q",
+        "plans.py",
+        (("dtype=torch.float64) ** -self.exponent", "dtype=torch.float64) ** 0"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "law of the batch's longest response",
+        "plans.py",
+        (("total = below[length - 1][:, None]", "total = below[-1:].expand(len(length), 1)"),),
+        DRAWS,
+    ),
+    Mutant(
+        "strata never reached",
+        "plans.py",
+        (("((cell + offset) / self.per_group)", "(offset + 0 * cell)"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "strata across groups",
+        "plans.py",
+        (("// self.per_group\n        return count", "% self.num_groups\n        return count"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "every stratified draw a group",
+        "plans.py",
+        (
+            (
+                "torch.arange(self.num_times, device=length.device) // self.per_group",
+                "torch.arange(self.num_times, device=length.device)",
+            ),
+        ),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "arcs of an order per draw",
+        "plans.py",
+        (
+            (
+                "order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)\n        masked = (order - start)",
+                "order = orders(tokens, self.levels.num_times)\n        masked = (order - start)",
+            ),
+        ),
+        PLANS_TESTS,
+    ),
+    Mutant("arcs all start at 0", "plans.py", (("(order - start) %", "(order - 0 * start) %"),), PLANS_TESTS),
+    Mutant(
+        "nested masks of an order per draw",
+        "plans.py",
+        (
+            (
+                "order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)\n        return _draws",
+                "order = orders(tokens, self.levels.num_times)\n        return _draws",
+            ),
+        ),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "debt at the own count",
+        "plans.py",
+        (("debt = _per_token(tokens, below,", "debt = _per_token(tokens, count,"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "debt on all masked tokens",
+        "plans.py",
+        (("own - debt * (order < below[..., None])", "own - debt"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "control forgotten in what is passed on",
+        "plans.py",
+        (("passed = own + self.control * passed", "passed = own + passed"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "complementary masks weighted by L",
+        "plans.py",
+        (("weight = (length + 1) / count", "weight = length / count"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "complementary masks counted in full",
+        "plans.py",
+        (("count.clamp(min=1).double() / self.num_times", "count.clamp(min=1).double() / self.num_times * 2"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "complementary counts without 0",
+        "plans.py",
+        (
+            (
+                "first = (time[:, ::2] * (length + 1)).floor().long()",
+                "first = 1 + (time[:, ::2] * length).floor().long()",
+            ),
+        ),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "the two halves are independent groups",
+        "plans.py",
+        (
+            (
+                "time, group = times(tokens, couples, 2)",
+                "time, group = times(tokens, couples, 2)\n        group = torch.arange(self.num_times).expand_as(group).clone()",
+            ),
+        ),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "keys of a pair not in common",
+        "plans.py",
+        (("key[structure.rejected] = tokens.key[structure.chosen]", "pass"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "alignment computed and not used",
+        "plans.py",
+        (("torch.where(partner >= 0, partner, own)", "own"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "slots numbered by the padded width",
+        "plans.py",
+        (("slot[structure.rejected] + _UNSHARED", "slot[structure.rejected] + tokens.ids.shape[1]"),),
+        PLANS_TESTS,
+    ),
+    Mutant(
+        "unshared tokens take the chosen answer's slots",
+        "plans.py",
+        (("slot[structure.rejected] + _UNSHARED", "slot[structure.rejected]"),),
+        PLANS_TESTS,
+    ),
+    Mutant("prompt aligned as answer", "plans.py", (("& inside_a[:, :, None] & inside_b[:, None]", ""),), PLANS_TESTS),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE]

@@ -10,16 +10,38 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
+from vrpo.draws import Bernoulli, FixedCount
 from vrpo.losses import DPO, SFT, WeightedSum
+from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
 from vrpo.training.config import SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
+from vrpo.types import Plan
 
 BAD = [
-    ({"plan": "t_form"}, "plan must be fixed_count or bernoulli, not 't_form'"),
+    (
+        {"plan": "t_form"},
+        "plan must be one of fixed_count, bernoulli, stratified, balanced, nested, complementary, not",
+    ),
     ({"plan": "bernoulli"}, "plan=bernoulli needs t_min"),
     ({"plan": "bernoulli", "t_min": 0.0}, "t_min must lie in (0, 1)"),
     ({"t_min": 0.1}, "t_min belongs to plan=bernoulli"),
+    ({"plan": "nested", "t_min": 0.1}, "t_min belongs to plan=bernoulli"),
+    (
+        {"plan": "balanced", "num_masks": 2},
+        "num_masks belongs to plan=fixed_count or bernoulli; plan=balanced has none",
+    ),
+    (
+        {"plan": "complementary", "num_times": 4, "num_groups": 2},
+        "num_groups belongs to plan=stratified or balanced or",
+    ),
+    ({"num_groups": 2}, "num_groups belongs to plan=stratified or balanced or nested; plan=fixed_count has none"),
+    ({"count_exponent": 0.5}, "count_exponent belongs to plan=stratified"),
+    ({"plan": "balanced", "control": 0.5}, "control belongs to plan=nested; plan=balanced has none"),
+    ({"plan": "nested", "control": 2.0}, "control must lie in [0, 1]"),
+    ({"plan": "nested", "num_times": 6, "num_groups": 4}, "num_times = 6 draws cannot form num_groups = 4 groups"),
+    ({"plan": "nested", "num_times": 4, "num_groups": 4, "eval_num_times": 6}, "num_times = 6 draws cannot form"),
+    ({"plan": "complementary", "num_times": 3}, "num_times must be even"),
     ({"num_times": 0}, "num_times and num_masks must be at least 1"),
     ({"num_masks": 0}, "num_times and num_masks must be at least 1"),
     ({"eval_num_times": 0}, "num_times and num_masks must be at least 1"),
@@ -33,6 +55,10 @@ BAD_PREFERENCE = [
     ({"beta": -1.0}, "beta must be positive"),
     ({"loss_type": "apo_zero"}, "loss_type"),
     ({"sft_coef": -0.1}, "sft_coef must not be negative"),
+    ({"num_draws": "12"}, "num_draws must be auto, or left out; not '12'"),
+    ({"num_draws": "auto", "num_times": 5}, "num_times must be even with num_draws=auto"),
+    ({"num_draws": "auto", "plan": "nested", "num_groups": 8}, "num_times = 12 draws cannot form num_groups = 8"),
+    ({"pair_coupling": "common"}, "pair_coupling must be one of none, quantile, aligned, not 'common'"),
 ]
 
 
@@ -57,6 +83,44 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     with_sft = VRPOConfig(output_dir=str(tmp_path), sft_coef=0.05)
     assert with_sft.objective() == WeightedSum(((1.0, DPO(0.2)), (0.05, SFT())))
     assert config.draw_seed == config.seed
+
+
+PLANS = [
+    ({}, FixedCount(8, 1)),
+    ({"num_masks": 2}, FixedCount(8, 2)),
+    ({"plan": "bernoulli", "t_min": 0.1, "num_masks": 2}, Bernoulli(0.1, 8, 2)),
+    ({"plan": "stratified", "num_groups": 8, "count_exponent": 0.5}, IndependentMasks(Levels(8, 8, 0.5))),
+    ({"plan": "balanced"}, BalancedMasks(Levels(8, 2))),
+    ({"plan": "balanced", "num_groups": 1}, BalancedMasks(Levels(8, 1))),
+    ({"plan": "nested", "control": 0.5, "count_exponent": 0.25}, NestedMasks(Levels(8, 2, 0.25), 0.5)),
+    ({"plan": "complementary"}, Complementary(8)),
+]
+
+
+@pytest.mark.parametrize(("fields", "plan"), PLANS, ids=str)
+def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> None:
+    """In training and, with as many draws, in evaluation; couplings around it. Kills: a field that does not arrive; a
+    plan under another's name; evaluation by another plan."""
+    fields = {"num_times": 8, "eval_num_times": 8, **fields}
+    for config in (sft_config(tmp_path, **fields), vrpo_config(tmp_path, **fields)):
+        assert config.training_plan() == config.sampling_plan(config.eval_num_times) == plan
+    for coupling, align in (("quantile", False), ("aligned", True)):
+        config = vrpo_config(tmp_path, pair_coupling=coupling, **fields)
+        assert config.training_plan() == config.sampling_plan(config.eval_num_times) == Paired(plan, align=align)
+
+
+@pytest.mark.parametrize(("num_times", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1), (12, 2)])
+def test_two_groups_where_they_can_be(tmp_path: Path, num_times: int, groups: int) -> None:
+    """Kills: one group, which leaves score/variance without an estimate; groups of one draw."""
+    config = vrpo_config(tmp_path, plan="nested", num_times=num_times)
+    assert config.training_plan() == NestedMasks(Levels(num_times, groups))
+
+
+def test_auto_draws_are_half_as_many_again(tmp_path: Path) -> None:
+    """In training only. Kills: an evaluation that costs more with num_draws=auto, and is on other draws."""
+    config = vrpo_config(tmp_path, plan="nested", num_draws="auto", num_times=8, eval_num_times=8)
+    assert config.training_plan() == NestedMasks(Levels(12, 2))
+    assert config.sampling_plan(config.eval_num_times) == NestedMasks(Levels(8, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.runs import answers, pairs, sft_config, tiny, train, vrpo_config
+from tests.training.runs import Recorder, answers, lora, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, tokens_of
 from vrpo.draws import FixedCount, rekeyed
 from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.base import EVAL_EPOCH
-from vrpo.training.metrics import Window, mean_and_error
+from vrpo.training.metrics import GradientNoise, Window, mean_and_error
 from vrpo.training.preference import VRPOTrainer, frozen_copy
 from vrpo.training.sft import SFTTrainer
 from vrpo.types import Draws, Pairs, Tokens
@@ -51,13 +51,17 @@ def expected(policy: HFDenoiser, reference: HFDenoiser, count: int, num_times: i
         "elbo/rejected_change": change[rejected],
         "score/saturated": (score.abs() > 4).double(),
         "draws/per_pair": torch.full_like(score, 2 * num_times),
+        "draws/values_per_pair": torch.full_like(score, 2 * num_times),
         "loss": torch.log1p(torch.exp(-score)),
     }
     if num_times > 1:
         per_draw = terms[0] - terms[1]
         noise = (per_draw[chosen] - per_draw[rejected]).var(-1, correction=1)
         columns["score/variance"] = BETA**2 * num_times * noise  # a sum of `num_times` independent terms
-    return {name: float(values.mean()) for name, values in columns.items()}
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    if num_times > 1:
+        means["score/relative_error"] = math.sqrt(means["score/variance"]) / float(score.square().mean().sqrt())
+    return means
 
 
 def standing(
@@ -112,7 +116,7 @@ def test_variance_is_absent_where_it_cannot_be_estimated(tmp_path: Path) -> None
     """Kills: a variance of 0 (or NaN) reported for a single draw, or from masks drawn at one common time."""
     for name, fields in (("a", {"num_times": 1}), ("b", {"num_times": 1, "num_masks": 3})):
         _, log = standing(tmp_path / name, tiny(seed=1), **fields)
-        assert "score/variance" not in log[0]
+        assert not {"score/variance", "score/relative_error"} & log[0].keys()
         assert log[0]["draws/per_pair"] <= 2 * fields.get("num_masks", 1)
 
 
@@ -178,6 +182,109 @@ def test_the_error_of_one_item_is_unknown() -> None:
     mean, error = mean_and_error(window.sums(torch.device("cpu")))
     assert float(mean[0]) == 2.0
     assert math.isnan(float(error[0]))
+
+
+def test_relative_error_where_there_is_no_score(tmp_path: Path) -> None:
+    """At the reference all scores are exactly 0. Kills: 0 / 0 logged as NaN, or as no error."""
+    trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path, learning_rate=0.0), pairs(4), denoiser=tiny())
+    log = [line for line in trainer.state.log_history if "loss" in line]
+    assert all(line["score/variance"] == 0 and "score/relative_error" not in line for line in log)
+
+
+@pytest.mark.parametrize("plan", ["nested", "balanced", "stratified"])
+@pytest.mark.parametrize("coupling", ["none", "quantile", "aligned"])
+def test_variance_over_groups(tmp_path: Path, plan: str, coupling: str) -> None:
+    """Four coupled draws in two groups, of coupled rows: the variance of two group sums of the pair's difference.
+
+    Kills: draws of a group counted as independent; the variances of the two rows added where they are coupled.
+    """
+    policy, reference = tiny(seed=1), tiny()
+    fields = {"plan": plan, "pair_coupling": coupling, "num_times": 4, "per_device_train_batch_size": 6}
+    trainer, log = standing(tmp_path, policy, **fields)
+    tokens, structure, _ = all_pairs(6, 4, policy)
+    draws = trainer.args.training_plan()(tokens, structure)
+    with torch.no_grad():
+        change = elbo(policy, tokens, draws).terms - elbo(reference, tokens, draws).terms
+    half = (change[structure.chosen] - change[structure.rejected]).unflatten(1, (2, 2)).sum(-1)
+    expected_variance = BETA**2 * (half[:, 0] - half[:, 1]).square()  # 2 * the sample variance of two numbers
+    assert log[0]["score/variance"] == pytest.approx(float(expected_variance.mean()), rel=1e-9)
+    _, log = standing(tmp_path / "one", policy, **{**fields, "num_groups": 1})
+    assert "score/variance" not in log[0]
+
+
+# The noise of the gradient --------------------------------------------------------------------------------------------
+
+
+def noise_of(gradients: list[Tensor]) -> dict[str, float]:
+    noise = GradientNoise()
+    for gradient in gradients:
+        noise.add([gradient[:2], None, gradient[2:]])
+    return noise.metrics()
+
+
+def test_snr_is_signal_over_noise() -> None:
+    """Of 4 gradients, against sums over all couples; a sketch of few elements is exact. Kills: couples of a step with
+    itself; noise that includes the signal; the ratio upside down; a root."""
+    generator = torch.Generator().manual_seed(1)
+    gradients = list(torch.randn(4, 5, generator=generator, dtype=torch.float64) + 1)
+    couples = [float(a @ b) for i, a in enumerate(gradients) for j, b in enumerate(gradients) if i != j]
+    signal = sum(couples) / len(couples)
+    noise = sum(float(a @ a) for a in gradients) / 4 - signal
+    assert noise_of(gradients)["gradient/snr"] == pytest.approx(signal / noise, rel=1e-12)
+    opposite = [gradients[0], -gradients[0]]
+    assert noise_of(opposite)["gradient/snr"] == pytest.approx(-0.5, rel=1e-12)
+
+
+def test_snr_is_absent_where_it_is_not_defined() -> None:
+    """Kills: one step called noiseless; 0 / 0."""
+    one = torch.ones(5, dtype=torch.float64)
+    assert noise_of([one]) == noise_of([]) == noise_of([one, one]) == noise_of([0 * one, 0 * one]) == {}
+
+
+class Gradients(Recorder):
+    """Also keeps the gradients that the optimizer is about to use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradients: list[list[Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.gradients.append([p.grad.clone() for p in kwargs["model"].parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_snr_is_of_the_steps_of_a_window(tmp_path: Path, adapter: bool) -> None:
+    """Two windows of 3 steps, two micro-batches each.
+
+    Kills: gradients of a micro-batch; a window that is not emptied; a switch without effect.
+    """
+    fields = {"logging_steps": 3, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    options = {"peft_config": lora()} if adapter else {}
+    seen = Gradients()
+    config = vrpo_config(tmp_path, num_train_epochs=1, **fields)
+    trainer, _ = train(VRPOTrainer, config, pairs(12), callbacks=[seen], **options)
+    log = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(log) == 2
+    for window, line in enumerate(log):
+        noise = GradientNoise()
+        for gradient in seen.gradients[3 * window : 3 * window + 3]:
+            noise.add(gradient)
+        assert line["gradient/snr"] == pytest.approx(noise.metrics()["gradient/snr"], rel=1e-12)
+    options = {"peft_config": lora()} if adapter else {}
+    silent = vrpo_config(tmp_path / "off", num_train_epochs=1, log_gradient_snr=False, **fields)
+    trainer, _ = train(VRPOTrainer, silent, pairs(12), **options)
+    assert not [line for line in trainer.state.log_history if "gradient/snr" in line]
+
+
+def test_snr_is_of_gradients_before_clipping(tmp_path: Path) -> None:
+    """Kills: the sketch of a clipped gradient, whose norm is the limit whatever the noise."""
+    values = []
+    for name, limit in (("a", 0.0), ("b", 1e-3)):
+        fields = {"logging_steps": 4, "max_grad_norm": limit, "learning_rate": 0.0, "num_train_epochs": 2}
+        trainer, _ = train(SFTTrainer, sft_config(tmp_path / name, **fields), answers(8))
+        values.append([line["gradient/snr"] for line in trainer.state.log_history if "gradient/snr" in line])
+    assert len(values[0]) == 1
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
 def displacement_warnings(folder: Path, policy: HFDenoiser, reference: HFDenoiser, **fields: Any) -> int:

@@ -54,6 +54,12 @@ def unequal(folder: Path, world: int, **fields: Any) -> Result:
     return trained(folder, world, rows=pairs(8, lengths=(2, 2, 25, 1, 1, 24)), **fields)
 
 
+def auto(folder: Path, world: int, **fields: Any) -> Result:
+    """Gradients of some draws of pairs whose draws are coupled; one pair per process drops all of them now and then."""
+    fields = {"num_draws": "auto", "sft_coef": 0.1, "pair_coupling": "aligned", "num_train_epochs": 3, **fields}
+    return trained(folder, world, **fields)
+
+
 def sharded(folder: Path, world: int, *, once: bool = False) -> Result:
     """Gradients of one step of backward_by_draw through FSDP2; as many packs on each process as on the busiest one.
 
@@ -121,6 +127,8 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "checkpointed": lambda folder, world: trained(folder, world, gradient_checkpointing=True, sft_coef=0.1),
     "independent": lambda folder, world: trained(folder, world, share_draws=False),
     "unequal": lambda folder, world: unequal(folder, world),
+    "auto": lambda folder, world: auto(folder, world),
+    "auto_single": lambda folder, world: auto(folder, world, batch=2, plan="nested", optim="adamw_torch"),
     "unequal_lora": lambda folder, world: unequal(folder, world, adapter=True, gradient_accumulation_steps=2),
     "sft": lambda folder, world: supervised(folder, world),
     "sft_packed": lambda folder, world: supervised(folder, world, max_tokens_per_forward=20),

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, load
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
-from vrpo.training.metrics import Window, mean_and_error
+from vrpo.training.metrics import GradientNoise, Window, mean_and_error
 from vrpo.training.samples import SampleCallback
 from vrpo.types import Denoiser, Tokens
 
@@ -59,7 +59,7 @@ class DiffusionTrainer(Trainer, ABC):
         kwargs |= {name: self.tokenized(kwargs[name]) for name in ("train_dataset", "eval_dataset")}
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
-        self.window = Window()
+        self.window, self.gradient_noise = Window(), GradientNoise()
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled:
             self._set_up_fsdp()
@@ -126,8 +126,9 @@ class DiffusionTrainer(Trainer, ABC):
 
     def agree(self, packs: int) -> int:
         """The largest number of packs of any process, for calls of a sharded model must match; at least 1, for a step
-        without a backward would leave the gradients of earlier micro-batches unsynchronised."""
-        if self.args.world_size == 1:
+        without a backward would leave the gradients of earlier micro-batches unsynchronised, and DeepSpeed without its
+        step."""
+        if self.args.world_size == 1 and not self.is_deepspeed_enabled:
             return packs
         count = torch.tensor(max(packs, 1), device=self.args.device)
         return int(self.accelerator.gather(count.reshape(1)).max())
@@ -151,7 +152,16 @@ class DiffusionTrainer(Trainer, ABC):
         batch = self._prepare_inputs(inputs)
         share = self.items_in(batch) * self.args.world_size / int(num_items_in_batch)
         loss = self.batch_backward(model, batch, share)
+        if self.accelerator.gradient_state.sync_gradients:
+            self.on_gradient()
         return (loss * share).detach().to(torch.float32)
+
+    def on_gradient(self) -> None:
+        """Called once per optimizer step, when its gradient is complete: added up over micro-batches and processes."""
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16)  # sharded; scaled
+        if self.args.log_gradient_snr and whole:
+            assert self.model is not None
+            self.gradient_noise.add(p.grad for p in self.model.parameters() if p.requires_grad)
 
     def around(self, model: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
         """Synchronise gradients, and let DeepSpeed step, at the last backward of a step only."""
@@ -212,6 +222,7 @@ class DiffusionTrainer(Trainer, ABC):
         mean, error = mean_and_error(sums)
         metrics = {f"{metric_key_prefix}_{name}": float(mean[i]) for i, name in enumerate(columns)}
         metrics |= {f"{metric_key_prefix}_{name}_stderr": float(error[i]) for i, name in enumerate(columns)}
+        metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.ratios(columns, sums).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -221,9 +232,14 @@ class DiffusionTrainer(Trainer, ABC):
             sums = self.accelerator.reduce(self.window.sums(self.args.device), reduction="sum")
             mean, error = mean_and_error(sums)
             logs |= {name: float(mean[i]) for i, name in enumerate(self.window.total)}
+            logs |= self.ratios(self.window.total, sums) | self.gradient_noise.metrics()
             self.on_window({name: (float(mean[i]), float(error[i])) for i, name in enumerate(self.window.total)})
-            self.window = Window()
+            self.window, self.gradient_noise = Window(), GradientNoise()
         super().log(logs, start_time)
+
+    def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
+        """Further metrics from the totals, squares and counts of the per-item ones."""
+        return {}
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         """Called with mean and standard error of each metric of a logging window."""

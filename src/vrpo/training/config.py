@@ -9,7 +9,21 @@ from transformers import TrainingArguments
 
 from vrpo.draws import Bernoulli, FixedCount
 from vrpo.losses import DPO, SFT, Objective, WeightedSum
+from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
+from vrpo.training.budget import auto_times
 from vrpo.types import Plan
+
+_LEVELS = {"num_groups", "count_exponent"}
+_PLAN_FIELDS = {  # what each plan is configured by, besides num_times
+    "fixed_count": {"num_masks"},
+    "bernoulli": {"num_masks", "t_min"},
+    "stratified": _LEVELS,
+    "balanced": _LEVELS,
+    "nested": _LEVELS | {"control"},
+    "complementary": set[str](),
+}
+_NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": 0.0, "control": 1.0}
+_COUPLINGS = ("none", "quantile", "aligned")
 
 
 @dataclass
@@ -39,13 +53,31 @@ class DiffusionConfig(TrainingArguments):
         metadata={"help": "Unusable rows: 'drop' counts them and warns once; 'error' stops at the first one."},
     )
     plan: str = field(
-        default="fixed_count", metadata={"help": "How masks are drawn: fixed_count, or bernoulli (needs t_min)."}
+        default="fixed_count",
+        metadata={
+            "help": "How masks are drawn: fixed_count (the paper's), bernoulli (needs t_min), stratified, balanced, "
+            "nested or complementary."
+        },
     )
     num_times: int = field(
         default=1, metadata={"help": "Masking levels drawn per response (in SFT, all in memory at once)."}
     )
-    num_masks: int = field(default=1, metadata={"help": "Masks drawn per masking level."})
+    num_masks: int = field(
+        default=1, metadata={"help": "Masks drawn per masking level, in plan=fixed_count and plan=bernoulli."}
+    )
     t_min: float | None = field(default=None, metadata={"help": "Smallest masking time of plan=bernoulli."})
+    num_groups: int | None = field(
+        default=None,
+        metadata={
+            "help": "Independent groups of draws in plan=stratified, balanced and nested; a variance needs two. None: "
+            "2 if num_times is even and at least 4, else 1."
+        },
+    )
+    count_exponent: float = field(
+        default=0.0,
+        metadata={"help": "Draw m masked tokens in proportion to m^-count_exponent (stratified, balanced, nested)."},
+    )
+    control: float = field(default=1.0, metadata={"help": "Control-variate coefficient of plan=nested, 0 to 1."})
     eval_num_times: int = field(
         default=8, metadata={"help": "Draws per response in evaluations: the same ones at every evaluation."}
     )
@@ -53,6 +85,10 @@ class DiffusionConfig(TrainingArguments):
     max_tokens_per_forward: int | None = field(
         default=None,
         metadata={"help": "Tokens, padding included, per call of the model. None: one draw of every row of the batch."},
+    )
+    log_gradient_snr: bool = field(
+        default=True,
+        metadata={"help": "Log the signal-to-noise ratio of the steps' gradients; not with FSDP, DeepSpeed or fp16."},
     )
     sample_steps: int | None = field(
         default=None, metadata={"help": "Every so many steps, generate answers to prompts of the evaluation set."}
@@ -86,17 +122,43 @@ class DiffusionConfig(TrainingArguments):
         for num_times in (self.num_times, self.eval_num_times):
             self.sampling_plan(num_times)  # refuses a bad plan before anything is loaded
 
+    def training_plan(self) -> Plan:
+        """The plan of a training step."""
+        return self.sampling_plan(self.num_times)
+
     def sampling_plan(self, num_times: int) -> Plan:
         """The plan by its configured name, with `num_times` masking levels."""
-        if self.plan == "fixed_count":
-            if self.t_min is not None:
-                raise ValueError("t_min belongs to plan=bernoulli; plan=fixed_count has none")
-            return FixedCount(num_times, self.num_masks)
-        if self.plan == "bernoulli":
-            if self.t_min is None:
-                raise ValueError("plan=bernoulli needs t_min: without it the estimate has infinite variance")
-            return Bernoulli(self.t_min, num_times, self.num_masks)
-        raise ValueError(f"plan must be fixed_count or bernoulli, not {self.plan!r}")
+        self._check_plan_fields()
+        match self.plan:
+            case "fixed_count":
+                return FixedCount(num_times, self.num_masks)
+            case "bernoulli":
+                assert self.t_min is not None
+                return Bernoulli(self.t_min, num_times, self.num_masks)
+            case "stratified":
+                return IndependentMasks(self._levels(num_times))
+            case "balanced":
+                return BalancedMasks(self._levels(num_times))
+            case "nested":
+                return NestedMasks(self._levels(num_times), self.control)
+            case _:
+                return Complementary(num_times)
+
+    def _levels(self, num_times: int) -> Levels:
+        groups = self.num_groups
+        if groups is None:
+            groups = 2 if num_times >= 4 and num_times % 2 == 0 else 1
+        return Levels(num_times, groups, self.count_exponent)
+
+    def _check_plan_fields(self) -> None:
+        if self.plan not in _PLAN_FIELDS:
+            raise ValueError(f"plan must be one of {', '.join(_PLAN_FIELDS)}, not {self.plan!r}")
+        for name, neutral in _NEUTRAL.items():
+            if name not in _PLAN_FIELDS[self.plan] and getattr(self, name) != neutral:
+                owners = " or ".join(plan for plan, fields in _PLAN_FIELDS.items() if name in fields)
+                raise ValueError(f"{name} belongs to plan={owners}; plan={self.plan} has none")
+        if self.plan == "bernoulli" and self.t_min is None:
+            raise ValueError("plan=bernoulli needs t_min: without it the estimate has infinite variance")
 
 
 def _usable_accelerator() -> bool:
@@ -127,6 +189,20 @@ class VRPOConfig(DiffusionConfig):
         default=0.0, metadata={"help": "Weight of the SFT loss on the chosen answer (0.05 in the paper)."}
     )
     num_times: int = field(default=8, metadata={"help": "Masking levels drawn per response; the paper's n."})
+    num_draws: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto: values of 1.5 * num_times masking levels, gradients of some of them, most of them where the "
+            "loss is steep; as much compute, on average, as num_times of which each has both. None: each has both."
+        },
+    )
+    pair_coupling: str = field(
+        default="none",
+        metadata={
+            "help": "What the draws of the two answers of a pair share: none; quantile (of the masked share); aligned "
+            "(and masks on the tokens that they have in common)."
+        },
+    )
     share_draws: bool = field(
         default=True,
         metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
@@ -142,6 +218,20 @@ class VRPOConfig(DiffusionConfig):
         if self.sft_coef < 0:
             raise ValueError(f"sft_coef must not be negative, not {self.sft_coef}")
         self.objective()
+        if self.num_draws not in (None, "auto"):
+            raise ValueError(f"num_draws must be auto, or left out; not {self.num_draws!r} (for a number: num_times)")
+        self.training_plan()  # refuses a bad plan before anything is loaded
+
+    def training_plan(self) -> Plan:
+        """The plan of a training step; with num_draws=auto, of the values of a step."""
+        return self.sampling_plan(auto_times(self.num_times) if self.num_draws == "auto" else self.num_times)
+
+    def sampling_plan(self, num_times: int) -> Plan:
+        """The plan by its configured name, with `num_times` masking levels, coupled as configured."""
+        plan = super().sampling_plan(num_times)
+        if self.pair_coupling not in _COUPLINGS:
+            raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {self.pair_coupling!r}")
+        return plan if self.pair_coupling == "none" else Paired(plan, align=self.pair_coupling == "aligned")
 
     def objective(self) -> Objective:
         parts: list[tuple[float, Any]] = [(1.0, DPO(self.beta))]

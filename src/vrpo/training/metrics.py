@@ -1,6 +1,6 @@
 """What a step says about itself: per-pair quantities from terms, averaged over a logging window and over processes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vrpo.preference import Step
+from vrpo.sketch import Sketch
 from vrpo.types import Draws, Pairs, Rows, group_variance
 
 Columns = dict[str, Float[Tensor, " P"]]
@@ -21,7 +22,8 @@ def pair_metrics(step: Step, pairs: Pairs, draws: Draws, beta: float, *, common:
     rewards/* are beta * (B_policy - B_reference); elbo/* are the policy's bounds in nats, summed over tokens;
     elbo/*_change the bounds' distance to the reference; score/variance the estimated Monte Carlo variance of the score
     beta * h (absent with fewer than two independent draws, where it is not estimable); score/saturated the share of
-    pairs with |score| > 4; rewards/accuracies counts a margin of exactly 0 as one half.
+    pairs with |score| > 4; rewards/accuracies counts a margin of exactly 0 as one half; draws/values_per_pair and
+    draws/per_pair the draws of both answers whose values were computed, and those that were run for the gradient.
 
     Args:
         common: policy and reference shared their draws, so that the noise is that of the differences of terms.
@@ -40,7 +42,8 @@ def pair_metrics(step: Step, pairs: Pairs, draws: Draws, beta: float, *, common:
         "elbo/chosen_change": change[chosen],
         "elbo/rejected_change": change[rejected],
         "score/saturated": (score.abs() > SATURATED).double(),
-        "draws/per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected]).double(),
+        "draws/per_pair": (step.graphs.sum(-1)[chosen] + step.graphs.sum(-1)[rejected]).double(),
+        "draws/values_per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected]).double(),
     }
     if int(draws.group.max()) >= 1:
         columns["score/variance"] = beta**2 * _margin_variance(policy, reference, pairs, draws.group, common)
@@ -91,3 +94,48 @@ def mean_and_error(sums: Float[Tensor, "M 3"]) -> tuple[Float[Tensor, " M"], Flo
     total, square, count = sums.unbind(-1)
     mean = total / count
     return mean, ((square / count - mean.square()).clamp(min=0) / (count - 1)).sqrt()
+
+
+def relative_error(names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
+    """score/relative_error: sqrt(mean score/variance) / root mean square of the score, from the sums of both.
+
+    A ratio of window statistics, because that of a single pair explodes where its score is near 0. The mean square
+    includes the noise, so it is between 0 and about 1, and about 1 means that scores are noise. Empty where there is no
+    variance, or where all scores are exactly 0.
+    """
+    place = {name: index for index, name in enumerate(names)}
+    if "score/variance" not in place:
+        return {}
+    variance, _, count = sums[place["score/variance"]].tolist()
+    _, square, _ = sums[place["rewards/margins"]].tolist()
+    return {"score/relative_error": (variance / square) ** 0.5} if square and count else {}
+
+
+@dataclass
+class GradientNoise:
+    """Signal-to-noise ratio of the gradients g_1..g_T of a window's optimizer steps, from their sketches.
+
+    signal = mean over t != t' of <g_t, g_t'>, unbiased for |E g|^2 if the steps are alike and independent; noise = mean
+    |g_t|^2 - signal, the variance of a step's gradient summed over parameters. Logged is signal / noise, which is below
+    0 where signal cannot be told from noise. Not to be confused with the noise of the draws alone: pairs differ, too.
+    """
+
+    sketch: Sketch = field(default_factory=Sketch)
+    total: Float[Tensor, " D"] | None = None
+    square: float = 0.0
+    steps: int = 0
+
+    def add(self, gradient: Iterable[Tensor | None]) -> None:
+        """The gradient of an optimizer step, before clipping."""
+        image = self.sketch(gradient)
+        self.total = image if self.total is None else self.total + image
+        self.square += float(image.square().sum())
+        self.steps += 1
+
+    def metrics(self) -> dict[str, float]:
+        """gradient/snr; empty for fewer than two steps, or equal gradients."""
+        if self.total is None or self.steps < 2:
+            return {}
+        signal = (float(self.total.square().sum()) - self.square) / (self.steps * (self.steps - 1))
+        noise = self.square / self.steps - signal
+        return {"gradient/snr": signal / noise} if noise else {}

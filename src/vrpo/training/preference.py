@@ -2,9 +2,11 @@
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from datasets import Dataset
 from jaxtyping import Float
@@ -17,11 +19,13 @@ from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
-from vrpo.preference import Step, backward_by_draw, preference_loss
+from vrpo.preference import Step, Thin, backward_by_draw, preference_loss, unchanged
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
+from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
+from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.config import VRPOConfig
-from vrpo.training.metrics import pair_metrics
+from vrpo.training.metrics import pair_metrics, relative_error
 from vrpo.types import Denoiser, Draws, Pairs, Tokens
 
 
@@ -69,10 +73,11 @@ class VRPOTrainer(DiffusionTrainer):
         self._warned = False
         self._reference_module: Any = None
         self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
+        start = args.beta / 2 / RATE  # every pair at margin 0: |slope| = beta / 2, and pi = RATE
         super().__init__(
             model=denoiser,
             args=args,
-            callbacks=callbacks or [],
+            callbacks=[*(callbacks or []), *([DrawBudget(start)] if args.num_draws == "auto" else [])],
             data_collator=PreferenceCollator(denoiser.pad_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -113,7 +118,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, pairs = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
-        plan = self.args.sampling_plan(self.args.num_times)
+        plan = self.args.training_plan()
         draws = plan(tokens, pairs)
         reference: Reference = self.reference(policy)
         if not self.args.share_draws:
@@ -130,9 +135,47 @@ class VRPOTrainer(DiffusionTrainer):
             scale=scale,
             backward=self.backward,
             around=self.around(self.model_wrapped),
+            thin=self.thin(tokens, pairs, draws),
         )
         self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
         return step.loss
+
+    @property
+    def budget(self) -> DrawBudget | None:
+        """What steers num_draws=auto. transformers may have replaced the callback by one from a checkpoint."""
+        return next((each for each in self.callback_handler.callbacks if isinstance(each, DrawBudget)), None)
+
+    def thin(self, tokens: Tokens, pairs: Pairs, draws: Draws) -> Thin:
+        """Which draws of a batch have a gradient: all, or with num_draws=auto those that survive the roulette."""
+        budget = self.budget
+        if budget is None:
+            return unchanged
+        roulette = Roulette(budget.threshold)
+
+        def thinned(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+            budget.add(roulette.probability(slope, pairs))
+            return roulette(slope, pairs, tokens.key, draws.group)
+
+        return thinned
+
+    def on_gradient(self) -> None:
+        if self.budget is not None:
+            self._fill_empty_gradient()
+            self.budget.step(lambda sums: self.accelerator.reduce(sums.to(self.args.device), reduction="sum"))
+        super().on_gradient()
+
+    def _fill_empty_gradient(self) -> None:
+        """A step whose draws were all dropped has the gradient 0: without one, optimizers skip it, and their momentum.
+        Several processes, or DeepSpeed, have run an empty pack for it (`agree`)."""
+        assert self.model is not None
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
+        if alone and all(parameter.grad is None for parameter in trained):
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
+        return relative_error(names, sums)
 
     def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
         tokens, pairs = self.tokens(batch, epoch=EVAL_EPOCH), pairs_of(batch)

@@ -75,7 +75,7 @@ class SFTTrainer(DiffusionTrainer):
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
-        draws = self.args.sampling_plan(self.args.num_times)(tokens, rows)
+        draws = self.args.training_plan()(tokens, rows)
         step = self._step(policy, tokens, rows, draws)
         self.backward(step.loss * scale)
         self.window.add(row_metrics(step, rows))
