@@ -516,6 +516,7 @@ NOISE = [  # of slopes and gradients
 ]
 
 PLANS_TESTS = ("tests/test_plans.py",)
+GROUP_ORDERS = "order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)"
 PLANS = [
     Mutant(
         "importance weight without its normaliser",
@@ -569,7 +570,7 @@ PLANS = [
         "plans.py",
         (
             (
-                "order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)\n        masked = (order - start)",
+                f"{GROUP_ORDERS}\n        masked = (order - start)",
                 "order = orders(tokens, self.levels.num_times)\n        masked = (order - start)",
             ),
         ),
@@ -581,7 +582,7 @@ PLANS = [
         "plans.py",
         (
             (
-                "order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)\n        return _draws",
+                f"{GROUP_ORDERS}\n        return _draws",
                 "order = orders(tokens, self.levels.num_times)\n        return _draws",
             ),
         ),
@@ -634,7 +635,8 @@ PLANS = [
         (
             (
                 "time, group = times(tokens, couples, 2)",
-                "time, group = times(tokens, couples, 2)\n        group = torch.arange(self.num_times).expand_as(group).clone()",
+                "time, group = times(tokens, couples, 2)\n"
+                "        group = torch.arange(self.num_times).expand_as(group).clone()",
             ),
         ),
         PLANS_TESTS,
@@ -666,4 +668,124 @@ PLANS = [
     Mutant("prompt aligned as answer", "plans.py", (("& inside_a[:, :, None] & inside_b[:, None]", ""),), PLANS_TESTS),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE]
+REPLICATES, STATISTICS = ("tests/diagnostics/test_replicates.py",), ("tests/diagnostics/test_statistics.py",)
+MINIBATCH, COUNTS = ("tests/diagnostics/test_minibatch.py",), ("tests/diagnostics/test_counts.py",)
+MEASURE, VARIANCE_CLI = ("tests/diagnostics/test_measure.py",), ("tests/e2e/test_variance.py",)
+
+VARIANCE = [
+    Mutant(
+        "bounds of groups not scaled up",
+        "diagnostics/replicates.py",
+        (("_by_group(part, draws.group, groups) * groups", "_by_group(part, draws.group, groups)"),),
+        REPLICATES,
+    ),
+    Mutant(
+        "gradient of the rejected answer added",
+        "diagnostics/replicates.py",
+        (("(values * (1 - 2 * side)).sum()", "values.sum()"),),
+        REPLICATES,
+    ),
+    Mutant(
+        "independent draws that are shared",
+        "diagnostics/replicates.py",
+        (("self.reference.roll(1, 0)", "self.reference"),),
+        REPLICATES,
+    ),
+    Mutant(
+        "one square for both answers",
+        "diagnostics/replicates.py",
+        (("calls = [(chosen,), (rejected,)]", "calls = [(chosen, rejected)]"),),
+        REPLICATES,
+    ),
+    Mutant(
+        "squared mean with the noise in it",
+        "diagnostics/statistics.py",
+        (
+            (
+                "(one @ gram @ other - (one * other) @ gram.diagonal()) / (count * (count - 1))",
+                "one @ gram @ other / count**2",
+            ),
+        ),
+        STATISTICS,
+    ),
+    Mutant(
+        "noise of the loss gradient without that of its slope",
+        "diagnostics/statistics.py",
+        (("-beta * torch.sigmoid(-score), ", "-beta * torch.sigmoid(-score.mean()).expand_as(score), "),),
+        STATISTICS,
+    ),
+    Mutant(
+        "jackknife without its factor",
+        "diagnostics/statistics.py",
+        (("math.sqrt((count - 1) / count * sum(", "math.sqrt(1 / count * sum("),),
+        STATISTICS,
+    ),
+    Mutant(
+        "V_t and V_y exchanged",
+        "diagnostics/summary.py",
+        (("return between, within", "return within, between"),),
+        STATISTICS,
+    ),
+    Mutant(
+        "a pair among its different ones",
+        "diagnostics/minibatch.py",
+        (("one.sum(0) @ other.sum(0) - (one * other).sum()", "one.sum(0) @ other.sum(0)"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "variance between pairs with that of the draws",
+        "diagnostics/minibatch.py",
+        (("[noise.gradient_squared for", "[float(noise.loss_gradient.square().sum()) for"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "efficiency without the pair's cost",
+        "diagnostics/minibatch.py",
+        (("(n + pair_cost) * (p.draws + p.pairs)", "n * (p.draws + p.pairs)"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "a gain within its noise recommended",
+        "diagnostics/minibatch.py",
+        (("value.low > 1]", "value.value > 1]"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "exponent not halved",
+        "diagnostics/counts.py",
+        (("Interval(-slope.value / 2,", "Interval(-slope.value,"),),
+        COUNTS,
+    ),
+    Mutant(
+        "reweighted the wrong way",
+        "diagnostics/counts.py",
+        (("** exponent / length[:, None, None]", "** -exponent / length[:, None, None]"),),
+        COUNTS,
+    ),
+    Mutant(
+        "measurements of other tokens used",
+        "diagnostics/measure.py",
+        (('if file.metadata()["tokens"] != fingerprint(pair):', "if False:"),),
+        MEASURE,
+    ),
+    Mutant(
+        "measurements under other settings used",
+        "diagnostics/measure.py",
+        (("if changed or len(found) != len(settings):", "if False:"),),
+        MEASURE,
+    ),
+    Mutant(
+        "an interruption that calls itself complete",
+        "commands/variance.py",
+        (("return found, True", "return found, False"),),
+        VARIANCE_CLI,
+    ),
+    Mutant(
+        "a reference with the adapter on",
+        "commands/variance_models.py",
+        (("FrozenReference(policy, policy.module.disable_adapter)", "FrozenReference(policy)"),),
+        VARIANCE_CLI,
+    ),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE]

@@ -35,15 +35,18 @@ BAD = [
         {"plan": "complementary", "num_times": 4, "num_groups": 2},
         "num_groups belongs to plan=stratified or balanced or",
     ),
-    ({"num_groups": 2}, "num_groups belongs to plan=stratified or balanced or nested; plan=fixed_count has none"),
-    ({"count_exponent": 0.5}, "count_exponent belongs to plan=stratified"),
+    (
+        {"plan": "fixed_count", "num_groups": 2},
+        "num_groups belongs to plan=stratified or balanced or nested; plan=fixed_count has none",
+    ),
+    ({"plan": "fixed_count", "count_exponent": 0.5}, "count_exponent belongs to plan=stratified"),
     ({"plan": "balanced", "control": 0.5}, "control belongs to plan=nested; plan=balanced has none"),
     ({"plan": "nested", "control": 2.0}, "control must lie in [0, 1]"),
     ({"plan": "nested", "num_times": 6, "num_groups": 4}, "num_times = 6 draws cannot form num_groups = 4 groups"),
     ({"plan": "nested", "num_times": 4, "num_groups": 4, "eval_num_times": 6}, "num_times = 6 draws cannot form"),
     ({"plan": "complementary", "num_times": 3}, "num_times must be even"),
     ({"num_times": 0}, "num_times and num_masks must be at least 1"),
-    ({"num_masks": 0}, "num_times and num_masks must be at least 1"),
+    ({"plan": "fixed_count", "num_masks": 0}, "num_times and num_masks must be at least 1"),
     ({"eval_num_times": 0}, "num_times and num_masks must be at least 1"),
     ({"sample_steps": 0}, "sample_steps must be at least 1, not 0"),
     ({"max_tokens_per_forward": 0}, "max_tokens_per_forward must be at least 1, not 0"),
@@ -86,12 +89,12 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
 
 
 PLANS = [
-    ({}, FixedCount(8, 1)),
-    ({"num_masks": 2}, FixedCount(8, 2)),
+    ({"plan": "fixed_count"}, FixedCount(8, 1)),
+    ({"plan": "fixed_count", "num_masks": 2}, FixedCount(8, 2)),
     ({"plan": "bernoulli", "t_min": 0.1, "num_masks": 2}, Bernoulli(0.1, 8, 2)),
     ({"plan": "stratified", "num_groups": 8, "count_exponent": 0.5}, IndependentMasks(Levels(8, 8, 0.5))),
-    ({"plan": "balanced"}, BalancedMasks(Levels(8, 2))),
-    ({"plan": "balanced", "num_groups": 1}, BalancedMasks(Levels(8, 1))),
+    ({"plan": "balanced"}, BalancedMasks(Levels(8, 2, 0.5))),
+    ({"plan": "balanced", "num_groups": 1, "count_exponent": 0.0}, BalancedMasks(Levels(8, 1))),
     ({"plan": "nested", "control": 0.5, "count_exponent": 0.25}, NestedMasks(Levels(8, 2, 0.25), 0.5)),
     ({"plan": "complementary"}, Complementary(8)),
 ]
@@ -102,7 +105,7 @@ def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> No
     """In training and, with as many draws, in evaluation; couplings around it. Kills: a field that does not arrive; a
     plan under another's name; evaluation by another plan."""
     fields = {"num_times": 8, "eval_num_times": 8, **fields}
-    for config in (sft_config(tmp_path, **fields), vrpo_config(tmp_path, **fields)):
+    for config in (sft_config(tmp_path, **fields), vrpo_config(tmp_path, pair_coupling="none", **fields)):
         assert config.training_plan() == config.sampling_plan(config.eval_num_times) == plan
     for coupling, align in (("quantile", False), ("aligned", True)):
         config = vrpo_config(tmp_path, pair_coupling=coupling, **fields)
@@ -112,15 +115,23 @@ def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> No
 @pytest.mark.parametrize(("num_times", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1), (12, 2)])
 def test_two_groups_where_they_can_be(tmp_path: Path, num_times: int, groups: int) -> None:
     """Kills: one group, which leaves score/variance without an estimate; groups of one draw."""
-    config = vrpo_config(tmp_path, plan="nested", num_times=num_times)
-    assert config.training_plan() == NestedMasks(Levels(num_times, groups))
+    config = vrpo_config(tmp_path, plan="nested", num_times=num_times, pair_coupling="none")
+    assert config.training_plan() == NestedMasks(Levels(num_times, groups, 0.5))
 
 
 def test_auto_draws_are_half_as_many_again(tmp_path: Path) -> None:
     """In training only. Kills: an evaluation that costs more with num_draws=auto, and is on other draws."""
-    config = vrpo_config(tmp_path, plan="nested", num_draws="auto", num_times=8, eval_num_times=8)
-    assert config.training_plan() == NestedMasks(Levels(12, 2))
-    assert config.sampling_plan(config.eval_num_times) == NestedMasks(Levels(8, 2))
+    config = vrpo_config(tmp_path, plan="fixed_count", num_draws="auto", num_times=8, eval_num_times=8)
+    assert config.training_plan() == FixedCount(12)
+    assert config.sampling_plan(config.eval_num_times) == FixedCount(8)
+
+
+def test_the_default_is_the_quietest_plan_and_the_paper_s_has_its_name(tmp_path: Path) -> None:
+    """docs/methods.md says what is shared. Kills: the paper's plan with answers coupled; a default nobody measured."""
+    quiet = VRPOConfig(output_dir=str(tmp_path))
+    assert quiet.training_plan() == Paired(BalancedMasks(Levels(8, 2, 0.5)), align=True)
+    assert VRPOConfig(output_dir=str(tmp_path), plan="fixed_count").training_plan() == FixedCount(8)
+    assert VRPOConfig(output_dir=str(tmp_path), plan="bernoulli", t_min=0.1).training_plan() == Bernoulli(0.1, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

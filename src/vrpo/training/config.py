@@ -22,8 +22,9 @@ _PLAN_FIELDS = {  # what each plan is configured by, besides num_times
     "nested": _LEVELS | {"control"},
     "complementary": set[str](),
 }
-_NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": 0.0, "control": 1.0}
+_NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": None, "control": 1.0}
 _COUPLINGS = ("none", "quantile", "aligned")
+COUNT_EXPONENT = 0.5  # of the plans that have one; benchmarks/variance_frontier
 
 
 @dataclass
@@ -73,9 +74,12 @@ class DiffusionConfig(TrainingArguments):
             "2 if num_times is even and at least 4, else 1."
         },
     )
-    count_exponent: float = field(
-        default=0.0,
-        metadata={"help": "Draw m masked tokens in proportion to m^-count_exponent (stratified, balanced, nested)."},
+    count_exponent: float | None = field(
+        default=None,
+        metadata={
+            "help": "Draw m masked tokens in proportion to m^-count_exponent, with exact weights, in plan=stratified, "
+            f"balanced and nested. 0: uniform. None: {COUNT_EXPONENT}."
+        },
     )
     control: float = field(default=1.0, metadata={"help": "Control-variate coefficient of plan=nested, 0 to 1."})
     eval_num_times: int = field(
@@ -148,7 +152,8 @@ class DiffusionConfig(TrainingArguments):
         groups = self.num_groups
         if groups is None:
             groups = 2 if num_times >= 4 and num_times % 2 == 0 else 1
-        return Levels(num_times, groups, self.count_exponent)
+        exponent = COUNT_EXPONENT if self.count_exponent is None else self.count_exponent
+        return Levels(num_times, groups, exponent)
 
     def _check_plan_fields(self) -> None:
         if self.plan not in _PLAN_FIELDS:
@@ -188,6 +193,13 @@ class VRPOConfig(DiffusionConfig):
     sft_coef: float = field(
         default=0.0, metadata={"help": "Weight of the SFT loss on the chosen answer (0.05 in the paper)."}
     )
+    plan: str = field(
+        default="balanced",
+        metadata={
+            "help": "How masks are drawn: balanced, the quietest we have measured; fixed_count, the paper's; "
+            "stratified, nested, complementary, or bernoulli (needs t_min)."
+        },
+    )
     num_times: int = field(default=8, metadata={"help": "Masking levels drawn per response; the paper's n."})
     num_draws: str | None = field(
         default=None,
@@ -196,11 +208,12 @@ class VRPOConfig(DiffusionConfig):
             "loss is steep; as much compute, on average, as num_times of which each has both. None: each has both."
         },
     )
-    pair_coupling: str = field(
-        default="none",
+    pair_coupling: str | None = field(
+        default=None,
         metadata={
             "help": "What the draws of the two answers of a pair share: none; quantile (of the masked share); aligned "
-            "(and masks on the tokens that they have in common)."
+            "(and masks on the tokens that they have in common). None: aligned, but none for plan=fixed_count, which "
+            "is the paper's, and plan=bernoulli."
         },
     )
     share_draws: bool = field(
@@ -228,10 +241,12 @@ class VRPOConfig(DiffusionConfig):
 
     def sampling_plan(self, num_times: int) -> Plan:
         """The plan by its configured name, with `num_times` masking levels, coupled as configured."""
-        plan = super().sampling_plan(num_times)
-        if self.pair_coupling not in _COUPLINGS:
-            raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {self.pair_coupling!r}")
-        return plan if self.pair_coupling == "none" else Paired(plan, align=self.pair_coupling == "aligned")
+        plan, coupling = super().sampling_plan(num_times), self.pair_coupling
+        if coupling is None:
+            coupling = "none" if self.plan in ("fixed_count", "bernoulli") else "aligned"
+        if coupling not in _COUPLINGS:
+            raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {coupling!r}")
+        return plan if coupling == "none" else Paired(plan, align=coupling == "aligned")
 
     def objective(self) -> Objective:
         parts: list[tuple[float, Any]] = [(1.0, DPO(self.beta))]
