@@ -201,16 +201,19 @@ def shared_tokens(tokens: Tokens, pairs: Pairs) -> Int[Tensor, "P L"]:
     """For each position of the rejected response, the place in the chosen response that holds the same token in a
     longest common subsequence of the two, or -1 where there is none.
 
-    Dynamic programming, vectorised over pairs: O(L) steps, P x L^2 small integers.
+    Dynamic programming, vectorised over pairs: O(L) steps, P x L^2 small integers. On the CPU wherever the rows are:
+    thousands of tiny steps, of which a GPU would only feel the launches.
     """
-    column = tokens.response.any(0).nonzero()[:, 0]
+    ids, response = tokens.ids.cpu(), tokens.response.cpu()
+    chosen, rejected = pairs.chosen.cpu(), pairs.rejected.cpu()
+    column = response.any(0).nonzero()[:, 0]
     cut = slice(int(column[0]), int(column[-1]) + 1)
-    a, b = tokens.ids[pairs.chosen, cut], tokens.ids[pairs.rejected, cut]
-    inside_a, inside_b = tokens.response[pairs.chosen, cut], tokens.response[pairs.rejected, cut]
-    match = (a[:, :, None] == b[:, None]) & inside_a[:, :, None] & inside_b[:, None]
-    found = torch.full_like(tokens.ids[pairs.rejected], -1)
+    inside_a, inside_b = response[chosen, cut], response[rejected, cut]
+    match = ids[chosen, cut][:, :, None] == ids[rejected, cut][:, None]
+    match = match & inside_a[:, :, None] & inside_b[:, None]
+    found = torch.full_like(ids[rejected], -1)
     found[:, cut] = _backtrace(_common_lengths(match), inside_a.cumsum(-1) - 1)
-    return found
+    return found.to(tokens.ids.device)
 
 
 def _common_lengths(match: Bool[Tensor, "P A B"]) -> Int[Tensor, "P _ _"]:

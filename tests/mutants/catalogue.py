@@ -765,7 +765,7 @@ VARIANCE = [
     Mutant(
         "measurements of other tokens used",
         "diagnostics/measure.py",
-        (('if file.metadata()["tokens"] != fingerprint(pair):', "if False:"),),
+        (('if about["tokens"] != tokens:', "if False:"),),
         MEASURE,
     ),
     Mutant(

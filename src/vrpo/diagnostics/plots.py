@@ -1,12 +1,33 @@
 """Pictures. The only place that imports matplotlib, and only when a picture is drawn."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from vrpo.diagnostics.counts import CountLaw
+from vrpo.diagnostics.statistics import SATURATED, Interval
+from vrpo.diagnostics.summary import Row, Split, Summary
+
+_INK = ("#0b5d8a", "#c4511a", "#3c7d3e", "#7a4b94", "#8a6d1f", "#4d4d4d", "#b23a6f", "#2b8c8c")
+_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n") if line]
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError("pictures need matplotlib: pip install 'vrpo[plots]'") from error
+    return Figure
 
 
 def demo_picture(folder: Path, results: dict[str, Any]) -> None:
@@ -15,10 +36,7 @@ def demo_picture(folder: Path, results: dict[str, Any]) -> None:
     Raises:
         ValueError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("the picture needs matplotlib: pip install 'vrpo[plots]'") from error
+    Figure = figure_class()
     log = [entry for entry in _log(folder / "vrpo" / "log.jsonl") if "rewards/margins" in entry]
     step = [entry["step"] for entry in log]
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -50,3 +68,162 @@ def demo_picture(folder: Path, results: dict[str, Any]) -> None:
     accuracy.set(ylim=(0, 1.15), ylabel="share right, held out", title="Before and after (95 % intervals)")
     accuracy.legend(loc="upper left")
     figure.savefig(folder / "demo.png", dpi=120)
+
+
+def variance_pictures(folder: Path, summary: Summary, scores: Mapping[int, Sequence[float]]) -> list[Path]:
+    """The four pictures of `vrpo variance` that the summary has numbers for; their files.
+
+    Args:
+        scores: of the paper's plan at a small and at a larger budget, all pairs together.
+    """
+    pictures = [_budget_picture(summary.rows), _scores_picture(scores)]
+    names = ["variance_by_budget", "scores"]
+    if summary.splits:
+        pictures.append(_split_picture(summary.splits))
+        names.append("split")
+    if summary.counts is not None:
+        pictures.append(_counts_picture(summary.counts))
+        names.append("masked_counts")
+    files = [folder / f"{name}.png" for name in names]
+    for figure, file in zip(pictures, files, strict=True):
+        figure.savefig(file, dpi=160)
+    return files
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure and its panels in a row, without the box around them."""
+    figure = figure_class()(figsize=(width, height), layout="constrained")
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _floor(found: Sequence[Interval]) -> float:
+    """Where a logarithmic axis begins: intervals that reach 0 run out of the picture."""
+    return 0.4 * min((value.value for value in found if value.value > 0), default=1.0)
+
+
+def _bars(found: Sequence[Interval], floor: float) -> list[list[float]]:
+    """Lengths of error bars, cut where a logarithmic axis ends."""
+    return [[v.value - max(v.low, floor) for v in found], [v.high - v.value for v in found]]
+
+
+def _budget_picture(rows: Sequence[Row]) -> Any:
+    """Variance of the score and of the gradient against forward passes per answer."""
+    figure, panels = _panels(2, 10.5, 4.2)
+    kinds = {"score_variance": "variance of the score", "loss_gradient_variance": "variance of the loss gradient"}
+    series: dict[tuple[str, int, bool], list[Row]] = {}
+    for row in rows:
+        series.setdefault((row.design.label, row.design.num_masks, row.shared), []).append(row)
+    budgets = sorted({row.draws for row in rows})
+    for panel, (name, label) in zip(panels, kinds.items(), strict=True):
+        for index, (key, found) in enumerate(series.items()):
+            _series(panel, found, name, _label(*key), index, index / len(series))
+        start = next(row.mean(name).value for row in rows if row.design.single and row.shared)
+        first = budgets[0]
+        if start > 0:
+            law = [start * first / n for n in budgets]
+            panel.plot(budgets, law, color="black", linewidth=1, linestyle=":", zorder=0, label="1 / n")
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_ylim(bottom=_floor([row.mean(name) for row in rows]))
+        panel.set_xticks(budgets, [str(n) for n in budgets])
+        panel.minorticks_off()
+        panel.set(xlabel="forward passes per answer, n (plans set apart sideways)", ylabel=label)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def _label(plan: str, masks: int, shared: bool) -> str:
+    if not masks:
+        return plan.replace(":", "\n  ").replace(",", "\n  ")
+    text = "one mask per time" if masks == 1 else f"{masks} masks per time"
+    return text if shared else f"{text},\nindependent of reference"
+
+
+def _series(panel: Any, rows: Sequence[Row], name: str, label: str, index: int, shift: float) -> None:
+    """One plan's points with intervals, a little to the side so that they do not hide each other."""
+    found = [row.mean(name) for row in rows]
+    shown = [
+        (row.draws * 2 ** (0.35 * shift), value) for row, value in zip(rows, found, strict=True) if value.value > 0
+    ]
+    if not shown:
+        return
+    values = [value for _, value in shown]
+    panel.errorbar(
+        [x for x, _ in shown],
+        [value.value for value in values],
+        yerr=_bars(values, 0.1 * _floor(values)),
+        color=_INK[index % len(_INK)],
+        marker=_MARKS[index % len(_MARKS)],
+        markersize=4.5,
+        linewidth=1.4 if index == 0 else 0.5,
+        elinewidth=0.8,
+        capsize=2,
+        label=label,
+    )
+
+
+def _scores_picture(scores: Mapping[int, Sequence[float]]) -> Any:
+    """Scores at two budgets; beyond the shaded border the loss is as good as linear or flat. The outermost bars also
+    hold the one score in 500 that lies beyond them on either side."""
+    figure, panels = _panels(1, 5.2, 3.4)
+    panel, ordered = panels[0], sorted(value for part in scores.values() for value in part)
+    rare = len(ordered) // 500
+    low, high = min(ordered[rare], -SATURATED - 1), max(ordered[-1 - rare], SATURATED + 1)
+    for index, (n, values) in enumerate(scores.items()):
+        bins = [low + (high - low) * i / 48 for i in range(49)]
+        share = [100 / len(values)] * len(values)
+        shown = [min(max(value, low), high) for value in values]
+        panel.hist(shown, bins=bins, weights=share, color=_INK[index], alpha=0.55, label=f"n = {n}")
+    for start, end in ((low, -SATURATED), (SATURATED, high)):
+        panel.axvspan(start, end, color="0.5", alpha=0.13, linewidth=0, zorder=0)
+    panel.set(xlim=(low, high), xlabel="score (shaded: |score| > 4)", ylabel="estimates, %")
+    panel.legend(frameon=False)
+    return figure
+
+
+def _split_picture(splits: Mapping[str, Split]) -> Any:
+    """V_t as a share of the variance of a single draw: what masks at one time do not reduce."""
+    figure, panels = _panels(1, 4.4, 3.2)
+    panel = panels[0]
+    names = ["ELBO", "score", "gradient\nof the score"][: len(splits)]
+    found = [split.share for split in splits.values()]
+    errors = [[v.value - v.low for v in found], [v.high - v.value for v in found]]
+    panel.bar(range(len(found)), [v.value for v in found], 0.5, yerr=errors, capsize=4, color=_INK[0], ecolor="0.25")
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_xticks(range(len(found)), names)
+    panel.set_ylabel("$V_t\\,/\\,(V_t + V_y)$")
+    return figure
+
+
+def _counts_picture(counts: CountLaw) -> Any:
+    """Second moment of a single draw's gradient against the share of the answer it masks, with the fitted law."""
+    figure, panels = _panels(1, 5.2, 3.6)
+    panel = panels[0]
+    share, found = [part.share for part in counts.bins], [part.second_moment for part in counts.bins]
+    errors = _bars(found, 0.1 * _floor(found))
+    panel.errorbar(
+        share,
+        [v.value for v in found],
+        yerr=errors,
+        color=_INK[0],
+        marker="o",
+        markersize=5,
+        linestyle="none",
+        capsize=2,
+    )
+    slope = counts.slope
+    label = f"fitted: share$^{{b}}$, b = {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
+    panel.plot(share, [counts.law(x) for x in share], color=_INK[1], linewidth=1.2, label=label)
+    ticks = [x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if x >= 0.8 * min(share)]
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_ylim(bottom=_floor(found))
+    panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    panel.minorticks_off()
+    panel.set(xlabel="masked share of the answer", ylabel="|gradient|² of one draw (mean 1)")
+    panel.legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,196 @@
+"""From the replicates of pairs to everything that a report says: numbers by plan and budget, Lemma 5, draws or pairs,
+masked counts, and advice. Pure: the same replicates give the same summary."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vrpo.diagnostics.counts import CountLaw, count_law
+from vrpo.diagnostics.designs import Design
+from vrpo.diagnostics.minibatch import Advice, advice, minibatch, quotient
+from vrpo.diagnostics.replicates import Replicates
+from vrpo.diagnostics.statistics import Interval, Noise, jackknife, left_out_numbers, noise
+
+Measurements = Mapping[Design, Sequence[Replicates]]  # of each design, the pairs
+Numbers = dict[str, float]
+STATISTICS = tuple(field.name for field in fields(Noise) if field.type is float)
+SPLIT = ("elbo_variance", "score_variance", "score_gradient_variance")  # linear in the draws: Lemma 5 holds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan at one budget, with draws shared with the reference or independent of it.
+
+    `whole`: of each pair; `left_out`: of each replicate left out, the numbers of each pair.
+    """
+
+    design: Design
+    draws: int
+    shared: bool
+    whole: Sequence[Noise]
+    left_out: Sequence[Sequence[Numbers]]
+
+    @property
+    def allocation(self) -> str:
+        """n_t x n_y of the paper's plan; of any other, its number of draws."""
+        masks = self.design.num_masks
+        return f"{self.draws // masks} x {masks}" if masks else str(self.draws)
+
+    def of_pairs(self, name: str) -> list[float]:
+        return [numbers(value)[name] for value in self.whole]
+
+    def mean(self, name: str) -> Interval:
+        """Mean over the pairs, which are given; the interval is that of the replicates."""
+        left_out = [_mean([pair[name] for pair in pairs]) for pairs in self.left_out]
+        return jackknife(_mean(self.of_pairs(name)), left_out)
+
+    def by_pair(self, name: str) -> list[tuple[float, float, float]]:
+        """Of each pair: value, low, high."""
+        found = []
+        for index, value in enumerate(self.of_pairs(name)):
+            interval = jackknife(value, [pairs[index][name] for pairs in self.left_out])
+            found.append((interval.value, interval.low, interval.high))
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "plan": self.design.label,
+            "draws": self.draws,
+            "allocation": self.allocation,
+            "shared": self.shared,
+            **{name: {**asdict(self.mean(name)), "pairs": self.by_pair(name)} for name in STATISTICS},
+        }
+
+
+@dataclass(frozen=True)
+class Split:
+    """Lemma 5 of one statistic: the variance of one time with n_y masks is V_t + V_y / n_y, mean over pairs.
+
+    V_t is the variance over times of the conditional mean, which no number of masks reduces. An estimate may fall below
+    0, where V_t is small against its noise. `share` = V_t / (V_t + V_y).
+    """
+
+    times: Interval
+    masks: Interval
+    share: Interval
+    pairs: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything; the splits are empty where only one number of masks per time was measured."""
+
+    rows: Sequence[Row]
+    splits: Mapping[str, Split]
+    curves: Mapping[str, Mapping[int, Interval]]
+    counts: CountLaw | None
+    advice: Advice
+
+    def as_json(self) -> dict[str, Any]:
+        curves = {name: {str(n): asdict(value) for n, value in part.items()} for name, part in self.curves.items()}
+        return {
+            "estimates": [row.as_json() for row in self.rows],
+            "split": {name: asdict(split) for name, split in self.splits.items()},
+            "minibatch": curves,
+            "masked_counts": None if self.counts is None else asdict(self.counts),
+            "advice": self.advice.as_json(),
+        }
+
+    def row(self, draws: int, *, masks: int = 1, shared: bool = True) -> Row:
+        """The row of the paper's plan at this budget."""
+        return next(
+            row
+            for row in self.rows
+            if (row.design.num_masks, row.draws, row.shared) == (masks, draws, shared) and row.design.num_masks
+        )
+
+
+def numbers(value: Noise) -> Numbers:
+    return {name: getattr(value, name) for name in STATISTICS}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def summarise(measurements: Measurements, beta: float, pair_cost: float) -> Summary:
+    """All statistics of these pairs at this beta.
+
+    Raises:
+        ValueError: fewer than three pairs, or fewer than three replicates.
+    """
+    kinds = list(_kinds(measurements))
+    watched = tqdm(kinds, desc="summarising", unit="row", leave=False, delay=5)
+    rows = [_row(design, budget, shared, measurements[design], beta) for design, budget, shared in watched]
+    main = {row.draws: row.whole for row in rows if row.design.single and row.shared}
+    found = minibatch(main, pair_cost)
+    answers = [pair.answers for design, pairs in measurements.items() if design.single for pair in pairs]
+    try:
+        counts = count_law([part for part in answers if part is not None])
+    except ValueError:  # answers of one token
+        counts = None
+    pairs = len(next(iter(main.values())))
+    return Summary(rows, _splits(rows), found, counts, advice(found, pairs, pair_cost))
+
+
+def _kinds(measurements: Measurements) -> Iterator[tuple[Design, int, bool]]:
+    for design in measurements:
+        for budget in design.budgets:
+            yield design, budget, True
+            if design.single:
+                yield design, budget, False
+
+
+def _row(design: Design, budget: int, shared: bool, pairs: Sequence[Replicates], beta: float) -> Row:
+    replicates = len(pairs[0].policy)
+    if replicates < 3:
+        raise ValueError(f"num_replicates must be at least 3, not {replicates}: without one of them two must remain")
+    merged = [(pair if shared else pair.independent()).at(design.groups(budget)) for pair in pairs]
+    by_pair = [left_out_numbers(pair, beta) for pair in merged]
+    left_out = [list(part) for part in zip(*by_pair, strict=True)]
+    return Row(design, budget, shared, [noise(pair, beta) for pair in merged], left_out)
+
+
+def _splits(rows: Sequence[Row]) -> dict[str, Split]:
+    """Of each statistic, from the rows of one time per estimate."""
+    single_time = [row for row in rows if row.shared and row.draws == row.design.num_masks]
+    if len(single_time) < 2:
+        return {}
+    return {name: _split(single_time, name) for name in SPLIT}
+
+
+def _split(rows: Sequence[Row], name: str) -> Split:
+    solve = least_squares([row.design.num_masks for row in rows])
+    parts = [solve(values) for values in zip(*(row.of_pairs(name) for row in rows), strict=True)]
+    left_out = [
+        solve([_mean([pair[name] for pair in row.left_out[r]]) for row in rows]) for r in range(len(rows[0].left_out))
+    ]
+    whole = [_mean([part[side] for part in parts]) for side in (0, 1)]
+    times, masks = (jackknife(whole[side], [part[side] for part in left_out]) for side in (0, 1))
+    share = jackknife(quotient(whole[0], sum(whole)), [quotient(part[0], sum(part)) for part in left_out])
+    return Split(times, masks, share, parts)
+
+
+def least_squares(masks: Sequence[int]) -> Any:
+    """The function from variances at these n_y to (V_t, V_y) of V(n_y) = V_t + V_y / n_y: linear, hence unbiased."""
+    design = torch.tensor([[1.0, 1 / n] for n in masks], dtype=torch.float64)
+    inverse = torch.linalg.pinv(design)
+
+    def solve(variances: Sequence[float]) -> tuple[float, float]:
+        between, within = (inverse @ torch.tensor(variances, dtype=torch.float64)).tolist()
+        return between, within
+
+    return solve
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
