@@ -298,11 +298,21 @@ def test_pairing_needs_pairs() -> None:
             Paired(FixedCount(1))(tokens, structure)
 
 
+def test_a_row_of_two_pairs_is_refused() -> None:
+    tokens = make_tokens([Row((0,), (1, 2), key) for key in range(3)])
+    shared = Pairs(torch.tensor([0, 0]), torch.tensor([1, 2]), tokens.length)
+    with pytest.raises(ValueError, match="without a row in common"):
+        Paired(FixedCount(1))(tokens, shared)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Levels(6, 4), "num_groups = 4"),
         (lambda: Levels(0), "at least 1"),
+        (lambda: Levels(8, 0), "num_groups must be at least 1"),
+        (lambda: Levels(8, exponent=float("nan")), "exponent"),
+        (lambda: Levels(8, exponent=50.0), "exponent"),
         (lambda: NestedMasks(control=1.5), "control"),
         (lambda: Complementary(3), "even"),
     ],

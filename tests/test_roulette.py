@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
+from math import prod
 from unittest import mock
 
 import pytest
@@ -29,21 +30,29 @@ ROULETTE = Roulette(threshold=1.0)  # pairs are rows (2, 0) and (1, 3): pi = 2 *
 PROBABILITY = torch.tensor([0.6, 0.8], dtype=torch.float64)
 
 
+def kept_at(start: Tensor, probability: Tensor, groups: int) -> Tensor:
+    """Which groups a pair keeps: (start + g pi) mod 1 < pi."""
+    return (start[:, None] + torch.arange(groups) * probability[:, None]) % 1 < probability[:, None]
+
+
 def every_pattern(probability: Tensor, groups: int) -> Iterator[tuple[Tensor, float]]:
-    """Coins [P, groups] that keep or drop in every way, and the chance of that way. 0 keeps, 1 drops below pi = 1."""
-    for dropped in product((0.0, 1.0), repeat=len(probability) * groups):
-        coins = torch.tensor(dropped, dtype=torch.float64).reshape(-1, groups)
-        chance = torch.where(coins == 0, probability[:, None], 1 - probability[:, None])
-        yield coins, float(chance.prod())
+    """Starts [P] in every part of [0, 1) in which no group changes sides, and the chance of that part."""
+    cells = []
+    for pi in probability.tolist():
+        steps = [(-g * pi) % 1 for g in range(groups)] + [(pi - g * pi) % 1 for g in range(groups)]
+        edges = sorted({0.0, 1.0, *steps})
+        cells.append([((a + b) / 2, b - a) for a, b in pairwise(edges) if b - a > 1e-12])
+    for parts in product(*cells):
+        yield torch.tensor([point for point, _ in parts], dtype=torch.float64), prod(size for _, size in parts)
 
 
-def fed(coins: Tensor) -> object:
-    """Within the context the roulette throws these coins."""
-    return mock.patch.object(vrpo.roulette, "uniform", lambda bits: coins.expand(bits.shape))
+def fed(start: Tensor) -> object:
+    """Within the context the coins of the pairs start here."""
+    return mock.patch.object(vrpo.roulette, "uniform", return_value=start)
 
 
 def test_unbiased_over_all_coins() -> None:
-    """The mean over every pattern of coins, each with its chance, is the slope: an equality.
+    """The mean over every start of the coins, each part with its chance, is the slope: an equality.
 
     Kills: no division by pi; a pi that is not the chance of the coin; pi above 1.
     """
@@ -53,7 +62,14 @@ def test_unbiased_over_all_coins() -> None:
         for coins, chance in every_pattern(roulette.probability(SLOPE, PAIRS), 3):
             with fed(coins):
                 mean += chance * roulette(SLOPE, PAIRS, TOKENS.key, GROUP)
-        torch.testing.assert_close(mean, SLOPE, rtol=1e-14, atol=0)
+        torch.testing.assert_close(mean, SLOPE, rtol=1e-12, atol=0)
+
+
+def test_a_pair_keeps_its_share_of_groups_up_to_one() -> None:
+    """pi = 0.6 of two groups: one or both, never none. Kills: coins of a pair independent; one coin for all groups."""
+    numbers = {int(kept_at(start, PROBABILITY, 2)[0].sum()) for start, _ in every_pattern(PROBABILITY, 2)}
+    seen = torch.stack([kept(TOKENS.key + 100 * trial)[2, [0, 2]].sum() for trial in range(60)])
+    assert set(seen.tolist()) == numbers == {1, 2}
 
 
 def test_the_gradient_is_unbiased() -> None:
@@ -76,18 +92,18 @@ def test_the_gradient_is_unbiased() -> None:
             step = backward_by_draw(
                 policy, *arguments, thin=lambda slope: roulette(slope, PAIRS, TOKENS.key, draws.group)
             )
-        assert torch.equal(step.graphs, expected_graphs(coins))
+        assert torch.equal(step.graphs, expected_graphs(kept_at(coins, probability, 2)))
         if policy.table.grad is not None:
             mean += chance * policy.table.grad
     assert float((mean - plain.table.grad).abs().max()) < 1e-12 * float(plain.table.grad.abs().max())
 
 
-def expected_graphs(coins: Tensor) -> Tensor:
+def expected_graphs(keeps: Tensor) -> Tensor:
     """Which draws of the four rows run for the gradient, every draw being a group of its own."""
-    graphs = torch.zeros(4, coins.shape[1], dtype=torch.bool)
+    graphs = torch.zeros(4, keeps.shape[1], dtype=torch.bool)
     for pair, rows in enumerate(((2, 0), (1, 3))):
         for row in rows:
-            graphs[row] = coins[pair] == 0
+            graphs[row] = keeps[pair]
     return graphs
 
 
@@ -110,7 +126,8 @@ def test_what_is_coupled_is_kept_together() -> None:
 
 
 def test_coins_are_fair() -> None:
-    """A pair's two groups are kept with probability pi, independently; and independently of the other pair's first.
+    """A pair's two groups are kept with probability pi each, as rarely together as that allows; independently of the
+    other pair's first.
 
     Kills: a coin that is used twice; a pi that is not the law of the coin.
     """
@@ -123,9 +140,7 @@ def test_coins_are_fair() -> None:
     thinned = Roulette(ROULETTE.threshold * count)(slope, many, torch.arange(4 * count), group).unflatten(0, (count, 4))
     patterns = thinned[:, [2, 2, 1], [0, 2, 0]] != 0
     code = (patterns * torch.tensor([4, 2, 1])).sum(-1)
-    law = [
-        a * b * c for a in (0.4, 0.6) for b in (0.4, 0.6) for c in (0.2, 0.8)
-    ]  # fmt: skip
+    law = [both * other for both in (0.0, 0.4, 0.4, 0.2) for other in (0.2, 0.8)]
     assert_law(code.bincount(minlength=8), torch.tensor(law), resolution=0.05)
 
 

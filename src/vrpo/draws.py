@@ -6,7 +6,7 @@ and no state. The integer arithmetic is exact on every device, so equal keys giv
 What deliberately does not live here: sampling of text (decoding/), and anything that evaluates a model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import comb
 
 import torch
@@ -56,7 +56,7 @@ def draw_key(seed: int, example: Int[Tensor, " N"], side: Int[Tensor, " N"], epo
 
 def rekeyed(tokens: Tokens) -> Tokens:
     """The same rows with keys for draws that are independent of the original ones (`share_draws=False`)."""
-    return Tokens(tokens.ids, tokens.response, tokens.attention, fold(tokens.key, _INDEPENDENT))
+    return replace(tokens, key=fold(tokens.key, _INDEPENDENT))
 
 
 def _slot(tokens: Tokens) -> Int[Tensor, "N L"]:

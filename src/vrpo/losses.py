@@ -103,7 +103,8 @@ class WeightedSum:
 def _without(terms: Float[Tensor, "... K"], group: int, num_groups: int) -> Float[Tensor, "... K"]:
     """The terms of the other groups, scaled by G / (G - 1) so that their sum estimates the same bound; 0 for `group`.
 
-    Draws are arranged group after group, K / G to each.
+    Draws are arranged group after group, K / G to each. G must be the plan's own number of independent groups, or a
+    divisor of it: an objective sees no groups and cannot tell, and part of a dependent group estimates nothing.
     """
     if terms.shape[-1] % num_groups:
         raise ValueError(f"{terms.shape[-1]} draws do not form num_groups = {num_groups} groups of equal size")

@@ -35,7 +35,11 @@ class Levels:
     systematic: bool = False
 
     def __post_init__(self) -> None:
-        check_budget(self.num_times, self.num_groups)
+        check_budget(self.num_times, 1)
+        if self.num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, not {self.num_groups}")
+        if not -1 <= self.exponent <= 1:
+            raise ValueError(f"the exponent of the law of counts must lie in [-1, 1], not {self.exponent}")
         if self.num_times % self.num_groups:
             raise ValueError(f"num_times = {self.num_times} draws cannot form num_groups = {self.num_groups} groups")
 
@@ -179,7 +183,7 @@ class Paired:
     changes. Draws depend on both answers of the pair, and on nothing else.
 
     Raises:
-        ValueError: the rows are not `Pairs`.
+        ValueError: the rows are not `Pairs`, or a row is in two of them.
     """
 
     plan: Plan
@@ -188,6 +192,9 @@ class Paired:
     def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
         if not isinstance(structure, Pairs):
             raise ValueError("Paired couples the draws of chosen and rejected answers: it needs Pairs as structure")
+        rows = torch.cat([structure.chosen, structure.rejected])
+        if len(rows.unique()) < len(rows):
+            raise ValueError("Paired couples pairs without a row in common: a row of two pairs would need two keys")
         key, slot = tokens.key.clone(), tokens.response.cumsum(-1) - 1
         key[structure.rejected] = tokens.key[structure.chosen]
         if self.align:

@@ -23,8 +23,12 @@ class Roulette:
     the threshold (Kahn and Marshall 1953: a probability proportional to the slope is best where passes cost and
     gradients are alike). |slope| is the largest of a pair's rows and draws, times the number of pairs: the objective
     being a mean over pairs, it does not depend on how they are batched. Both rows of a pair share a coin, and so do the
-    draws of a group: what is dependent cancels only together. Coins are keyed hashes of (key of the chosen row, group):
-    they replay like draws. Rows in no pair are kept.
+    draws of a group: what is dependent cancels only together. The coins of a pair's groups are systematic, one random
+    start and steps of pi, so that it keeps G * pi of its G groups up to one: what does not differ between groups, the
+    pair's own gradient, gets as little noise as it can. Starts are keyed hashes of the chosen row's key: they replay
+    like draws. Rows in no pair are kept.
+
+    The price: gradients are noisier than those of as many draws where slopes are all alike, as at the beginning.
 
     Args:
         threshold: the |slope| from which a pair is always kept.
@@ -55,7 +59,8 @@ class Roulette:
             raise ValueError("roulette needs pairs without a row in common")
         probability = self.probability(slope, pairs)[:, None]
         places = torch.arange(slope.shape[1], device=slope.device)
-        coin = uniform(fold(fold(key[pairs.chosen], _ROULETTE)[:, None], places))  # [P, groups]
+        start = uniform(fold(key[pairs.chosen], _ROULETTE))[:, None]
+        coin = (start + places * probability) % 1  # [P, groups], each uniform
         factor = torch.where(coin >= probability, 0.0, 1 / probability)  # a NaN is kept, to be seen
         slot = group.clamp(min=0)
         kept = slope.clone()

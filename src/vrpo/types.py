@@ -152,7 +152,8 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
         row = int((count < 2).nonzero()[0])
         raise ValueError(
             f"row {row} has {int(count[row])} independent group(s) of draws; a variance needs at least 2 "
-            "(raise num_times: masks drawn at one common time are dependent)"
+            "(masks of one time, and the draws of one stratified, balanced or nested group, are dependent: raise "
+            "num_times, or num_groups)"
         )
     deviation = (sums - sums.sum(-1, keepdim=True) / count[:, None]) * present
     return count / (count - 1) * deviation.square().sum(-1)

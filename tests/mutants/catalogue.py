@@ -416,6 +416,12 @@ NOISE = [  # of slopes and gradients
         ),
         ROULETTE,
     ),
+    Mutant(
+        "one coin for all groups of a pair",
+        "roulette.py",
+        (("(start + places * probability)", "(start + 0 * places)"),),
+        ROULETTE,
+    ),
     Mutant("roulette with a coin per draw", "roulette.py", ((FACTOR, "factor"),), ROULETTE),
     Mutant(
         "roulette of the chosen row's slope",

@@ -97,7 +97,7 @@ def settings(folder: Path | str, **fields: Any) -> dict[str, Any]:
 
 
 def vrpo_config(folder: Path | str, **fields: Any) -> VRPOConfig:
-    fast = {"num_times": 2, "beta": 1.0, "eval_num_times": 2, "warn_displacement": False}
+    fast = {"plan": "fixed_count", "num_times": 2, "beta": 1.0, "eval_num_times": 2, "warn_displacement": False}
     return VRPOConfig(**settings(folder, **{**fast, **fields}))
 
 

@@ -35,6 +35,16 @@ def test_accumulation_is_batching(tmp_path: Path, count: int, adapter: bool) -> 
     assert distance(at_once, one_by_one) < TOLERANCE
 
 
+def test_accumulation_is_batching_under_the_default_plan(tmp_path: Path) -> None:
+    """Kills: answers aligned with another pair's; counts, strata or slots that depend on the batch or its padding."""
+    fields = {"plan": "balanced", "num_times": 4, "eval_num_times": 4}
+    at_once = run(tmp_path / "a", 6, per_device_train_batch_size=3, **fields)
+    one_by_one = run(tmp_path / "b", 6, per_device_train_batch_size=1, gradient_accumulation_steps=3, **fields)
+    packed = run(tmp_path / "c", 6, per_device_train_batch_size=3, max_tokens_per_forward=30, **fields)
+    assert distance(at_once, one_by_one) < TOLERANCE
+    assert distance(at_once, packed) < TOLERANCE
+
+
 def test_accumulated_batches_of_unequal_size(tmp_path: Path) -> None:
     """7 pairs at once against 4 + 3. Kills: micro-batches that weigh the same, where pairs should."""
     at_once = run(tmp_path / "a", 7, per_device_train_batch_size=7)

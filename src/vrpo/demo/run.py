@@ -185,6 +185,7 @@ def align(base: Path, pairs: list[dict[str, Any]], settings: Settings, folder: P
             learning_rate=settings.learning_rate,
             beta=settings.beta,
             sft_coef=settings.sft_coef,
+            plan="fixed_count",  # the paper's: what benchmarks/demo_grid chose the rest for
             num_times=settings.num_times,
             max_tokens_per_forward=8192,
             warn_displacement=False,  # the preferred answers are mostly wrong: their bound has to fall

@@ -1,4 +1,4 @@
-"""Draws or pairs: how the noise of a minibatch gradient splits, and how many draws per pair a budget is best spent on.
+"""Draws or pairs: how the noise of a minibatch gradient splits, and what a budget is worth (advice.py says it in words).
 
 The gradient of a batch of P pairs drawn at random, n draws each, has variance (V_between + V_mc(n)) / P: V_mc is the
 mean over pairs of the variance that draws make, V_between the variance over pairs of what is left with endless draws.
@@ -9,26 +9,26 @@ At a cost of n + c draws per pair, c for making it, the variance at a fixed budg
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from vrpo.diagnostics.statistics import Interval, Noise, jackknife
+from vrpo.diagnostics.statistics import Interval, Noise, inner_mean, jackknife, squared_mean
 
 Curves = dict[str, dict[int, float]]
+UNRESOLVED = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The loss gradient of these pairs at one budget.
+    """The loss gradient at one budget, of a population that these pairs are a sample of.
 
     `draws`: V_mc(n), the mean variance within a pair. `pairs`: V_between = tr Cov over pairs of E g, unbiased: the mean
-    of |E g_p|^2 minus the mean inner product of different pairs. `signal`: inner product of the batch's expected
-    gradient with the true one, that is the mean of the gradients at the mean scores. `bias_squared`: mean over pairs of
-    |E g_p - true|^2, relative to the mean of |true|^2.
+    of |E g_p|^2 minus the mean inner product of different pairs. `signal`: <E g, true gradient> of the population: the
+    mean of <E g_p, true_q> over p != q. A pair with itself is left out of both, since there it has |g_p|^2 to add,
+    which is no progress on any other pair: P of them hold 1/P of it, and plenty of pairs nothing. May be below 0 where
+    pairs have little in common. `bias_squared`: mean over these pairs of |E g_p - true_p|^2, relative to that of
+    |true_p|^2; unbiased above and below the line, so that a bias below its noise may come out negative.
     """
 
     draws: float
@@ -44,24 +44,16 @@ class Pooled:
 
 def pooled(noises: Sequence[Noise]) -> Pooled:
     """What pairs say together. At least two."""
-    count = len(noises)
     found = torch.stack([noise.loss_gradient for noise in noises])
     true = torch.stack([noise.true_gradient for noise in noises])
-    common = _different(found, found) / (count - 1)
-    signal = (_different(found, true) + _mean([noise.signal for noise in noises])) / count
     return Pooled(
         draws=_mean([noise.loss_gradient_variance for noise in noises]),
-        pairs=_mean([noise.gradient_squared for noise in noises]) - common,
-        signal=signal,
+        pairs=_mean([noise.gradient_squared for noise in noises]) - squared_mean(found),
+        signal=inner_mean(found, true),
         bias_squared=quotient(
             sum(noise.gradient_bias_squared for noise in noises), sum(noise.true_squared for noise in noises)
         ),
     )
-
-
-def _different(one: Float[Tensor, "P D"], other: Float[Tensor, "P D"]) -> float:
-    """sum over p != q of <one_p, other_q>, divided by P."""
-    return float(one.sum(0) @ other.sum(0) - (one * other).sum()) / len(one)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -74,8 +66,11 @@ def quotient(above: float, below: float) -> float:
 
 
 def curves(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> Curves:
-    """For each budget: both variances, the share of draws, relative squared bias, and the efficiency: squared signal
-    over variance and cost, relative to the smallest budget."""
+    """For each budget: both variances, their share and ratio, signal, relative squared bias, and the efficiency.
+
+    `ratio`: V_between / (n V_mc(n)), what the two-stage formula needs of one draw; upside down, since V_between and not
+    V_mc may be lost in noise. `efficiency`: squared signal over variance and cost, relative to the smallest budget.
+    """
     pools = {n: pooled(noises) for n, noises in by_budget.items()}
     worth = {n: quotient(p.signal**2, (n + pair_cost) * (p.draws + p.pairs)) for n, p in pools.items()}
     first = worth[min(worth)]
@@ -83,13 +78,17 @@ def curves(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> Curves
         "draws": {n: p.draws for n, p in pools.items()},
         "pairs": {n: p.pairs for n, p in pools.items()},
         "share": {n: p.share for n, p in pools.items()},
+        "ratio": {n: quotient(p.pairs, n * p.draws) for n, p in pools.items()},
+        "signal": {n: p.signal for n, p in pools.items()},
         "bias_squared": {n: p.bias_squared for n, p in pools.items()},
         "efficiency": {n: quotient(value, first) for n, value in worth.items()},
     }
 
 
 def minibatch(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> dict[str, dict[int, Interval]]:
-    """The curves with jackknife intervals over pairs, which are a sample here.
+    """The curves with jackknife intervals over pairs, which are a sample here, and `rival`: efficiency relative to the
+    most efficient budget. Efficiencies are nan where the signal is not above 0 with its whole interval: a square
+    would pass off noise of either sign as signal.
 
     Raises:
         ValueError: fewer than three pairs: without one of them two must remain.
@@ -101,83 +100,24 @@ def minibatch(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> dic
     left_out = [
         curves({n: [*noises[:p], *noises[p + 1 :]] for n, noises in by_budget.items()}, pair_cost) for p in range(count)
     ]
-    return {
-        name: {n: jackknife(value, [part[name][n] for part in left_out]) for n, value in values.items()}
-        for name, values in whole.items()
-    }
+    found = {name: _intervals(values, [part[name] for part in left_out]) for name, values in whole.items()}
+    return found | _compared(found["signal"], whole["efficiency"], [part["efficiency"] for part in left_out])
 
 
-def draws_for(share: Mapping[int, float], most: float) -> int | None:
-    """The smallest number of draws at which they make at most `most` of the variance: the smallest budget measured, or
-    beyond the largest one by V_mc / n; None where draws are all of the variance there."""
-    for n in sorted(share):
-        if share[n] <= most:
-            return n
-    largest = max(share)
-    if math.isnan(share[largest]) or share[largest] >= 1:
-        return None
-    ratio = largest * share[largest] / (1 - share[largest])
-    return math.ceil(ratio * (1 - most) / most - 1e-9)
+def _intervals(whole: Mapping[int, float], left_out: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
+    return {n: jackknife(value, [part[n] for part in left_out]) for n, value in whole.items()}
 
 
-@dataclass(frozen=True)
-class Range:
-    """A number of draws with the interval that goes with that of the share; None: without limit, or not to be told."""
-
-    value: int | None
-    low: int | None
-    high: int | None
-
-
-def draws_range(share: Mapping[int, Interval], most: float) -> Range:
-    ends = [{n: getattr(value, end) for n, value in share.items()} for end in ("value", "low", "high")]
-    return Range(*(draws_for(end, most) for end in ends))
-
-
-@dataclass(frozen=True)
-class Advice:
-    """How many draws per pair.
-
-    `plenty`: with more pairs than can be paid for, the most efficient budget measured, if its efficiency is above the
-    smallest one's with its whole interval, and else the smallest. `formula`: sqrt(c V_mc(1) / V_between), at least 1.
-    `given`: with these pairs only, where draws make no more than half of the variance that the pairs make. `enough`:
-    where endless draws would take away less than 10 %.
-    """
-
-    plenty: int
-    formula: float
-    given: Range
-    enough: Range
-    pairs: int
-    pair_cost: float
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "sentences": self.sentences()}
-
-    def sentences(self) -> list[str]:
-        making = f"making a pair costs {self.pair_cost:g} draws" if self.pair_cost else "pairs cost nothing to make"
-        formula = f" (two-stage formula: {self.formula:.3g})" if self.pair_cost else ""
-        return [
-            f"With plenty of pairs ({making}): n = {self.plenty}{formula}.",
-            f"With only these {self.pairs} pairs: n = {_said(self.given)}; there draws make half of the variance that "
-            "the choice of pairs makes, or less.",
-            f"More than n = {_said(self.enough)} changes the noise by less than 10 %.",
-        ]
-
-
-def _said(found: Range) -> str:
-    if found.value is None:
-        return "more than can be told (draws are all of the noise that these replicates see)"
-    ends = ["any number" if end is None else str(end) for end in (found.low, found.high)]
-    return f"{found.value} (95 %: {ends[0]} to {ends[1]})" if ends[0] != ends[1] else str(found.value)
-
-
-def advice(found: Mapping[str, Mapping[int, Interval]], pairs: int, pair_cost: float) -> Advice:
-    """The advice that these curves give."""
-    efficiency, first = found["efficiency"], min(found["share"])
-    better = [n for n, value in efficiency.items() if n != first and value.low > 1]
-    plenty = max(better, key=lambda n: efficiency[n].value) if better else first
-    ratio = quotient(found["draws"][first].value * first, found["pairs"][first].value)
-    formula = max(1.0, math.sqrt(pair_cost * ratio)) if ratio >= 0 else math.nan
-    share = found["share"]
-    return Advice(plenty, formula, draws_range(share, 1 / 3), draws_range(share, 0.1), pairs, pair_cost)
+def _compared(
+    signal: Mapping[int, Interval], whole: Mapping[int, float], left_out: Sequence[Mapping[int, float]]
+) -> dict[str, dict[int, Interval]]:
+    """Efficiency against the smallest budget and, one budget against the other and not each by itself, the best one:
+    errors of budgets of the same pairs have much in common."""
+    resolved = [n for n, value in signal.items() if value.low > 0]
+    best = max(resolved, key=lambda n: whole[n], default=None)
+    found = {"efficiency": dict.fromkeys(signal, UNRESOLVED), "rival": dict.fromkeys(signal, UNRESOLVED)}
+    for name, base in (("efficiency", min(signal)), ("rival", best)):
+        if base in resolved:
+            relative = [{n: quotient(part[n], part[base]) for n in resolved} for part in (whole, *left_out)]
+            found[name].update(_intervals(relative[0], relative[1:]))
+    return found

@@ -29,13 +29,22 @@ def number(value: float) -> str:
 
 def interval(found: Interval) -> str:
     """Value and half the width of its 95 % interval."""
-    return f"{number(found.value)} ± {(found.high - found.low) / 2:.2g}"
+    if math.isnan(found.value):
+        return "not resolved"
+    half = (found.high - found.low) / 2
+    return f"{number(found.value)} ± {'-' if math.isnan(half) else f'{half:.2g}'}"
 
 
-def _root(found: Interval) -> str:
-    """The square root of what is not negative but for noise."""
-    value, low, high = (number(math.sqrt(max(end, 0))) for end in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})"
+def root(found: Interval) -> str:
+    """Of an unbiased square: its root if the interval is above 0, and else a limit or nothing, with the signed square.
+    A root of the square cut off at 0 would call every bias below its noise 0."""
+    if math.isnan(found.value + found.low):
+        return "not resolved"
+    if found.low > 0:
+        value, low, high = (number(math.sqrt(end)) for end in (found.value, found.low, found.high))
+        return f"{value} ({low} to {high})"
+    limit = f"below {number(math.sqrt(found.high))}" if found.high > 0 else "not resolved"
+    return f"{limit} (squared: {interval(found)})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -80,8 +89,14 @@ def _variances(rows: Sequence[Row], names: Sequence[str]) -> str:
     lines = []
     for row in rows:
         kind = "shared" if row.shared else "independent"
-        lines.append([row.design.label, row.allocation, kind, *(interval(row.mean(name)) for name in names)])
+        lines.append([row.design.label, row.allocation, kind, *(_cell(row, name) for name in names)])
     return table(header, lines)
+
+
+def _cell(row: Row, name: str) -> str:
+    """The mean, and over how many pairs if not all have one."""
+    counted = len(row.counted(name))
+    return interval(row.mean(name)) + (f" ({counted} pairs)" if counted < len(row.whole) else "")
 
 
 def _splits(summary: Summary) -> str:
@@ -98,7 +113,7 @@ def _minibatch(summary: Summary) -> str:
     lines = []
     for n in found["share"]:
         parts = [interval(found[name][n]) for name in ("draws", "pairs", "share")]
-        lines.append([str(n), *parts, _root(found["bias_squared"][n]), interval(found["efficiency"][n])])
+        lines.append([str(n), *parts, root(found["bias_squared"][n]), interval(found["efficiency"][n])])
     return table(header, lines)
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from vrpo.diagnostics.replicates import Replicates
 
-SATURATED = 4.0  # |score| beyond which the loss is as good as linear or flat
+SATURATED = 4.0  # |score| beyond which the loss is as good as linear or flat; training/metrics.py has the same number
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
@@ -43,11 +43,13 @@ class Noise:
     """The noise of one pair's estimate at one budget. Scores and gradients carry beta; gradients are sketched.
 
     `*_variance`: of one estimate; of a gradient the trace of its covariance. `correlation`: of policy and reference
-    bounds (mean of both answers). `score_mean`, `loss_mean`: over replicates. `loss_bias`: of -log sigmoid of a noisy
-    score against the loss at the mean score; at most `bias_bound` = score variance / 8 (Jensen, 1/4-smoothness).
-    `gradient_squared`: |E g|^2 of the loss gradient, unbiased; `gradient_bias_squared`: of E g minus the gradient at
-    the mean score, the true one, of which `true_squared` is |.|^2 and `signal` its inner product with E g.
-    `loss_gradient`, `true_gradient`: the means, for what pairs have in common. `saturated`: share of |score| > 4.
+    bounds, mean of the answers where both vary (an answer of one token has no noise); nan if neither answer's do.
+    `score_mean`, `loss_mean`: over replicates. `loss_bias`: of -log sigmoid of a noisy score against the loss at the
+    expected score; at most `bias_bound` = score variance / 8 (Jensen, 1/4-smoothness). `gradient_squared`: |E g|^2 of
+    the loss gradient, unbiased; `gradient_bias_squared`: of E g minus the true gradient, the one at the expected score,
+    of which `true_squared` is |.|^2. The expected score is known by a mean only, so that biases are unbiased up to
+    1/B^2, may come out below 0, and are nan with fewer than four estimates. `loss_gradient`, `true_gradient`: the
+    means, for what pairs have in common. `saturated`: share of |score| > 4.
     """
 
     elbo_variance: float
@@ -63,7 +65,6 @@ class Noise:
     gradient_squared: float
     gradient_bias_squared: float
     true_squared: float
-    signal: float
     saturated: float
     loss_gradient: Float[Tensor, " D"]
     true_gradient: Float[Tensor, " D"]
@@ -73,9 +74,9 @@ def noise(replicates: Replicates, beta: float) -> Noise:
     """The noise of an estimate made of all groups of a replicate. At least two replicates (or blocks of `at`)."""
     gradient = replicates.gradient.flatten(0, 1)
     score = scores(replicates, beta)
-    slope = _slopes(score, beta)
     numbers = _numbers(*_estimates(replicates), score, gradient @ gradient.T, beta)
-    means = [(weight[:, None] * gradient).mean(0) for weight in slope]
+    true, _ = _true_slope(*_mean_of_others(score, torch.arange(len(score))[:, None]), beta)
+    means = [(weight[:, None] * gradient).mean(0) for weight in (_slope(score, beta), true)]
     return Noise(**numbers, loss_gradient=means[0], true_gradient=means[1])
 
 
@@ -98,9 +99,39 @@ def _estimates(replicates: Replicates) -> tuple[Float[Tensor, "B 2"], Float[Tens
     return policy, reference
 
 
-def _slopes(score: Float[Tensor, " B"], beta: float) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """What the margin's gradients are multiplied by: at each estimate's own score, and at the mean score."""
-    return -beta * torch.sigmoid(-score), -beta * torch.sigmoid(-score.mean()).expand_as(score)
+def _slope(score: Float[Tensor, " *shape"], beta: float) -> Float[Tensor, " *shape"]:
+    """f(s) = d/dm -log sigmoid(beta m) at s = beta m: what the margin's gradient is multiplied by."""
+    return -beta * torch.sigmoid(-score)
+
+
+def _mean_of_others(
+    score: Float[Tensor, " B"], left_out: Int[Tensor, "*shape k"]
+) -> tuple[Float[Tensor, " *shape"], Float[Tensor, " *shape"]]:
+    """Mean of all scores but the k left out, and its squared standard error; nan if fewer than two remain.
+
+    A reference point must not contain the score it is compared with: of B of them, their mean would follow each by 1/B
+    and seem closer than it is. All budgets of a run share their draws, and so, but for k estimates, this point.
+    """
+    count = len(score) - left_out.shape[-1]
+    if count < 2:
+        nothing = torch.full(left_out.shape[:-1], math.nan, dtype=score.dtype, device=score.device)
+        return nothing, nothing
+    centred = score - score.mean()
+    gone = centred[left_out]
+    shift = -gone.sum(-1) / count
+    squares = centred.square().sum() - gone.square().sum(-1) - count * shift.square()
+    return score.mean() + shift, squares.clamp(min=0) / (count * (count - 1))
+
+
+def _true_slope(
+    mean: Float[Tensor, " *shape"], error: Float[Tensor, " *shape"], beta: float
+) -> tuple[Float[Tensor, " *shape"], Float[Tensor, " *shape"]]:
+    """f and f^2 at the expected score, from an independent mean of squared standard error v, unbiased up to v^2:
+    f(mean) - f'' v / 2, and f(mean)^2 - (f'^2 + f f'') v, which is not the square of the former."""
+    slope, p = _slope(mean, beta), torch.sigmoid(-mean)
+    first = beta * p * (1 - p)
+    second = -first * (1 - 2 * p)
+    return slope - second * error / 2, slope.square() - (first.square() + slope * second) * error
 
 
 def _numbers(
@@ -111,37 +142,46 @@ def _numbers(
     beta: float,
 ) -> dict[str, float]:
     """All of `Noise` that is a number; `gram`: inner products of the margin's gradients."""
-    slope, true = _slopes(score, beta)
-    loss, at_mean = softplus(-score), softplus(-score.mean())
+    index = torch.arange(len(score))
+    slope, couples = _slope(score, beta), torch.cartesian_prod(index, index).unflatten(0, (len(score), len(score)))
+    true, true_square = _true_slope(*_mean_of_others(score, couples), beta)
+    both, either, loss = slope[:, None] * slope, slope[:, None] + slope, softplus(-score)
     return {
         "elbo_variance": float(policy.var(0).mean()),
         "score_mean": float(score.mean()),
         "score_variance": float(score.var()),
-        "correlation": float(torch.stack([_correlation(policy[:, i], reference[:, i]) for i in (0, 1)]).mean()),
+        "correlation": float(torch.stack([_correlation(policy[:, i], reference[:, i]) for i in (0, 1)]).nanmean()),
         "loss_mean": float(loss.mean()),
         "loss_variance": float(loss.var()),
-        "loss_bias": float(loss.mean() - at_mean),
+        "loss_bias": float(loss.mean()) - _true_loss(score),
         "bias_bound": float(score.var() / 8),
         "score_gradient_variance": beta**2 * _variance(gram, torch.ones_like(score)),
         "loss_gradient_variance": _variance(gram, slope),
-        "gradient_squared": _inner(gram, slope, slope),
-        "gradient_bias_squared": _inner(gram, slope - true, slope - true),
-        "true_squared": _inner(gram, true, true),
-        "signal": _inner(gram, slope, true),
+        "gradient_squared": _different(gram, both),
+        "gradient_bias_squared": _different(gram, both - either * true + true_square),
+        "true_squared": _different(gram, true_square),
         "saturated": float((score.abs() > SATURATED).double().mean()),
     }
 
 
+def _true_loss(score: Float[Tensor, " B"]) -> float:
+    """-log sigmoid of the expected score: at the mean score less l'' Var / 2B, which the mean's own noise adds."""
+    mean = score.mean()
+    curvature = torch.sigmoid(mean) * torch.sigmoid(-mean)
+    return float(softplus(-mean) - curvature * score.var() / (2 * len(score)))
+
+
 def _variance(gram: Float[Tensor, "B B"], weight: Float[Tensor, " B"]) -> float:
-    """`total_variance` of the vectors weight_b g_b."""
+    """Unbiased trace of the covariance of the vectors weight_b g_b, from the inner products of g."""
     count = len(weight)
     return float((weight.square() @ gram.diagonal() - weight @ gram @ weight / count) / (count - 1))
 
 
-def _inner(gram: Float[Tensor, "B B"], one: Float[Tensor, " B"], other: Float[Tensor, " B"]) -> float:
-    """`inner_mean` of the vectors one_b g_b and other_b g_b."""
-    count = len(one)
-    return float((one @ gram @ other - (one * other) @ gram.diagonal()) / (count * (count - 1)))
+def _different(gram: Float[Tensor, "B B"], weight: Float[Tensor, "B B"]) -> float:
+    """Mean of weight_bc <g_b, g_c> over b != c: a U-statistic, without what an estimate has in common with itself."""
+    count = len(gram)
+    weighted = gram * weight
+    return float((weighted.sum() - weighted.diagonal().sum()) / (count * (count - 1)))
 
 
 def scores(replicates: Replicates, beta: float) -> Float[Tensor, " B"]:
@@ -151,13 +191,15 @@ def scores(replicates: Replicates, beta: float) -> Float[Tensor, " B"]:
 
 
 def _correlation(a: Float[Tensor, " B"], b: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """nan where one of them does not vary."""
     a, b = a - a.mean(), b - b.mean()
     return (a @ b) / (a.square().sum() * b.square().sum()).sqrt()
 
 
 def total_variance(vectors: Float[Tensor, "B D"]) -> float:
     """Unbiased trace of the covariance of independent vectors."""
-    return float((vectors - vectors.mean(0)).square().sum() / (len(vectors) - 1))
+    centred = vectors - vectors.mean(0)  # for the sake of rounding only
+    return _variance(centred @ centred.T, vectors.new_ones(len(vectors)))
 
 
 def squared_mean(vectors: Float[Tensor, "B D"]) -> float:
@@ -168,9 +210,7 @@ def squared_mean(vectors: Float[Tensor, "B D"]) -> float:
 def inner_mean(one: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> float:
     """Unbiased <E v, E w> from independent couples (v_b, w_b), dependent inside a couple: the mean over b != c of
     <v_b, w_c>."""
-    count = len(one)
-    covariance = ((one - one.mean(0)) * (other - other.mean(0))).sum() / (count - 1)
-    return float(one.mean(0) @ other.mean(0) - covariance / count)
+    return _different(one @ other.T, one.new_ones(len(one), len(one)))
 
 
 Statistic = Callable[[Replicates], float]

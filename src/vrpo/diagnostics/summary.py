@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from vrpo.diagnostics.advice import Advice, advice
 from vrpo.diagnostics.counts import CountLaw, count_law
 from vrpo.diagnostics.designs import Design
-from vrpo.diagnostics.minibatch import Advice, advice, minibatch, quotient
+from vrpo.diagnostics.minibatch import minibatch, quotient
 from vrpo.diagnostics.replicates import Replicates
 from vrpo.diagnostics.statistics import Interval, Noise, jackknife, left_out_numbers, noise
 
@@ -43,10 +44,17 @@ class Row:
     def of_pairs(self, name: str) -> list[float]:
         return [numbers(value)[name] for value in self.whole]
 
+    def counted(self, name: str) -> list[int]:
+        """The pairs that a mean is over: all, but for correlations, which some pairs have not (one-token answers)."""
+        samples = [self.of_pairs(name), *([pair[name] for pair in pairs] for pairs in self.left_out)]
+        every = range(len(self.whole))
+        return [i for i in every if name != "correlation" or not any(math.isnan(part[i]) for part in samples)]
+
     def mean(self, name: str) -> Interval:
-        """Mean over the pairs, which are given; the interval is that of the replicates."""
-        left_out = [_mean([pair[name] for pair in pairs]) for pairs in self.left_out]
-        return jackknife(_mean(self.of_pairs(name)), left_out)
+        """Mean over the pairs counted, which are given; the interval is that of the replicates."""
+        kept, values = self.counted(name), self.of_pairs(name)
+        left_out = [_mean([pairs[i][name] for i in kept]) for pairs in self.left_out]
+        return jackknife(_mean([values[i] for i in kept]), left_out)
 
     def by_pair(self, name: str) -> list[tuple[float, float, float]]:
         """Of each pair: value, low, high."""
@@ -62,7 +70,10 @@ class Row:
             "draws": self.draws,
             "allocation": self.allocation,
             "shared": self.shared,
-            **{name: {**asdict(self.mean(name)), "pairs": self.by_pair(name)} for name in STATISTICS},
+            **{
+                name: {**asdict(self.mean(name)), "counted": len(self.counted(name)), "pairs": self.by_pair(name)}
+                for name in STATISTICS
+            },
         }
 
 
@@ -114,7 +125,7 @@ def numbers(value: Noise) -> Numbers:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return quotient(sum(values), len(values))
 
 
 def summarise(measurements: Measurements, beta: float, pair_cost: float) -> Summary:

@@ -6,7 +6,7 @@ Unit: one forward pass of one draw. A draw costs 1 for the reference's value, 1 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp
+from math import exp, isfinite
 from typing import Any
 
 import torch
@@ -49,7 +49,8 @@ class DrawBudget(TrainerCallback, ExportableState):
     def step(self, reduce: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]]) -> None:
         """The threshold of the next step. `reduce` adds up over processes."""
         total, count = reduce(torch.tensor([self.total, self.count], dtype=torch.float64)).tolist()
-        self.threshold *= exp(GAIN * (total / count - RATE))
+        if isfinite(total):  # a NaN is the loss's to report
+            self.threshold *= exp(GAIN * (total / count - RATE))
         self.total = self.count = 0.0
 
     def state(self) -> dict[str, dict[str, float]]:

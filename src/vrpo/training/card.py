@@ -43,6 +43,7 @@ def model_card(
     """The card as text; `base` is the name of the model that training started from, if it had one."""
     settings = args.to_dict()
     rows = [f"| `{name}` | {settings[name]} |" for name in _SHOWN if name in settings]
+    rows.append(f"| sampling plan, in full | `{args.training_plan()}` |")
     evaluations = [entry for entry in history if "eval_loss" in entry]
     metadata = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- vrpo", "- diffusion-lm"]
     if base:

@@ -71,7 +71,7 @@ class DiffusionConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Independent groups of draws in plan=stratified, balanced and nested; a variance needs two. None: "
-            "2 if num_times is even and at least 4, else 1."
+            "the fewest that are two or more of at least two draws each, which 2, 3, 5 and 7 draws cannot form: 1."
         },
     )
     count_exponent: float | None = field(
@@ -123,8 +123,11 @@ class DiffusionConfig(TrainingArguments):
         for name in ("max_tokens_per_forward", "sample_steps", "num_samples", "sample_max_new_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for num_times in (self.num_times, self.eval_num_times):
-            self.sampling_plan(num_times)  # refuses a bad plan before anything is loaded
+        for name in ("num_times", "eval_num_times"):  # refuses a bad plan before anything is loaded
+            try:
+                self.sampling_plan(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name} = {getattr(self, name)}: {error}") from error
 
     def training_plan(self) -> Plan:
         """The plan of a training step."""
@@ -149,9 +152,7 @@ class DiffusionConfig(TrainingArguments):
                 return Complementary(num_times)
 
     def _levels(self, num_times: int) -> Levels:
-        groups = self.num_groups
-        if groups is None:
-            groups = 2 if num_times >= 4 and num_times % 2 == 0 else 1
+        groups = automatic_groups(num_times) if self.num_groups is None else self.num_groups
         exponent = COUNT_EXPONENT if self.count_exponent is None else self.count_exponent
         return Levels(num_times, groups, exponent)
 
@@ -164,6 +165,11 @@ class DiffusionConfig(TrainingArguments):
                 raise ValueError(f"{name} belongs to plan={owners}; plan={self.plan} has none")
         if self.plan == "bernoulli" and self.t_min is None:
             raise ValueError("plan=bernoulli needs t_min: without it the estimate has infinite variance")
+
+
+def automatic_groups(num_times: int) -> int:
+    """The smallest number of equal groups that is above 1 and leaves each at least two draws; 1 if there is none."""
+    return next((groups for groups in range(2, num_times // 2 + 1) if num_times % groups == 0), 1)
 
 
 def _usable_accelerator() -> bool:
@@ -233,7 +239,10 @@ class VRPOConfig(DiffusionConfig):
         self.objective()
         if self.num_draws not in (None, "auto"):
             raise ValueError(f"num_draws must be auto, or left out; not {self.num_draws!r} (for a number: num_times)")
-        self.training_plan()  # refuses a bad plan before anything is loaded
+        try:
+            self.training_plan()
+        except ValueError as error:
+            raise ValueError(f"num_draws = {self.num_draws} (3/2 of num_times = {self.num_times}): {error}") from error
 
     def training_plan(self) -> Plan:
         """The plan of a training step; with num_draws=auto, of the values of a step."""
