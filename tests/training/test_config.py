@@ -9,14 +9,15 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
+from tests.build import Row, make_tokens
 from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
 from vrpo.draws import Bernoulli, FixedCount
-from vrpo.losses import DPO, SFT, WeightedSum
+from vrpo.losses import DPO, SFT, CrossFit, Jackknife, WeightedSum
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
 from vrpo.training.config import SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
-from vrpo.types import Plan
+from vrpo.types import Pairs, Plan
 
 BAD = [
     (
@@ -64,6 +65,8 @@ BAD_PREFERENCE = [
         {"num_draws": "auto", "plan": "nested", "num_times": 8, "num_groups": 8, "eval_num_times": 8},
         "3/2 of num_times = 8",
     ),
+    ({"slope": "steep"}, "slope must be one of plain, cross_fit, jackknife, not 'steep'"),
+    ({"slope": "cross_fit", "num_times": 1}, "slope=cross_fit needs independent groups of draws"),
     ({"pair_coupling": "common"}, "pair_coupling must be one of none, quantile, aligned, not 'common'"),
 ]
 
@@ -127,6 +130,30 @@ def test_auto_draws_are_half_as_many_again(tmp_path: Path) -> None:
     config = vrpo_config(tmp_path, plan="fixed_count", num_draws="auto", num_times=8, eval_num_times=8)
     assert config.training_plan() == FixedCount(12)
     assert config.sampling_plan(config.eval_num_times) == FixedCount(8)
+
+
+SLOPE_GROUPS = [
+    ({"plan": "fixed_count"}, 8),
+    ({"plan": "fixed_count", "num_masks": 2}, 8),
+    ({"plan": "balanced"}, 2),
+    ({"plan": "nested", "num_groups": 4}, 4),
+    ({"plan": "complementary"}, 4),
+    ({"plan": "fixed_count", "num_draws": "auto"}, 12),
+]
+
+
+@pytest.mark.parametrize(("fields", "groups"), SLOPE_GROUPS, ids=str)
+def test_slopes_leave_out_the_plan_s_own_groups(tmp_path: Path, fields: dict[str, Any], groups: int) -> None:
+    """The number of groups is the one that the plan really makes. Kills: dependent draws taken for independent ones; a
+    slope of the evaluation's groups."""
+    for slope, kind in (("cross_fit", CrossFit), ("jackknife", Jackknife)):
+        config = vrpo_config(tmp_path, slope=slope, **{"num_times": 8, "eval_num_times": 4, **fields})
+        assert config.training_objective() == kind(config.objective(), groups)
+        index = torch.arange(1)
+        tokens = make_tokens([Row((0,), (1, 2, 1)), Row((0,), (2, 1))])
+        draws = config.training_plan()(tokens, Pairs(index, index + 1, tokens.length))
+        assert draws.group.unique_consecutive(dim=1).shape[1] == groups
+    assert vrpo_config(tmp_path).training_objective() == vrpo_config(tmp_path).objective()
 
 
 def test_the_default_is_the_quietest_plan_and_the_paper_s_has_its_name(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def _of_formula(said: Advice) -> str:
     if said.plenty is not None:
         return f"{start}n = {said.plenty} (two-stage formula, 95 %: {found.low:.3g} to {found.high:.3g})."
     if not math.isfinite(found.value):
-        least = f"; n is at least {found.low:.3g} (95 %)" if math.isfinite(found.low) else ""
-        return f"{start}not resolved; the variance between pairs is lost in the noise of draws{least}. Measure more."
+        least = f" (95 %: n is at least {found.low:.3g})" if math.isfinite(found.low) else ""
+        return f"{start}not resolved; these pairs do not tell V_between from 0{least}. Measure more pairs."
     high = f"{found.high:.3g}" if math.isfinite(found.high) else "any number"
     return (
         f"{start}not resolved; the two-stage formula gives {found.value:.3g}, but 95 % are {found.low:.3g} to {high}. "

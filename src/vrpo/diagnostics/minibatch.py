@@ -1,4 +1,4 @@
-"""Draws or pairs: how the noise of a minibatch gradient splits, and what a budget is worth (advice.py says it in words).
+"""Draws or pairs: how the noise of a minibatch gradient splits, and what a budget is worth (in words: advice.py).
 
 The gradient of a batch of P pairs drawn at random, n draws each, has variance (V_between + V_mc(n)) / P: V_mc is the
 mean over pairs of the variance that draws make, V_between the variance over pairs of what is left with endless draws.

@@ -22,6 +22,7 @@ _SHOWN = (
     "control",
     "pair_coupling",
     "num_draws",
+    "slope",
     "share_draws",
     "learning_rate",
     "lr_scheduler_type",

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from vrpo.draws import Bernoulli, FixedCount
-from vrpo.losses import DPO, SFT, Objective, WeightedSum
+from vrpo.losses import DPO, SFT, CrossFit, Jackknife, Objective, WeightedSum
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
 from vrpo.training.budget import auto_times
 from vrpo.types import Plan
@@ -24,6 +24,7 @@ _PLAN_FIELDS = {  # what each plan is configured by, besides num_times
 }
 _NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": None, "control": 1.0}
 _COUPLINGS = ("none", "quantile", "aligned")
+_SLOPES: dict[str, Any] = {"plain": None, "cross_fit": CrossFit, "jackknife": Jackknife}
 COUNT_EXPONENT = 0.5  # of the plans that have one; benchmarks/variance_frontier
 
 
@@ -222,6 +223,13 @@ class VRPOConfig(DiffusionConfig):
             "is the paper's, and plan=bernoulli."
         },
     )
+    slope: str = field(
+        default="plain",
+        metadata={
+            "help": "Where the slope of the loss is taken: plain, at the score of all draws; cross_fit, for each group "
+            "of draws at that of the other groups; jackknife, corrected to first order. They differ in bias only."
+        },
+    )
     share_draws: bool = field(
         default=True,
         metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
@@ -243,6 +251,7 @@ class VRPOConfig(DiffusionConfig):
             self.training_plan()
         except ValueError as error:
             raise ValueError(f"num_draws = {self.num_draws} (3/2 of num_times = {self.num_times}): {error}") from error
+        self.training_objective()
 
     def training_plan(self) -> Plan:
         """The plan of a training step; with num_draws=auto, of the values of a step."""
@@ -256,6 +265,28 @@ class VRPOConfig(DiffusionConfig):
         if coupling not in _COUPLINGS:
             raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {coupling!r}")
         return plan if coupling == "none" else Paired(plan, align=coupling == "aligned")
+
+    def training_objective(self) -> Objective:
+        """The objective with its slope where `slope` says; evaluations use `objective`.
+
+        Raises:
+            ValueError: the plan's draws form one group, of which nothing is left without it.
+        """
+        if self.slope not in _SLOPES:
+            raise ValueError(f"slope must be one of {', '.join(_SLOPES)}, not {self.slope!r}")
+        if self.slope == "plain":
+            return self.objective()
+        groups = self._training_groups()
+        if groups < 2:
+            raise ValueError(f"slope={self.slope} needs independent groups of draws: raise num_times, or num_groups")
+        return _SLOPES[self.slope](self.objective(), groups)
+
+    def _training_groups(self) -> int:
+        """Independent groups of draws that a training step's plan makes of an answer."""
+        times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
+        if self.plan == "complementary":
+            return times // 2
+        return self._levels(times).num_groups if "num_groups" in _PLAN_FIELDS[self.plan] else times
 
     def objective(self) -> Objective:
         parts: list[tuple[float, Any]] = [(1.0, DPO(self.beta))]

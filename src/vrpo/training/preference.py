@@ -129,7 +129,7 @@ class VRPOTrainer(DiffusionTrainer):
             tokens,
             pairs,
             draws,
-            self.args.objective(),
+            self.args.training_objective(),
             max_tokens=self.args.max_tokens_per_forward,
             agree=self.agree,
             scale=scale,
