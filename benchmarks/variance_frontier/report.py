@@ -4,28 +4,32 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from run import FIELDS, HERE, PAIRS, PLANS, SETS, STEP, N, held_out
+from run import FIELDS, HERE, PAIRS, PLANS, SETS, SINGLES, STEP, N, held_out
 from safetensors.torch import load_file
 
 from vrpo import FixedCount, elbo, load
 from vrpo.diagnostics.replicates import Replicates
-from vrpo.diagnostics.statistics import Interval, averaged, total_variance
+from vrpo.diagnostics.statistics import Interval, total_variance
 from vrpo.types import Tokens
 
-BETA = 0.2
 GOAL = {"ultrafeedback": 0.5, "gsm8k": 0.4}
 
 
-def replicates(folder: Path) -> list[Replicates]:
+def stored(folder: Path, fields: tuple[str, ...]) -> list[torch.Tensor]:
     """Of every pair, all rounds together."""
     rounds = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    parts = [torch.cat([one[field] for one in rounds], 1).double() for field in FIELDS]
-    return [Replicates(*part) for part in zip(*parts, strict=True)]
+    return [torch.cat([one[field] for one in rounds], 1).double() for field in fields]
+
+
+def replicates(folder: Path) -> list[Replicates]:
+    return [Replicates(*part) for part in zip(*stored(folder, FIELDS), strict=True)]
 
 
 def gradient_variance(one: Replicates) -> float:
@@ -37,40 +41,115 @@ def score_variance(one: Replicates) -> float:
     return float((change[:, 0] - change[:, 1]).var())
 
 
-def elbo_variance(one: Replicates) -> float:
-    return float(one.policy[:, :, 0].var(0).mean())
+@dataclass(frozen=True)
+class Singles:
+    """Independent single draws of one pair with m from q(m) ~ 1/m, weighted: B of them.
+
+    `change`: policy minus reference bound of each answer; `square`: |gradient|^2 of each answer's bound, exact;
+    `masked`: m; `gradient`: sketches of the margin's gradient.
+    """
+
+    change: torch.Tensor  # [B, 2]
+    square: torch.Tensor  # [B, 2]
+    masked: torch.Tensor  # [B, 2]
+    gradient: torch.Tensor  # [B, D]
+    length: torch.Tensor  # [2]
+
+    def without(self, block: int, blocks: int) -> "Singles":
+        keep = torch.arange(len(self.change)) % blocks != block
+        return Singles(self.change[keep], self.square[keep], self.masked[keep], self.gradient[keep], self.length)
+
+    def law(self, exponent: float) -> torch.Tensor:
+        """[B, 2]: the probability of each draw's count under m^-exponent."""
+        mass = [sum(m**-exponent for m in range(1, int(size) + 1)) for size in self.length]
+        return self.masked**-exponent / torch.tensor(mass, dtype=torch.float64)
+
+    def excess(self, squares: torch.Tensor, exponent: float) -> float:
+        """What the second moments of both answers gain when m comes from m^-exponent instead of q."""
+        return float((squares * (self.law(SINGLES) / self.law(exponent) - 1)).mean(0).sum())
 
 
-MEASURES = {"gradient": gradient_variance, "score": score_variance, "elbo": elbo_variance}
+def single_gradient(one: Singles, exponent: float) -> float:
+    """Var of the margin's gradient by one draw of m ~ m^-exponent: that under q, plus the difference of the answers'
+    second moments; what is linear in the gradients does not depend on the law."""
+    return total_variance(one.gradient) + one.excess(one.square, exponent)
 
 
-def against(pairs: list[Replicates], paper: list[Replicates], statistic: Callable[[Replicates], float]) -> Interval:
-    """Ratio of mean variances; the two sets of replicates are independent, so that their relative errors add up."""
-    one, other = (averaged(part, statistic) for part in (pairs, paper))
-    value = one.value / other.value
-    relative = [(part.high - part.low) / 2 / part.value for part in ((one, other) if pairs is not paper else ())]
-    half = value * math.hypot(*relative)
-    return Interval(value, value - half, value + half)
+def single_score(one: Singles, exponent: float) -> float:
+    return float((one.change[:, 0] - one.change[:, 1]).var()) + one.excess(one.change.square(), exponent)
+
+
+def singles(folder: Path) -> list[Singles]:
+    policy, reference, gradient, square, masked = stored(folder, (*FIELDS, "square", "masked"))
+    length = load_file(folder / "0.safetensors")["length"].double()
+    change = (policy - reference).transpose(2, 3).flatten(1, 2)
+    parts = (change, square.transpose(2, 3).flatten(1, 2), masked.transpose(2, 3).flatten(1, 2), gradient.flatten(1, 2))
+    return [Singles(*part) for part in zip(*parts, length, strict=True)]
+
+
+MEASURES = {"gradient": (gradient_variance, single_gradient), "score": (score_variance, single_score)}
+INDEPENDENT = {"paper": 0.0, "importance 1/4": 0.25, "importance 1/2": 0.5, "importance 3/4": 0.75}
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over pairs with its standard error: each pair's by the jackknife over its own replicates."""
+
+    value: float
+    error: float
+
+
+def summed(pairs: list[Any], statistic: Callable[[Any], float], left_out: Callable[[Any], list[Any]]) -> Sum:
+    value = variance = 0.0
+    for one in pairs:
+        parts = [statistic(part) for part in left_out(one)]
+        mean = sum(parts) / len(parts)
+        value += statistic(one)
+        variance += (len(parts) - 1) / len(parts) * sum((part - mean) ** 2 for part in parts)
+    return Sum(value, variance**0.5)
+
+
+def quotient(above: Sum, below: Sum) -> dict[str, float]:
+    """Ratio of independent sums with a 95 % interval (delta method; hundreds of degrees of freedom)."""
+    value = above.value / below.value
+    half = 1.96 * value * math.hypot(above.error / above.value, below.error / below.value)
+    return vars(Interval(value, value - half, value + half))
+
+
+def replicate_left_out(one: Replicates) -> list[Replicates]:
+    return [one.without(r) for r in range(len(one.policy))]
+
+
+def block_left_out(one: Singles) -> list[Singles]:
+    return [one.without(block, 16) for block in range(16)]
 
 
 def compared(runs: Path, name: str) -> dict[str, Any]:
-    """Every plan's variances relative to the paper's plan, and the floors."""
+    """Every plan's variances relative to the paper's plan; plans of independent draws come from single draws."""
     folder = runs / "measured" / name
-    paper = replicates(folder / "paper")
-    found: dict[str, Any] = {}
-    for label in PLANS:
-        if (folder / label / "0.safetensors").is_file():
-            pairs = replicates(folder / label)
-            found[label] = {measure: vars(against(pairs, paper, statistic)) for measure, statistic in MEASURES.items()}
-            found[label]["replicates"] = len(pairs[0].policy)
-    apart = [one.independent() for one in paper]
-    found["independent reference draws"] = {
-        "gradient": vars(Interval(1.0, 1.0, 1.0)),
-        "score": vars(against(apart, paper, score_variance)),
-        "elbo": vars(Interval(1.0, 1.0, 1.0)),
-    }
-    absolute = {measure: sum(map(statistic, paper)) / len(paper) for measure, statistic in MEASURES.items()}
-    return {"pairs": len(paper), "replicates": len(paper[0].policy), "paper": absolute, "plans": found}
+    draws = singles(folder / "singles")
+    found: dict[str, Any] = {label: {"replicates": "single draws"} for label in INDEPENDENT}
+    absolute: dict[str, float] = {}
+    for measure, (statistic, single) in MEASURES.items():
+        own = {a: summed(draws, partial(single, exponent=a), block_left_out) for a in INDEPENDENT.values()}
+        paper = Sum(own[0.0].value / N, own[0.0].error / N)
+        absolute[measure] = paper.value / len(draws)
+        for label, a in INDEPENDENT.items():
+            found[label][measure] = quotient(own[a], own[0.0]) if a else vars(Interval(1.0, 1.0, 1.0))
+        for label in PLANS:
+            if label not in INDEPENDENT and (folder / label / "0.safetensors").is_file():
+                pairs = replicates(folder / label)
+                entry = found.setdefault(label, {"replicates": len(pairs[0].policy)})
+                entry[measure] = quotient(summed(pairs, statistic, replicate_left_out), paper)
+    found["independent reference draws"] = unshared(folder, absolute["score"])
+    return {"pairs": len(draws), "single_draws": len(draws[0].change), "paper": absolute, "plans": found}
+
+
+def unshared(folder: Path, paper: float) -> dict[str, Any]:
+    """The paper's plan, the reference on draws of its own: the gradient of the score does not change."""
+    pairs = [one.independent() for one in replicates(folder / "paper")]
+    score = quotient(summed(pairs, score_variance, replicate_left_out), Sum(paper * len(pairs), 0.0))
+    return {"replicates": len(pairs[0].policy), "score": score, "gradient": vars(Interval(1.0, 1.0, 1.0))}
 
 
 def floors(plans: dict[str, Any], measure: str) -> dict[str, float]:
@@ -151,7 +230,16 @@ def tables(result: dict[str, Any]) -> str:
             for measure in ("gradient", "score")
         ]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += ["", "| floor, relative | " + " | ".join(f"{name}: gradient | {name}: score" for name in SETS) + " |"]
+    counts = "; ".join(
+        f"{name}: " + ", ".join(str(one.get("replicates", "")) for one in map(sets[name]["plans"].get, PLANS) if one)
+        for name in SETS
+    )
+    lines += [
+        "",
+        f"Replicates of each pair, in the order of run.py: {counts}.",
+        "",
+        "| floor, relative | " + " | ".join(f"{name}: gradient | {name}: score" for name in SETS) + " |",
+    ]
     lines.append("|---" * (1 + 2 * len(SETS)) + "|")
     for floor, text in (
         ("levels", "E[term given m] exact: V_t / n"),

@@ -33,6 +33,7 @@ SETS = ("gsm8k", "ultrafeedback")
 STEP = 40  # of the policy that is measured
 PAIRS, PER_ROUND = 64, 2
 FIELDS = ("policy", "reference", "gradient")
+SINGLES = 1.0  # exponent of the law of counts of single draws
 N = 8  # forward passes per answer, of every plan
 
 
@@ -186,16 +187,41 @@ def measure(runs: Path, name: str, labels: Sequence[str], rounds: int) -> None:
             print(f"{name}, round {turn}: {label}: {time.time() - start:.0f} s", flush=True)
 
 
-def one_round(policy: HFDenoiser, reference: FrozenReference, pair: Tokens, plan: Plan, turn: int) -> Replicates:
+def measure_singles(runs: Path, name: str, rounds: int) -> None:
+    """Single draws of every answer, few masks more often (q(m) ~ 1/m) and weighted: by exact reweighting they give the
+    variance of every plan whose draws are independent, without the heavy tail that uniform counts have."""
+    torch.set_num_threads(1)
+    policy = load(runs / "policy" / f"checkpoint-{STEP}", dtype=torch.float32)
+    reference = FrozenReference(load(runs / "base", dtype=torch.float32))
+    pairs = held_out(runs, name, policy, PAIRS)
+    for turn in range(rounds):
+        path = runs / "measured" / name / "singles" / f"{turn}.safetensors"
+        if not path.is_file():
+            found = [
+                one_round(policy, reference, pair, IndependentMasks(Levels(16, 16, SINGLES)), 100 + turn, single=True)
+                for pair in pairs
+            ]
+            stacked = {field: torch.stack([getattr(one, field) for one in found]) for field in FIELDS}
+            for field in ("masked", "square", "length"):
+                stacked[field] = torch.stack([getattr(one.answers, field) for one in found])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({**stacked, "gradient": stacked["gradient"].float()}, path)
+            print(f"{name}: singles, round {turn}", flush=True)
+
+
+def one_round(
+    policy: HFDenoiser, reference: FrozenReference, pair: Tokens, plan: Plan, turn: int, single: bool = False
+) -> Replicates:
     return replicate(
         policy,
         reference,
         replace(pair, key=fold(pair.key, turn)),
-        Whole(plan),
+        plan if single else Whole(plan),
         parameters=list(policy.module.parameters()),
         num_replicates=PER_ROUND,
         sketch=Sketch(),
         max_tokens=8192,
+        by_answer=single,
     )
 
 
@@ -207,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=SETS, choices=SETS)
     parser.add_argument("--plans", nargs="+", choices=PLANS, help="Only these plans.")
     parser.add_argument("--rounds", type=int, default=8, help=f"Rounds of {PER_ROUND} replicates.")
+    parser.add_argument("--single_rounds", type=int, default=2)
     args = parser.parse_args(argv)
     if args.stage in ("all", "base"):
         from texts import write
@@ -217,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_policy(args.runs)
     if args.stage in ("all", "measure"):
         for name in args.set:
+            measure_singles(args.runs, name, args.single_rounds)
             measure(args.runs, name, args.plans or list(PLANS), args.rounds)
     if args.stage in ("all", "report"):
         from report import report

@@ -233,7 +233,7 @@ def test_biases_are_unbiased(slant: float) -> None:
 def test_the_bias_of_simulated_pairs_is_that_of_their_law() -> None:
     """Normal scores, and gradients along with them, of 8 replicates of 16 draws, at 4 and at 16 draws, against
     E[f(s) g] - f(E s) E g of the normal law by quadrature: up to 4.5 standard errors (false alarm 1e-5) and 2 % of
-    what the mean of the same scores would take off, which is more than 9 errors of a mean. Kills: biases that differ by 1/B.
+    what the mean of the same scores would take off, which is more than 9 errors. Kills: biases that differ by 1/B.
     """
     generator = torch.Generator().manual_seed(1)
     normal = torch.randn(300, 8, 16, 3, generator=generator, dtype=torch.float64)

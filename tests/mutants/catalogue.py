@@ -677,6 +677,7 @@ PLANS = [
 REPLICATES, STATISTICS = ("tests/diagnostics/test_replicates.py",), ("tests/diagnostics/test_statistics.py",)
 MINIBATCH, COUNTS = ("tests/diagnostics/test_minibatch.py",), ("tests/diagnostics/test_counts.py",)
 MEASURE, VARIANCE_CLI = ("tests/diagnostics/test_measure.py",), ("tests/e2e/test_variance.py",)
+SUMMARY = ("tests/diagnostics/test_summary.py",)
 
 VARIANCE = [
     Mutant(
@@ -708,8 +709,8 @@ VARIANCE = [
         "diagnostics/statistics.py",
         (
             (
-                "(one @ gram @ other - (one * other) @ gram.diagonal()) / (count * (count - 1))",
-                "one @ gram @ other / count**2",
+                "(weighted.sum() - weighted.diagonal().sum()) / (count * (count - 1))",
+                "weighted.sum() / count**2",
             ),
         ),
         STATISTICS,
@@ -717,8 +718,54 @@ VARIANCE = [
     Mutant(
         "noise of the loss gradient without that of its slope",
         "diagnostics/statistics.py",
-        (("-beta * torch.sigmoid(-score), ", "-beta * torch.sigmoid(-score.mean()).expand_as(score), "),),
+        (("_variance(gram, slope)", "_variance(gram, _slope(score.mean().expand_as(score), beta))"),),
         STATISTICS,
+    ),
+    Mutant(
+        "true slope at the mean of the same scores",
+        "diagnostics/statistics.py",
+        (
+            (
+                "true, true_square = _true_slope(*_mean_of_others(score, couples), beta)",
+                "true = _slope(score.mean(), beta)\n    true_square = true.square().expand_as(gram)",
+            ),
+        ),
+        STATISTICS,
+    ),
+    Mutant(
+        "noise of the reference score left in",
+        "diagnostics/statistics.py",
+        (
+            (
+                "return slope - second * error / 2, slope.square() - (first.square() + slope * second) * error",
+                "return slope, slope.square()",
+            ),
+        ),
+        STATISTICS,
+    ),
+    Mutant(
+        "square of the corrected slope",
+        "diagnostics/statistics.py",
+        (("slope.square() - (first.square() + slope * second) * error", "(slope - second * error / 2).square()"),),
+        STATISTICS,
+    ),
+    Mutant(
+        "loss bias against the loss at a noisy mean",
+        "diagnostics/statistics.py",
+        ((" - curvature * score.var() / (2 * len(score))", " - 0 * curvature"),),
+        STATISTICS,
+    ),
+    Mutant(
+        "a pair without a correlation for one answer's sake",
+        "diagnostics/statistics.py",
+        ((".nanmean()", ".mean()"),),
+        STATISTICS,
+    ),
+    Mutant(
+        "a column without a correlation for one pair's sake",
+        "diagnostics/summary.py",
+        (('if name != "correlation" or not any(', "if name or not any("),),
+        SUMMARY,
     ),
     Mutant(
         "jackknife without its factor",
@@ -735,7 +782,25 @@ VARIANCE = [
     Mutant(
         "a pair among its different ones",
         "diagnostics/minibatch.py",
-        (("one.sum(0) @ other.sum(0) - (one * other).sum()", "one.sum(0) @ other.sum(0)"),),
+        (("- squared_mean(found)", "- float(found.mean(0).square().sum())"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "a pair's own signal in that of plenty of pairs",
+        "diagnostics/minibatch.py",
+        (("signal=inner_mean(found, true)", "signal=float(found.mean(0) @ true.mean(0))"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "a signal of unknown sign squared",
+        "diagnostics/minibatch.py",
+        (("for n, value in signal.items() if value.low > 0]", "for n in signal]"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "negative squares cut off at 0",
+        "diagnostics/report.py",
+        (("if found.low > 0:", "if True:"), ("number(math.sqrt(end))", "number(math.sqrt(max(end, 0)))")),
         MINIBATCH,
     ),
     Mutant(
@@ -752,8 +817,38 @@ VARIANCE = [
     ),
     Mutant(
         "a gain within its noise recommended",
-        "diagnostics/minibatch.py",
+        "diagnostics/advice.py",
         (("value.low > 1]", "value.value > 1]"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "n = 1 for want of an efficiency, whatever pairs cost",
+        "diagnostics/advice.py",
+        (("_conclusive(formula) if pair_cost else _worth_more(efficiency)", "_worth_more(efficiency)"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "n = 1 where the variance between pairs is lost in noise",
+        "diagnostics/advice.py",
+        (("if ratio > 0 else math.inf", "if ratio > 0 else 1.0"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "a formula advised however wide its interval",
+        "diagnostics/advice.py",
+        (("if formula.high <= _WIDEST * formula.low < math.inf", "if math.isfinite(formula.value)"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "ends of the formula's interval exchanged",
+        "diagnostics/advice.py",
+        (("(ratio.value, ratio.high, ratio.low)", "(ratio.value, ratio.low, ratio.high)"),),
+        MINIBATCH,
+    ),
+    Mutant(
+        "the best budget compared by its own interval",
+        "diagnostics/minibatch.py",
+        (('("rival", best)', '("rival", min(signal))'),),
         MINIBATCH,
     ),
     Mutant(

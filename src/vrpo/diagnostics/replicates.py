@@ -65,7 +65,8 @@ class Replicates:
         """As if policy and reference had draws of their own: the reference's come from the next replicate.
 
         Each estimate has the law of independent draws; estimates of neighbouring replicates are correlated by what they
-        share, so that a variance over B of them comes out high by a share of at most 1 / (B - 1).
+        share, so that a variance over B of them comes out high by a share of at most 1 / (B - 1), and biases are
+        unbiased up to 1 / B only.
         """
         return Replicates(self.policy, self.reference.roll(1, 0), self.gradient)
 

@@ -89,11 +89,11 @@ def _variances(rows: Sequence[Row], names: Sequence[str]) -> str:
     lines = []
     for row in rows:
         kind = "shared" if row.shared else "independent"
-        lines.append([row.design.label, row.allocation, kind, *(_cell(row, name) for name in names)])
+        lines.append([row.design.label, row.allocation, kind, *(report_cell(row, name) for name in names)])
     return table(header, lines)
 
 
-def _cell(row: Row, name: str) -> str:
+def report_cell(row: Row, name: str) -> str:
     """The mean, and over how many pairs if not all have one."""
     counted = len(row.counted(name))
     return interval(row.mean(name)) + (f" ({counted} pairs)" if counted < len(row.whole) else "")

@@ -125,7 +125,7 @@ def numbers(value: Noise) -> Numbers:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return quotient(sum(values), len(values))
+    return sum(values) / len(values) if values else math.nan
 
 
 def summarise(measurements: Measurements, beta: float, pair_cost: float) -> Summary:
