@@ -30,7 +30,8 @@ def stage(path: Path) -> dict[str, Any]:
     pairs = [Replicates(*part) for part in zip(*parts, strict=True)]
     found = minibatch({n: [noise(one.at(n), BETA) for one in pairs] for n in BUDGETS}, pair_cost=0.0)
     task, step = path.stem.rsplit("_", 1)
-    curves = {name: {n: vars(value) for n, value in curve.items()} for name, curve in found.items()}
+    kept = ("draws", "pairs", "share", "bias_squared", "ratio")  # how well gradients agree is not resolved here
+    curves = {name: {n: vars(value) for n, value in found[name].items()} for name in kept}
     return {"task": task, "step": int(step), "pairs": len(pairs), "curves": curves}
 
 
@@ -40,14 +41,14 @@ def shown(value: dict[str, float], digits: int = 2) -> str:
 
 def page(results: list[dict[str, Any]]) -> str:
     lines = [
-        "| stage | share of draws: n = 1 | n = 4 | n = 8 | efficiency: n = 2 | n = 8 "
+        "| stage | share of draws: n = 1 | n = 4 | n = 8 | n = 16 | relative squared bias: n = 1 | n = 8 "
         "| best n at a pair's cost of 1, 10, 100 |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for one in results:
         curves = one["curves"]
-        share = [shown(curves["share"][n]) for n in (1, 4, 8)]
-        worth = [shown(curves["efficiency"][n]) for n in (2, 8)]
+        share = [shown(curves["share"][n]) for n in (1, 4, 8, 16)]
+        worth = [shown(curves["bias_squared"][n], 3) for n in (1, 8)]
         ratio = curves["draws"][1]["value"] / curves["pairs"][1]["value"]
         best = [max(1.0, math.sqrt(cost * ratio)) if ratio > 0 else math.nan for cost in COSTS]
         cells = " | ".join([*share, *worth, ", ".join(f"{n:.1f}" for n in best)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from run import FIELDS, HERE, PAIRS, PLANS, SETS, SINGLES, STEP, N, held_out
 from safetensors.torch import load_file
 
@@ -206,7 +207,13 @@ def plot(result: dict[str, Any]) -> None:
             if measure == "gradient":
                 panel.axvline(GOAL[name], color=colour, linestyle=":", linewidth=1)
         panel.axvline(1, color="grey", linewidth=0.8)
-        panel.set(xscale="log", xlabel=f"variance of the {measure}, relative to the paper's plan")
+        panel.set(
+            xscale="log",
+            xticks=(0.4, 0.5, 0.7, 1, 1.5, 2, 3),
+            xlabel=f"variance of the {measure}, relative to the paper's plan",
+        )
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].legend(loc="lower right")
@@ -220,8 +227,8 @@ def shown(value: dict[str, float]) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     sets = result["sets"]
-    lines = ["| plan | " + " | ".join(f"{name}: gradient | {name}: score" for name in SETS) + " |"]
-    lines.append("|---" * (1 + 2 * len(SETS)) + "|")
+    lines = ["| plan | replicates | " + " | ".join(f"{name}: gradient | {name}: score" for name in SETS) + " |"]
+    lines.append("|---" * (2 + 2 * len(SETS)) + "|")
     order = sorted(sets["gsm8k"]["plans"], key=lambda label: -sets["gsm8k"]["plans"][label]["gradient"]["value"])
     for label in order:
         cells = [
@@ -229,14 +236,9 @@ def tables(result: dict[str, Any]) -> str:
             for name in SETS
             for measure in ("gradient", "score")
         ]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    counts = "; ".join(
-        f"{name}: " + ", ".join(str(one.get("replicates", "")) for one in map(sets[name]["plans"].get, PLANS) if one)
-        for name in SETS
-    )
+        counts = ", ".join(str(sets[name]["plans"].get(label, {}).get("replicates", "-")) for name in SETS)
+        lines.append(f"| {label} | {counts} | " + " | ".join(cells) + " |")
     lines += [
-        "",
-        f"Replicates of each pair, in the order of run.py: {counts}.",
         "",
         "| floor, relative | " + " | ".join(f"{name}: gradient | {name}: score" for name in SETS) + " |",
     ]
