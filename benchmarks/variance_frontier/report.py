@@ -216,7 +216,7 @@ def plot(result: dict[str, Any]) -> None:
         panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].legend(loc="lower right")
+    panels[0].legend(loc="upper right")
     figure.suptitle(f"{N} forward passes per answer, {result['sets']['gsm8k']['pairs']} pairs; dotted: the goals")
     figure.savefig(HERE / "frontier.png", dpi=110)
 

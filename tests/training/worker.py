@@ -4,6 +4,7 @@ Scenarios have a global batch; each process takes its share. Process 0 writes FO
 """
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -157,6 +158,9 @@ def main() -> None:
     run_all(Path(sys.argv[1]), dist.get_world_size())
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is written; the interpreter's own end sometimes aborts on a thread of gloo's that still runs
 
 
 if __name__ == "__main__":
