@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from vrpo import FixedCount, elbo, load
 from vrpo.diagnostics.replicates import Replicates
 from vrpo.diagnostics.statistics import Interval, total_variance
-from vrpo.types import Tokens
+from vrpo.plans import shared_tokens
+from vrpo.types import Pairs, Tokens
 
 GOAL = {"ultrafeedback": 0.5, "gsm8k": 0.4}
 
@@ -190,7 +191,17 @@ def unigram(runs: Path, model: Any, pairs: list[Tokens]) -> float:
 def quality(runs: Path) -> dict[str, Any]:
     base = load(runs / "base", dtype=torch.float32)
     pairs = {name: held_out(runs, name, base, PAIRS) for name in SETS}
-    return {name: {**per_token(base, part), "unigram": unigram(runs, base, part)} for name, part in pairs.items()}
+    return {
+        name: {**per_token(base, part), "unigram": unigram(runs, base, part), "shared_tokens": shared(part)}
+        for name, part in pairs.items()
+    }
+
+
+def shared(pairs: list[Tokens]) -> float:
+    """Share of the rejected answers' tokens that alignment finds in the chosen ones."""
+    structure = Pairs(torch.tensor([0]), torch.tensor([1]), torch.tensor([0, 0]))
+    found = sum(int((shared_tokens(pair, structure) >= 0).sum()) for pair in pairs)
+    return found / sum(int(pair.length[1]) for pair in pairs)
 
 
 def plot(result: dict[str, Any]) -> None:
