@@ -11,22 +11,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import torch
+from plans import BY_DRAW, PLANS, N, Whole
 from safetensors.torch import save_file
+from torch import Tensor
 
-from vrpo import FixedCount, FrozenReference, Tokens, load
+from vrpo import FrozenReference, Tokens, load
 from vrpo.data import PreferenceCollator, load_rows, tokenize_preferences, tokens_of
-from vrpo.diagnostics.replicates import Replicates, replicate
-from vrpo.draws import fold, mask_bits, orders, times
+from vrpo.diagnostics.replicates import Replicates, replicate, replicated
+from vrpo.draws import fold
+from vrpo.estimator import pack_terms
 from vrpo.models.hf import HFDenoiser
-from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
+from vrpo.plans import IndependentMasks, Levels
 from vrpo.sketch import Sketch
-from vrpo.types import Draws, Plan, Structure
+from vrpo.types import Plan
 
 HERE = Path(__file__).parent
 SETS = ("gsm8k", "ultrafeedback")
@@ -34,105 +37,6 @@ STEP = 40  # of the policy that is measured
 PAIRS, PER_ROUND = 64, 2
 FIELDS = ("policy", "reference", "gradient")
 SINGLES = 1.0  # exponent of the law of counts of single draws
-N = 8  # forward passes per answer, of every plan
-
-
-@dataclass(frozen=True)
-class OneOrder:
-    """The paper's counts, all masks cut from one order: what is left when the order's own noise is not averaged."""
-
-    num_times: int = N
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        time, group = times(tokens, self.num_times, 1)
-        count = 1 + (time * tokens.length[:, None]).floor().long()
-        masked = (orders(tokens, 1) < count[..., None]) & tokens.response[:, None]
-        return Draws(masked, masked * (tokens.length[:, None] / count.double() / self.num_times)[..., None], group)
-
-
-@dataclass(frozen=True)
-class Star:
-    """Masks inside the largest one of their group, balanced there, and that one the control variate of all others:
-    sum_k w_k [A_k + c (A_J - C_k)], C_k = (L/m_k) sum_{i in S_k} f_i(S_J). An alternative to nested masks, whose
-    contexts are one chain."""
-
-    levels: Levels
-    control: float
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        count, weight, group = self.levels(tokens)
-        shape, length = (self.levels.num_groups, self.levels.per_group), tokens.length[:, None, None]
-        count, weight = (part.unflatten(1, shape) for part in (count, weight))
-        order = orders(tokens, self.levels.num_groups)[:, :, None]
-        top = count[..., -1:]
-        start = (count.cumsum(-1) - count)[..., None]
-        arc = (order - start) % top[..., None] < count[..., None]
-        masked = (arc & (order < top[..., None])) & tokens.response[:, None, None]
-        own = (weight * length / count)[..., None] * masked
-        debt = self.control * own[:, :, :-1].sum(2)
-        passed = self.control * weight[..., :-1].sum(-1, keepdim=True) * length / top
-        own[:, :, -1] += passed * masked[:, :, -1] - debt
-        return Draws(masked.flatten(1, 2), own.flatten(1, 2), group)
-
-
-@dataclass(frozen=True)
-class Rotated:
-    """Balanced masks as arcs of the circle of random numbers instead of ranks: draw k masks the first m_k tokens from a
-    start that both answers of a pair have in common."""
-
-    levels: Levels
-    gap: float = 1 / 32
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        count, weight, group = self.levels(tokens)
-        share = self.levels.quantiles(tokens) ** (1 / (1 - self.levels.exponent)) + self.gap
-        arcs = share.unflatten(1, (self.levels.num_groups, -1))
-        start = ((arcs.cumsum(-1) - arcs).flatten(1) % 1 * 2.0**53).long() << 11
-        bits = mask_bits(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)
-        bits = (bits - start[..., None]).masked_fill(~tokens.response[:, None], torch.iinfo(torch.int64).max)
-        masked = bits.argsort(-1).argsort(-1) < count[..., None]
-        masked = masked & tokens.response[:, None]
-        return Draws(masked, masked * (weight * tokens.length[:, None] / count)[..., None], group)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A plan whose draws count as one group, so that an estimate costs one backward pass."""
-
-    plan: Plan
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        draws = self.plan(tokens, structure)
-        return replace(draws, group=draws.group.clamp(max=0))
-
-
-def few(groups: int = 1, exponent: float = 0.5) -> Levels:
-    return Levels(N, groups, exponent)
-
-
-PLANS: dict[str, Plan] = {  # the most telling first
-    "paper": FixedCount(N),
-    "balanced in 2 groups, importance 1/2, aligned": Paired(BalancedMasks(few(2))),  # the default of VRPOConfig
-    "balanced, importance 1/2, aligned": Paired(BalancedMasks(few())),
-    "balanced, importance 1/2": BalancedMasks(few()),
-    "importance 1/2": IndependentMasks(few(N)),
-    "balanced": BalancedMasks(Levels(N)),
-    "paired, aligned": Paired(FixedCount(N)),
-    "one order": OneOrder(),
-    "one level, 8 masks": FixedCount(1, N),
-    "stratified": IndependentMasks(Levels(N)),
-    "nested, c = 1": NestedMasks(Levels(N)),
-    "complementary": Complementary(N),
-    "paired quantiles": Paired(FixedCount(N), align=False),
-    "stratified, importance 1/2": IndependentMasks(few()),
-    "balanced, importance 1/4, aligned": Paired(BalancedMasks(few(1, 0.25))),
-    "balanced, importance 3/4, aligned": Paired(BalancedMasks(few(1, 0.75))),
-    "nested, c = 1/2, importance 1/2": NestedMasks(few(), 0.5),
-    "star, c = 1/4, importance 1/2": Star(few(), 0.25),
-    "rotated, importance 1/2, aligned": Paired(Rotated(few())),
-    "systematic": IndependentMasks(Levels(N, systematic=True)),
-    "nested, c = 0": NestedMasks(Levels(N), 0.0),
-}
 
 
 def vrpo(*arguments: str, log: Path) -> None:
@@ -170,43 +74,71 @@ def held_out(runs: Path, name: str, denoiser: HFDenoiser, count: int) -> list[To
     return [tokens_of(collate([examples[index]]), seed=0, epoch=-2) for index in range(min(count, len(examples)))]
 
 
-def measure(runs: Path, name: str, labels: Sequence[str], rounds: int) -> None:
-    """Replicates of plans on one set of pairs: round after round, so that all plans gain precision together."""
+Measured = dict[str, Tensor]  # of all pairs, by name
+
+
+def measure(runs: Path, name: str, rounds: dict[str, int], labels: Sequence[str]) -> None:
+    """Replicates of single draws, of plans draw by draw, and of plans as a whole: `rounds` of each kind. Round after
+    round, so that all plans gain precision together; what is there is not measured again."""
     torch.set_num_threads(1)
     policy = load(runs / "policy" / f"checkpoint-{STEP}", dtype=torch.float32)
     reference = FrozenReference(load(runs / "base", dtype=torch.float32))
     pairs = held_out(runs, name, policy, PAIRS)
-    for turn, label in product(range(rounds), labels):
+
+    def keep(label: str, turn: int, one: Callable[[Tokens], Measured]) -> None:
         path = runs / "measured" / name / label / f"{turn}.safetensors"
         if not path.is_file():
             start = time.time()
-            found = [one_round(policy, reference, pair, PLANS[label], turn) for pair in pairs]
-            stacked = {field: torch.stack([getattr(one, field) for one in found]).float() for field in FIELDS}
+            found = [one(pair) for pair in pairs]
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(stacked, path)
+            save_file({field: torch.stack([part[field] for part in found]) for field in found[0]}, path)
             print(f"{name}, round {turn}: {label}: {time.time() - start:.0f} s", flush=True)
 
+    for turn in range(rounds["singles"]):
+        keep("singles", turn, lambda pair, turn=turn: singles(policy, reference, pair, turn))
+    for turn, label in product(range(rounds["draws"]), labels):
+        if label in BY_DRAW:
+            at = f"by draw/{label}"
+            keep(at, turn, lambda pair, turn=turn, plan=BY_DRAW[label]: by_draw(policy, reference, pair, plan, turn))
+    for turn, label in product(range(rounds["whole"]), labels):
+        if label in PLANS:
+            plan = Whole(PLANS[label])
+            keep(label, turn, lambda pair, turn=turn, plan=plan: whole(policy, reference, pair, plan, turn))
 
-def measure_singles(runs: Path, name: str, rounds: int) -> None:
+
+def whole(policy: HFDenoiser, reference: FrozenReference, pair: Tokens, plan: Plan, turn: int) -> Measured:
+    found = one_round(policy, reference, pair, plan, turn)
+    return {field: getattr(found, field).float() for field in FIELDS}
+
+
+def singles(policy: HFDenoiser, reference: FrozenReference, pair: Tokens, turn: int) -> Measured:
     """Single draws of every answer, few masks more often (q(m) ~ 1/m) and weighted: by exact reweighting they give the
     variance of every plan whose draws are independent, without the heavy tail that uniform counts have."""
-    torch.set_num_threads(1)
-    policy = load(runs / "policy" / f"checkpoint-{STEP}", dtype=torch.float32)
-    reference = FrozenReference(load(runs / "base", dtype=torch.float32))
-    pairs = held_out(runs, name, policy, PAIRS)
-    for turn in range(rounds):
-        path = runs / "measured" / name / "singles" / f"{turn}.safetensors"
-        if not path.is_file():
-            found = [
-                one_round(policy, reference, pair, IndependentMasks(Levels(16, 16, SINGLES)), 100 + turn, single=True)
-                for pair in pairs
-            ]
-            stacked = {field: torch.stack([getattr(one, field) for one in found]) for field in FIELDS}
-            for field in ("masked", "square", "length"):
-                stacked[field] = torch.stack([getattr(one.answers, field) for one in found])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({**stacked, "gradient": stacked["gradient"].float()}, path)
-            print(f"{name}: singles, round {turn}", flush=True)
+    plan = IndependentMasks(Levels(16, 16, SINGLES))
+    found = one_round(policy, reference, pair, plan, 100 + turn, single=True)
+    assert found.answers is not None
+    fields = {name: getattr(found.answers, name) for name in ("masked", "square", "length")}
+    return {"policy": found.policy, "reference": found.reference, "gradient": found.gradient.float(), **fields}
+
+
+def by_draw(policy: HFDenoiser, reference: FrozenReference, pair: Tokens, plan: Plan, turn: int) -> Measured:
+    """Each answer's and draw's part of the margin (rejected: times -1): of the change of its bound, and of
+    the sketched gradient. The parts sum up to the plan's estimate."""
+    tokens, structure = replicated(replace(pair, key=fold(pair.key, 200 + turn)), PER_ROUND)
+    draws = plan(tokens, structure)
+    parameters, sketch = list(policy.module.parameters()), Sketch()
+    change = torch.zeros(PER_ROUND, 2, N, dtype=torch.float64)
+    gradient = torch.zeros(PER_ROUND, 2, N, sketch.size)
+    with torch.no_grad():
+        base = reference(tokens, draws, structure, max_tokens=8192)[:, 0]
+    for r, side, k in product(range(PER_ROUND), range(2), range(N)):
+        row, sign = r + side * PER_ROUND, 1 - 2 * side
+        if draws.masked[row, k].any():
+            term = pack_terms(policy, tokens, draws, torch.tensor([[row, k]])).sum()
+            change[r, side, k] = sign * (term.detach() - base[row, k])
+            gradient[r, side, k] = sign * sketch(torch.autograd.grad(term, parameters, allow_unused=True)).float()
+    masked = draws.masked.sum(-1).double().unflatten(0, (2, PER_ROUND)).transpose(0, 1)
+    return {"change": change, "gradient": gradient, "masked": masked.contiguous(), "length": pair.length}
 
 
 def one_round(
@@ -216,7 +148,7 @@ def one_round(
         policy,
         reference,
         replace(pair, key=fold(pair.key, turn)),
-        plan if single else Whole(plan),
+        plan,
         parameters=list(policy.module.parameters()),
         num_replicates=PER_ROUND,
         sketch=Sketch(),
@@ -231,9 +163,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/text"))
     parser.add_argument("--stage", default="all", choices=("all", "base", "policy", "measure", "report"))
     parser.add_argument("--set", nargs="+", default=SETS, choices=SETS)
-    parser.add_argument("--plans", nargs="+", choices=PLANS, help="Only these plans.")
-    parser.add_argument("--rounds", type=int, default=8, help=f"Rounds of {PER_ROUND} replicates.")
-    parser.add_argument("--single_rounds", type=int, default=2)
+    every = [*PLANS, *BY_DRAW]
+    parser.add_argument("--plans", nargs="+", choices=every, default=every, help="Only these plans.")
+    parser.add_argument("--rounds", type=int, default=5, help=f"Rounds of {PER_ROUND} replicates of a whole plan.")
+    parser.add_argument("--draw_rounds", type=int, default=4, help="The same, of a plan that is measured by draw.")
+    parser.add_argument("--single_rounds", type=int, default=5, help="The same, of 16 single draws of an answer.")
     args = parser.parse_args(argv)
     if args.stage in ("all", "base"):
         from texts import write
@@ -243,9 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.stage in ("all", "policy"):
         train_policy(args.runs)
     if args.stage in ("all", "measure"):
+        rounds = {"singles": args.single_rounds, "draws": args.draw_rounds, "whole": args.rounds}
         for name in args.set:
-            measure_singles(args.runs, name, args.single_rounds)
-            measure(args.runs, name, args.plans or list(PLANS), args.rounds)
+            measure(args.runs, name, rounds, args.plans)
     if args.stage in ("all", "report"):
         from report import report
 

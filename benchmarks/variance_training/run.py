@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,18 +20,15 @@ from typing import Any
 
 import task
 import torch
+from common import POINTS, Curve, HeldOut, Job, do, trainer_settings
 from datasets import Dataset, disable_progress_bars
-from torch.nn.functional import logsigmoid
-from transformers import TrainerCallback
 
-from vrpo import FixedCount, SFTConfig, SFTTrainer, VRPOConfig, VRPOTrainer, elbo, load
-from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
+from vrpo import FixedCount, SFTConfig, SFTTrainer, VRPOConfig, VRPOTrainer, load
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.tiny import from_config, train_tokenizer
 
 BASE_STEPS = 360
-BATCH = 16  # pairs per optimizer step
 PAIRS = 512  # of an arm in protocol (a): 32 steps
 DRAWS = 8 * PAIRS  # draws per answer and run in protocol (b) and in pairs_vs_n
 FEW = 128  # distinct pairs of pairs_vs_n, repeated
@@ -48,39 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 RATES = (1e-5, 3e-5, 1e-4, 3e-4)
 BETAS = (0.2, 1.0)
-BETA = 1.0
+BETA = 1.0  # of every job that does not say otherwise
 COMMON_RATE = 3e-5  # of the comparison in which only the estimator differs
 SEEDS = (1, 2, 3, 4, 5)
 SAMPLED = 200  # test puzzles that are also answered at temperature 1
-POINTS = 4  # of a learning curve
-SCORES = ("margin", "loss", "accuracy", "chosen_change", "rejected_change")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run: everything it depends on besides the base model and the pool of pairs."""
-
-    arm: str
-    num_pairs: int
-    epochs: int
-    learning_rate: float
-    seed: int
-    beta: float = BETA
-    test: bool = True  # on test puzzles and held-out pairs; False: on validation puzzles and pairs
-
-    @property
-    def name(self) -> str:
-        split = "test" if self.test else "validate"
-        return f"{split}/{self.arm}_{self.num_pairs}x{self.epochs}_lr{self.learning_rate:g}_b{self.beta:g}_s{self.seed}"
-
-    @property
-    def steps(self) -> int:
-        return self.num_pairs * self.epochs // BATCH
-
-    @property
-    def key(self) -> str:
-        """What the grid chooses a learning rate for."""
-        return f"{self.arm}_{self.num_pairs}"
 
 
 @dataclass(frozen=True)
@@ -112,32 +78,6 @@ class Study:
         return self.pool.select(order[: job.num_pairs].tolist())
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out pairs with fixed draws, the same for every run, and the base model's terms on them."""
-
-    tokens: Any
-    pairs: Any
-    draws: Any
-    reference: torch.Tensor
-
-    @classmethod
-    def of(cls, base: HFDenoiser, examples: Dataset, num_times: int) -> "HeldOut":
-        batch = PreferenceCollator(base.pad_id)(list(examples))
-        tokens = tokens_of(batch, seed=0, epoch=-1)
-        draws = FixedCount(num_times)(tokens)
-        return cls(tokens, pairs_of(batch), draws, bounds(base, tokens, draws))
-
-    def measure(self, denoiser: HFDenoiser) -> dict[str, float]:
-        """Means over pairs: margin h in nats, loss -log sigmoid(BETA h), pairs in order, change of either bound."""
-        change = bounds(denoiser, self.tokens, self.draws) - self.reference
-        chosen, rejected = change[self.pairs.chosen], change[self.pairs.rejected]
-        ordered = (chosen > rejected).double()
-        loss = -logsigmoid(BETA * (chosen - rejected))
-        columns = (chosen - rejected, loss, ordered, chosen, rejected)
-        return {name: float(column.mean()) for name, column in zip(SCORES, columns, strict=True)}
-
-
 @cache
 def held_out(study: Study, name: str) -> HeldOut:
     """Pairs of puzzles that are not trained on: many draws for the last word, fewer for curves."""
@@ -146,26 +86,7 @@ def held_out(study: Study, name: str) -> HeldOut:
         "curve": ("heldout", 160, 224, 8),
         "validate": ("validate", 0, 128, 16),
     }[name]
-    return HeldOut.of(study.base, study.examples(part).select(range(first, last)), num_times)
-
-
-@torch.no_grad()
-def bounds(denoiser: HFDenoiser, tokens: Any, draws: Any) -> torch.Tensor:
-    denoiser.module.eval()
-    return elbo(denoiser, tokens, draws, max_tokens=8192).value
-
-
-def trainer_settings(folder: Path, **fields: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "lr_scheduler_type": "cosine",
-        "weight_decay": 0.01,
-        "adam_beta2": 0.95,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        **fields,
-    }
+    return HeldOut.of(study.base, study.examples(part).select(range(first, last)), FixedCount(num_times), BETA)
 
 
 def make_base(data: Path, runs: Path) -> None:
@@ -216,18 +137,6 @@ def make_pairs(study: Study) -> None:
         print(part, len(rows), "pairs of", len(puzzles), "puzzles", flush=True)
 
 
-class Curve(TrainerCallback):
-    """Held-out measures while a run goes on."""
-
-    def __init__(self, denoiser: HFDenoiser, held_out: HeldOut, steps: int):
-        self.denoiser, self.held_out, self.every = denoiser, held_out, steps // POINTS
-        self.points: list[dict[str, float]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0:
-            self.points.append({"step": state.global_step, **self.held_out.measure(self.denoiser)})
-
-
 def train(study: Study, job: Job) -> dict[str, Any]:
     """The run of a job, and what came out."""
     denoiser = load(study.runs / "base", dtype=torch.float32)
@@ -235,7 +144,7 @@ def train(study: Study, job: Job) -> dict[str, Any]:
         **trainer_settings(
             study.runs / "trainer" / str(os.getpid()),
             num_train_epochs=float(job.epochs),
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=job.batch,
             learning_rate=job.learning_rate,
             warmup_steps=float(job.steps // 10),
             beta=job.beta,
@@ -264,35 +173,6 @@ def train(study: Study, job: Job) -> dict[str, Any]:
         "sampled": solved(denoiser, puzzles[:SAMPLED], temperature=1.0),
         "pairs": held_out(study, "final").measure(denoiser),
     }
-
-
-@contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process is the first to claim the path; the claim ends with the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        path.unlink()
-
-
-def do(study: Study, jobs: list[Job]) -> None:
-    """The jobs that are not done and not claimed by another process; returns when all are done."""
-    paths = {job: study.runs / "results" / f"{job.name}.json" for job in jobs}
-    while missing := [job for job in jobs if not paths[job].is_file()]:
-        for job in missing:
-            with claimed(study.runs / "claims" / job.name) as mine:
-                if mine and not paths[job].is_file():
-                    result = train(study, job)
-                    paths[job].parent.mkdir(parents=True, exist_ok=True)
-                    paths[job].write_text(json.dumps(result))
-                    print(job.name, f"{result['seconds']:.0f} s", result.get("puzzles"), result["pairs"], flush=True)
-        time.sleep(2)
 
 
 def points(n_of: dict[str, int], draws: int) -> list[tuple[str, int]]:
@@ -360,6 +240,9 @@ if __name__ == "__main__":
     arguments.runs.mkdir(parents=True, exist_ok=True)
     study = Study(arguments.data, arguments.runs)
 
+    def work(jobs: list[Job]) -> None:
+        do(arguments.runs, jobs, lambda job: train(study, job))
+
     def due(stage: str) -> bool:
         return arguments.stage in ("all", stage)
 
@@ -368,19 +251,19 @@ if __name__ == "__main__":
     if due("pairs"):
         make_pairs(study)
     if due("beta"):
-        do(study, beta_jobs())
+        work(beta_jobs())
     if due("grid"):
-        do(study, grid_jobs([*SAME_STEPS, *SAME_PASSES]))
+        work(grid_jobs([*SAME_STEPS, *SAME_PASSES]))
     if due("arms"):
-        do(study, arm_jobs(study))
+        work(arm_jobs(study))
     if due("same_rate"):
-        do(study, same_rate_jobs())
+        work(same_rate_jobs())
     if due("pairs_vs_n"):
-        do(study, pairs_vs_n_jobs(study, ("paper",), (1,)))
-        do(study, pairs_vs_n_jobs(study, ("paper", "ours"), (8, 2)))
+        work(pairs_vs_n_jobs(study, ("paper",), (1,)))
+        work(pairs_vs_n_jobs(study, ("paper", "ours"), (8, 2)))
         for n in (16, 4):
-            do(study, grid_jobs(points({f"paper{n}": n}, DRAWS)))
-            do(study, pairs_vs_n_jobs(study, ("paper", "ours"), (n,)))
+            work(grid_jobs(points({f"paper{n}": n}, DRAWS)))
+            work(pairs_vs_n_jobs(study, ("paper", "ours"), (n,)))
 
     if due("report"):
         from report import report

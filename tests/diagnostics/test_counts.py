@@ -1,11 +1,18 @@
 """The law of the masked count: reweighted second moments are the enumerated ones, and a power law is found again."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from tests.exact import count_law as law_of
-from vrpo.diagnostics.counts import count_law, second_moment
-from vrpo.diagnostics.replicates import AnswerGradients
+from tests.training.runs import pairs as preference_pairs
+from tests.training.runs import tiny
+from vrpo.data.collate import PreferenceCollator, tokens_of
+from vrpo.diagnostics.counts import count_law, fit_counts, second_moment
+from vrpo.diagnostics.replicates import AnswerGradients, replicated
+from vrpo.draws import FixedCount
+from vrpo.estimator import pack_terms
 
 LENGTH = 8
 
@@ -50,3 +57,31 @@ def test_an_answer_of_one_token_has_no_count_to_choose() -> None:
     with pytest.raises(ValueError, match="no answer has two tokens"):
         count_law([one])
     assert count_law([one, answers(-1.0)]).slope.value == pytest.approx(-1.0)
+
+
+def test_fitting_is_the_law_of_measured_gradients() -> None:
+    """`fit_counts` of pairs is `count_law` of gradients by autograd under the same draws, which a reference has no part
+    in. Kills: the margin's gradient in place of each answer's; weights left out; one pair for all."""
+    denoiser = tiny()
+    parameters = list(denoiser.module.parameters())
+    collate = PreferenceCollator(denoiser.pad_id)
+    pairs = [tokens_of(collate([row]), seed=0, epoch=0) for row in preference_pairs(2)]
+    passes: list[int] = []
+    found = fit_counts(
+        denoiser, pairs, parameters, max_tokens=64, num_replicates=3, num_times=2, progress=passes.append
+    )
+    assert sum(passes) == 2 * 2 * 3 * 2
+    answers = []
+    for pair in pairs:
+        tokens, structure = replicated(pair, 3)
+        draws = FixedCount(2)(tokens, structure)
+        square = torch.zeros(6, 2, dtype=torch.float64)
+        for row, k in product(range(6), range(2)):
+            term = 2 * pack_terms(denoiser, tokens, draws, torch.tensor([[row, k]])).sum()
+            square[row, k] = sum(part.square().sum() for part in torch.autograd.grad(term, parameters))
+        sides = [part.unflatten(0, (2, 3)).transpose(0, 1) for part in (draws.masked.sum(-1).double(), square)]
+        answers.append(AnswerGradients(*sides, pair.length))
+    expected = count_law(answers)
+    assert found.exponent == expected.exponent
+    assert found.reduction.value == pytest.approx(expected.reduction.value, rel=1e-9)
+    assert found.slope.value == pytest.approx(expected.slope.value, rel=1e-6)

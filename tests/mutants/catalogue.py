@@ -677,6 +677,7 @@ PLANS = [
 REPLICATES, STATISTICS = ("tests/diagnostics/test_replicates.py",), ("tests/diagnostics/test_statistics.py",)
 MINIBATCH, COUNTS = ("tests/diagnostics/test_minibatch.py",), ("tests/diagnostics/test_counts.py",)
 MEASURE, VARIANCE_CLI = ("tests/diagnostics/test_measure.py",), ("tests/e2e/test_variance.py",)
+FITTED = ("tests/e2e/test_cli.py",)
 SUMMARY = ("tests/diagnostics/test_summary.py",)
 
 VARIANCE = [
@@ -886,6 +887,18 @@ VARIANCE = [
         "commands/variance_models.py",
         (("FrozenReference(policy, policy.module.disable_adapter)", "FrozenReference(policy)"),),
         VARIANCE_CLI,
+    ),
+    Mutant(
+        "a fitted law that is not used",
+        "commands/fit_counts.py",
+        (("args.count_exponent = round(float(exponent), 2)", "float(exponent)"),),
+        FITTED,
+    ),
+    Mutant(
+        "counts fitted to the margin's gradient",
+        "diagnostics/counts.py",
+        (("            by_answer=True,", "            by_answer=False,"),),
+        COUNTS,
     ),
 ]
 

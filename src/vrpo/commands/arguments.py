@@ -65,6 +65,19 @@ class DataArguments:
 
 
 @dataclass
+class PreferenceDataArguments(DataArguments):
+    """The same, for preference pairs."""
+
+    fit_counts: int | None = field(
+        default=None,
+        metadata={
+            "help": "Before training, fit count_exponent to the model on so many training pairs (16 will do): 32 "
+            "forward and backward passes each."
+        },
+    )
+
+
+@dataclass
 class SFTDataArguments(DataArguments):
     """The same, for supervised rows."""
 

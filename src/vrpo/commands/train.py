@@ -9,7 +9,15 @@ from datasets import Dataset, Value
 from peft import LoraConfig
 from transformers.trainer_utils import get_last_checkpoint
 
-from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
+from vrpo.commands.arguments import (
+    DataArguments,
+    ModelArguments,
+    PreferenceDataArguments,
+    ScratchArguments,
+    SFTDataArguments,
+    parse,
+)
+from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.data.formats import FIELDS
 from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
@@ -24,8 +32,10 @@ from vrpo.training.sft import SFTTrainer
 def train(argv: Sequence[str]) -> None:
     """Preference optimisation (VRPO) of a diffusion language model."""
     data, model, config = parse(
-        (DataArguments, ModelArguments, VRPOConfig), argv, prog="vrpo train", description=train.__doc__ or ""
+        (PreferenceDataArguments, ModelArguments, VRPOConfig), argv, prog="vrpo train", description=train.__doc__ or ""
     )
+    if data.fit_counts is not None:
+        check_fit(data.fit_counts, config)
     rows, eval_rows = datasets(data, config)
     reference = None
     if model.ref_model_name_or_path is not None:
@@ -40,6 +50,8 @@ def train(argv: Sequence[str]) -> None:
         eval_dataset=eval_rows,
         peft_config=adapter_config(model),
     )
+    if data.fit_counts is not None:
+        fit_exponent(trainer, data.fit_counts)
     run(trainer)
 
 

@@ -6,15 +6,19 @@ proportional to sqrt(s(m)): for s(m) ~ m^-b at q(m) ~ m^-(b/2), which `plans.Lev
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from vrpo.diagnostics.replicates import AnswerGradients
+from vrpo.diagnostics.replicates import AnswerGradients, replicate
 from vrpo.diagnostics.statistics import Interval, jackknife
+from vrpo.draws import FixedCount
+from vrpo.reference import GivenReference
+from vrpo.sketch import Sketch
+from vrpo.types import Denoiser, Tokens
 
 _GRID = tuple(step / 20 for step in range(21))  # exponents to choose from
 _BINS = 8
@@ -89,6 +93,42 @@ def count_law(answers: Sequence[AnswerGradients]) -> CountLaw:
     reduction = jackknife(_reduction(draws, best), [_reduction(part, best) for part in left_out])
     exponents = Interval(-slope.value / 2, -slope.high / 2, -slope.low / 2)
     return CountLaw(_bins(draws), intercept, slope, exponents, best, reduction)
+
+
+def fit_counts(
+    policy: Denoiser,
+    pairs: Sequence[Tokens],
+    parameters: Sequence[nn.Parameter],
+    *,
+    max_tokens: int,
+    num_replicates: int = 4,
+    num_times: int = 4,
+    progress: Callable[[int], object],
+) -> CountLaw:
+    """The law of these pairs' answers (row 0 chosen, row 1 rejected) under the policy as it is: num_replicates *
+    num_times draws of each, one forward and one backward pass a draw. No reference is called: it has no gradient.
+
+    Args:
+        progress: told after each replicate of a pair how many passes it took.
+    """
+    answers = []
+    for pair in pairs:
+        nothing = torch.zeros(2 * num_replicates, 1, num_times, dtype=torch.float64, device=pair.key.device)
+        found = replicate(
+            policy,
+            GivenReference(nothing),
+            pair,
+            FixedCount(num_times),
+            parameters=parameters,
+            num_replicates=num_replicates,
+            sketch=Sketch(1),
+            max_tokens=max_tokens,
+            by_answer=True,
+            progress=progress,
+        )
+        assert found.answers is not None
+        answers.append(found.answers)
+    return count_law(answers)
 
 
 def second_moment(

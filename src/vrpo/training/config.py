@@ -152,6 +152,11 @@ class DiffusionConfig(TrainingArguments):
             case _:
                 return Complementary(num_times)
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether the plan has groups and a law of counts to choose."""
+        return "count_exponent" in _PLAN_FIELDS[self.plan]
+
     def _levels(self, num_times: int) -> Levels:
         groups = automatic_groups(num_times) if self.num_groups is None else self.num_groups
         exponent = COUNT_EXPONENT if self.count_exponent is None else self.count_exponent
@@ -286,7 +291,7 @@ class VRPOConfig(DiffusionConfig):
         times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
         if self.plan == "complementary":
             return times // 2
-        return self._levels(times).num_groups if "num_groups" in _PLAN_FIELDS[self.plan] else times
+        return self._levels(times).num_groups if self.has_levels else times
 
     def objective(self) -> Objective:
         parts: list[tuple[float, Any]] = [(1.0, DPO(self.beta))]

@@ -1,0 +1,83 @@
+"""`vrpo train --fit_counts`: the law of masked counts, fitted to the model before its training starts."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast
+from tqdm import tqdm
+
+from vrpo.data.collate import PreferenceCollator, tokens_of
+from vrpo.diagnostics.counts import CountLaw, fit_counts
+from vrpo.training.config import VRPOConfig
+from vrpo.training.preference import VRPOTrainer
+
+_EPOCH = -3  # of the draws' keys: no draws of training or evaluation
+
+
+def check_fit(num_pairs: int, config: VRPOConfig) -> None:
+    """Refuse what cannot be fitted before anything is loaded.
+
+    Raises:
+        ValueError: the plan has no such law, or it is given already.
+    """
+    if num_pairs < 1:
+        raise ValueError(f"fit_counts must be at least 1, not {num_pairs}")
+    if config.count_exponent is not None:
+        raise ValueError(f"fit_counts fits what count_exponent = {config.count_exponent} gives: leave one of them out")
+    if not config.has_levels:
+        raise ValueError(f"fit_counts fits count_exponent, which plan={config.plan} has not")
+
+
+def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
+    """Set the trainer's count_exponent to the one that suits its model, and leave the law in count_law.json.
+
+    On the first training pairs and the model before its first step, also where a run is resumed, which hence goes on
+    under the same law. All processes take the first one's.
+
+    Raises:
+        ValueError: fewer pairs than asked for; a model in shards, of which no process has a gradient.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "fit_counts needs whole gradients, which FSDP and DeepSpeed have not: run `vrpo variance` on one device "
+            "and give its count_exponent"
+        )
+    args, model = trainer.args, trainer.model
+    examples: Any = trainer.train_dataset
+    assert model is not None
+    assert args.draw_seed is not None
+    if len(examples) < num_pairs:
+        raise ValueError(f"fit_counts = {num_pairs}, but there are {len(examples)} training pairs")
+    collator = PreferenceCollator(trainer.denoiser.pad_id)
+    pairs = [
+        tokens_of(collator([examples[row]]), seed=args.draw_seed, epoch=_EPOCH).to(args.device)
+        for row in range(num_pairs)
+    ]
+    bar = tqdm(total=32 * num_pairs, desc="fitting masked counts", unit="pass", disable=args.disable_tqdm)
+    with bar, trainer.accelerator.autocast():
+        law = fit_counts(
+            model,
+            pairs,
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            max_tokens=args.max_tokens_per_forward or 4096,
+            progress=bar.update,
+        )
+    exponent = broadcast(torch.tensor(law.exponent, dtype=torch.float64, device=args.device))
+    args.count_exponent = round(float(exponent), 2)
+    if trainer.is_world_process_zero():
+        _write(law, num_pairs, trainer)
+
+
+def _write(law: CountLaw, num_pairs: int, trainer: VRPOTrainer) -> None:
+    found = {"pairs": num_pairs, **asdict(law)}
+    trainer.args.folder.mkdir(parents=True, exist_ok=True)
+    (trainer.args.folder / "count_law.json").write_text(json.dumps(found, indent=1) + "\n")
+    reduction = law.reduction
+    print(
+        f"count_exponent {law.exponent:g}, fitted on {num_pairs} pairs: it leaves {reduction.value:.2f} "
+        f"[{reduction.low:.2f}, {reduction.high:.2f}] of the second moment of a draw's gradient under uniform counts",
+        file=sys.stderr,
+    )
