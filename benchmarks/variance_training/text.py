@@ -44,6 +44,18 @@ RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 SEEDS = (1, 2, 3, 4, 5)
 SAME_STEPS = [(arm, PAIRS) for arm in SETTINGS]
 SAME_PASSES = [(arm, DRAWS // int(SETTINGS[arm]["num_times"])) for arm in SETTINGS]
+COMPARED = [  # each minus the other
+    (("ours4", PAIRS), ("paper4", PAIRS)),
+    (("ours1", PAIRS), ("paper1", PAIRS)),
+    (("ours1", DRAWS), ("paper1", DRAWS)),
+    (("paper1", PAIRS), ("naive", PAIRS)),
+    (("paper4", PAIRS), ("naive", PAIRS)),
+    (("paper1", DRAWS), ("naive", DRAWS)),
+    (("paper4", PAIRS), ("paper1", PAIRS)),
+    (("ours4", PAIRS), ("ours1", PAIRS)),
+    (("paper1", DRAWS), ("paper4", PAIRS)),
+    (("ours1", DRAWS), ("ours4", PAIRS)),
+]
 PARTS = ("misread", "gsm8k", "ultrafeedback")  # of the held-out pairs
 
 
@@ -172,6 +184,10 @@ def main() -> None:
     for stage, jobs in stages.items():
         if arguments.stage in ("all", stage):
             do(arguments.runs, jobs(), lambda job: train(study, job))
+    if arguments.stage in ("all", "report"):
+        from text_report import report
+
+        report(arguments.runs, points(), PARTS, COMPARED, lambda point: best_rate(study, point))
 
 
 if __name__ == "__main__":
