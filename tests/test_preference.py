@@ -145,26 +145,40 @@ def rows_called(recorder: Recorder, with_graph: bool) -> int:
 
 
 def test_items_without_slope_are_not_run_again() -> None:
-    """SFT on pairs imitates the chosen rows: rejected rows have slope 0 and no second pass."""
+    """SFT on pairs imitates the chosen rows: rejected rows have slope 0, and a graph only in the first pack."""
     recorder = Recorder(exact.Table())
     draws = FixedCount(3)(TOKENS, PAIRS)
     backward_by_draw(recorder, NoReference(), TOKENS, PAIRS, draws, SFT())
-    assert rows_called(recorder, with_graph=False) == 4 * 3
-    assert rows_called(recorder, with_graph=True) == 2 * 3
+    assert rows_called(recorder, with_graph=False) == 4 * 2
+    assert rows_called(recorder, with_graph=True) < 4 * 3
+
+
+@pytest.mark.parametrize(("max_tokens", "extra"), [(None, 4 * 2), (1, 4 * 3 - 1), (1000, 0)])
+def test_the_first_pack_runs_once(max_tokens: int | None, extra: int) -> None:
+    """Every item has one pass with a graph, and those of all packs but the first one without. Kills: a second pass for
+    all; a graph that is kept and not used."""
+    recorder = Recorder(exact.Table())
+    draws = FixedCount(3)(TOKENS, PAIRS)
+    reference = FrozenReference(exact.Table(seed=9))
+    backward_by_draw(recorder, reference, TOKENS, PAIRS, draws, DPO(), max_tokens=max_tokens)
+    assert rows_called(recorder, with_graph=True) == 4 * 3
+    assert rows_called(recorder, with_graph=False) == extra
 
 
 def test_surplus_draws_are_never_run() -> None:
     masks = [torch.ones(1 + n, len(row.response)) for n, row in enumerate(ROWS)]
     recorder = Recorder(exact.Table())
     backward_by_draw(recorder, FrozenReference(exact.Table(seed=9)), TOKENS, PAIRS, draws_of(TOKENS, masks), DPO())
-    assert rows_called(recorder, with_graph=False) == rows_called(recorder, with_graph=True) == 1 + 2 + 3 + 4
+    assert rows_called(recorder, with_graph=True) == 1 + 2 + 3 + 4
+    assert rows_called(recorder, with_graph=False) < 1 + 2 + 3 + 4
 
 
-def test_nothing_to_learn_is_no_call_and_no_gradient() -> None:
-    policy = exact.Table()
+def test_nothing_to_learn_is_no_second_pass_and_no_gradient() -> None:
+    recorder = Recorder(exact.Table())
     nothing = WeightedSum(((0.0, SFT()),))
-    backward_by_draw(policy, NoReference(), TOKENS, PAIRS, FixedCount(2)(TOKENS), nothing)
-    assert policy.table.grad is None
+    backward_by_draw(recorder, NoReference(), TOKENS, PAIRS, FixedCount(2)(TOKENS), nothing)
+    assert rows_called(recorder, with_graph=True) + rows_called(recorder, with_graph=False) == 4 * 2
+    assert not recorder.inner.table.grad.any()
 
 
 def test_processes_agree_on_the_number_of_calls() -> None:

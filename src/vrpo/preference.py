@@ -76,9 +76,9 @@ def backward_by_draw(
     """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
 
     The same gradient as `scale * preference_loss(...).loss.backward()`, at an activation memory that does not grow with
-    the number of draws: by default that of one draw of every row. Costs one extra forward pass without a graph.
-    Items whose slope is zero are not run again. The policy must be deterministic (no dropout), since its terms are
-    computed twice.
+    the number of draws: by default that of one draw of every row. Every pack but the first costs an extra forward pass
+    without a graph; where there is only one, the step costs what the loss with all its graphs costs. Items whose slope
+    is zero are not run again. The policy must be deterministic (no dropout), since its terms are computed twice.
 
     Args:
         max_tokens: tokens (padding included) per call; None: as many as one draw of every row.
@@ -93,15 +93,28 @@ def backward_by_draw(
     packs = plan_packs(tokens, draws, draws.in_use, max_tokens, agree)
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
     with torch.no_grad():
-        policy_terms = terms_of(policy, tokens, draws, packs)
-    leaf = policy_terms.requires_grad_()
-    loss = objective(leaf, reference_terms, structure)
-    slope = thin(*torch.autograd.grad(loss, leaf))
-
-    graphs = (slope != 0) & draws.in_use
-    packs = plan_packs(tokens, draws, graphs, max_tokens, agree)
+        values = terms_of(policy, tokens, draws, packs[1:])
+    row, draw = packs[0].unbind(1)
+    keep = thin is unchanged  # the graph of the first pack, which then needs no second forward pass
+    only = keep and len(packs) == 1
+    with around(only) if keep else nullcontext():
+        with torch.set_grad_enabled(keep):
+            first = pack_terms(policy, tokens, draws, packs[0])
+        terms = values.index_put((row, draw), first.detach()).requires_grad_()
+        loss = objective(terms, reference_terms, structure)
+        slope = thin(*torch.autograd.grad(loss, terms))
+        if keep:
+            backward(scale * (first * slope[row, draw]).sum())
+    rest = (slope != 0) & draws.in_use
+    graphs = rest.index_put((row, draw), rest[row, draw] | keep)
+    step = Step(loss.detach(), terms.detach(), reference_terms, graphs)
+    del first  # and its graph
+    if only:
+        return step
+    rest = rest.index_put((row, draw), rest[row, draw] & (not keep))
+    packs = plan_packs(tokens, draws, rest, max_tokens, agree)
     for index, pack in enumerate(packs):
         with around(index == len(packs) - 1):
-            terms = pack_terms(policy, tokens, draws, pack)
-            backward(scale * (terms * slope[pack[:, 0], pack[:, 1]]).sum())
-    return Step(loss.detach(), policy_terms.detach(), reference_terms, graphs)
+            again = pack_terms(policy, tokens, draws, pack)
+            backward(scale * (again * slope[pack[:, 0], pack[:, 1]]).sum())
+    return step
