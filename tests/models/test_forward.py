@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from tests.build import Row, make_tokens
-from vrpo.draws import FixedCount
+from vrpo.draws import FixedCount, fold, uniform
 from vrpo.losses import DPO
-from vrpo.models import hf
+from vrpo.models import head
+from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, load
 from vrpo.preference import backward_by_draw
@@ -186,7 +187,7 @@ def test_the_head_in_chunks_is_the_head(golden: Path, monkeypatch: pytest.Monkey
     """Kills: chunks dropped or out of order. No more rows than a chunk reach the head at a time, in backward either."""
     results, sizes = [], []
     for chunk in (256, 3):
-        monkeypatch.setattr(hf, "HEAD_CHUNK", chunk)
+        monkeypatch.setattr(head, "HEAD_CHUNK", chunk)
         denoiser = load(golden / "llada_dense", dtype=torch.float64)
         rows: list[int] = []
         denoiser.module.lm_head.register_forward_hook(lambda *hook, rows=rows: rows.append(len(hook[1][0])))
@@ -198,3 +199,65 @@ def test_the_head_in_chunks_is_the_head(golden: Path, monkeypatch: pytest.Monkey
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_frozen_head_has_the_gradient_of_a_trained_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With respect to the hidden states, by autograd through all logits at once, in float64. Within the rounding of the
+    dtype. Kills: the slope of another chunk; p without the one-hot; upstream gradients left out; bfloat16 sums."""
+    monkeypatch.setattr(head, "HEAD_CHUNK", 5)
+    bits = uniform(fold(torch.arange(40)[:, None], torch.arange(8)))
+    weight, hidden = (bits[:27] - 0.5) * 4, bits[27:] * 2
+    target, above = torch.arange(13) * 2, bits[:13, 0] - 0.5
+    exact = hidden.clone().requires_grad_()
+    logp = (exact @ weight.T).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    (expected,) = torch.autograd.grad(logp @ above, exact)
+    module = torch.nn.Linear(8, 27, bias=False).to(dtype)
+    module.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    for trained in (False, True):
+        module.weight.requires_grad_(trained)
+        leaf = hidden.to(dtype).requires_grad_()
+        found = head.target_logp(module, leaf, target)
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(found.double(), logp.detach(), rtol=tolerance, atol=tolerance)
+        with torch.no_grad():
+            assert torch.equal(found, head.target_logp(module, leaf, target))  # a policy at its reference scores 0
+        (gradient,) = torch.autograd.grad(found @ above.to(found.dtype), leaf)
+        torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["bias", "hook", "adapter"])
+def test_other_heads_are_called(kind: str) -> None:
+    """Kills: a bias, a hook (FSDP's, a quantised layer's) or an adapter of the head that is passed over."""
+    module: torch.nn.Module = torch.nn.Linear(4, 7, bias=kind == "bias").double().requires_grad_(False)
+    calls: list[int] = []
+    if kind == "hook":
+        module.register_forward_hook(lambda *_: calls.append(1))
+    if kind == "adapter":
+        inner = torch.nn.Sequential(module, torch.nn.Linear(7, 7, bias=False).double())
+        module = inner
+    hidden = uniform(fold(torch.arange(3)[:, None], torch.arange(4))).requires_grad_()
+    target = torch.tensor([0, 3, 6])
+    found = head.target_logp(module, hidden, target)
+    expected = module(hidden).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert len(calls) == (2 if kind == "hook" else 0)
+
+
+def test_a_frozen_head_under_autocast(golden: Path) -> None:
+    """An adapter's gradients in bfloat16 autocast, with a frozen float32 head and with one that is called: as close as
+    bfloat16 is. Kills: float32 products of the largest matrix under autocast; a head cast in every chunk."""
+    results = []
+    for plain in (True, False):
+        denoiser = with_adapter(load(golden / "llada_dense"), LoraConfig(r=2, lora_alpha=4), seed=0)
+        inner = denoiser.module.get_base_model().lm_head
+        if not plain:
+            inner.register_forward_hook(lambda *_: None)
+        with torch.autocast("cpu", torch.bfloat16):
+            denoiser(**batch(make_tokens(ROWS))).sum().backward()
+        results.append(gradients(denoiser.module))
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        scale = float(gradient.abs().max())
+        assert float((gradient - results[1][name]).abs().max()) <= 0.05 * scale + 1e-12

@@ -13,11 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 
-HEAD_CHUNK = 256  # scored positions whose logits exist at a time
+from vrpo.models.head import logits_of, target_logp
 
 
 class MaskedDiffusion:
@@ -42,10 +40,9 @@ class MaskedDiffusion:
     ) -> Float[Tensor, " S"] | Float[Tensor, "S V"]:
         """Log-probabilities of `input_ids` (or logits) at the `scored` positions, the `masked` ones being hidden.
 
-        Only hidden states at scored positions reach the head, HEAD_CHUNK of them at a time, and their logits are
-        computed again in the backward pass: memory depends neither on how many are scored nor on the vocabulary times
-        the length. At least float32 whatever the model's dtype. `unused` takes the None arguments that peft's task
-        wrappers pass along.
+        Only hidden states at scored positions reach the head, a chunk of them at a time (models/head.py): memory does
+        not depend on the vocabulary times the length. At least float32. `unused` takes the None arguments that peft's
+        task wrappers pass along.
         """
         given = [name for name, value in unused.items() if value is not None]
         if given:
@@ -53,18 +50,8 @@ class MaskedDiffusion:
         corrupted = torch.where(masked, self.config.mask_token_id, input_ids)
         hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False).last_hidden_state
         if output == "logits":
-            return self._logits(hidden[scored])
-        parts = zip(hidden[scored].split(HEAD_CHUNK), input_ids[scored].split(HEAD_CHUNK), strict=True)
-        if not torch.is_grad_enabled():
-            return torch.cat([self._logp(*part) for part in parts])
-        return torch.cat([checkpoint(self._logp, *part, use_reentrant=False) for part in parts])
-
-    def _logits(self, hidden: Float[Tensor, "S D"]) -> Float[Tensor, "S V"]:
-        logits = self.lm_head(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _logp(self, hidden: Float[Tensor, "S D"], target: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
-        return -cross_entropy(self._logits(hidden), target, reduction="none")
+            return logits_of(self.lm_head, hidden[scored])
+        return target_logp(self.lm_head, hidden[scored], input_ids[scored])
 
 
 @dataclass(frozen=True)
