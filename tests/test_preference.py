@@ -14,9 +14,10 @@ from tests.build import draws_of, make_tokens, two_pairs
 from tests.test_estimator import Recorder
 from tests.test_losses import OBJECTIVES, every_objective
 from vrpo.draws import FixedCount
-from vrpo.losses import DPO, SFT, Objective, WeightedSum
-from vrpo.preference import backward_by_draw, preference_loss
+from vrpo.losses import DPO, SFT, CrossFit, Jackknife, Objective, WeightedSum
+from vrpo.preference import backward_by_draw, backward_in_one_pass, preference_loss
 from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference
+from vrpo.types import Pairs, Rows
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROWS, PAIRS = two_pairs()
@@ -226,3 +227,82 @@ def test_trainers_supply_backward_and_context() -> None:
     assert [event[1] for event in events if event[0] == "enter"] == [False] * (packs - 1) + [True]
     assert events[:3] == [("enter", False), "backward", ("exit", False)]
     assert_close(policy.inner.table.grad, 2 * plain.table.grad)
+
+
+# One pass -------------------------------------------------------------------------------------------------------------
+
+
+@every_objective
+@pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
+@pytest.mark.parametrize("max_tokens", [None, 1])
+@pytest.mark.parametrize("by_group", [False, True])
+def test_one_pass_is_the_gradient_of_the_loss(
+    objective: Objective, num_times: int, num_masks: int, max_tokens: int | None, by_group: bool
+) -> None:
+    """In float64 to 1e-12, with the same loss and terms, added to what .grad holds.
+
+    Kills: a slope of another row; draws of a row counted twice; buffers that are not emptied; scale ignored; .grad
+    overwritten.
+    """
+    plan = FixedCount(num_times, num_masks)
+    draws, reference = plan(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
+    whole, once = exact.Table(), exact.Table()
+    step = preference_loss(whole, reference, TOKENS, PAIRS, draws, objective)
+    (3.0 * step.loss).backward()
+    for _ in range(2):
+        found = backward_in_one_pass(
+            once,
+            reference,
+            TOKENS,
+            PAIRS,
+            draws,
+            objective,
+            [once.table],
+            max_tokens=max_tokens,
+            scale=1.5,
+            by_group=by_group,
+        )
+    assert_close(once.table.grad, whole.table.grad)
+    torch.testing.assert_close(found.policy_terms, step.policy_terms.detach(), rtol=1e-13, atol=1e-13)
+    assert float(found.loss) == pytest.approx(float(step.loss.detach()), abs=1e-13)
+    assert not found.loss.requires_grad
+
+
+@pytest.mark.parametrize("kind", [CrossFit, Jackknife])
+def test_one_pass_with_a_slope_for_each_group(kind: type[CrossFit | Jackknife]) -> None:
+    """Slopes that differ inside a row need a buffer each, and are noticed without. Kills: one slope for all draws."""
+    draws, reference = FixedCount(3)(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
+    objective = kind(DPO(1.0), 3)
+    once, by_draw = exact.Table(), exact.Table()
+    backward_by_draw(by_draw, reference, TOKENS, PAIRS, draws, objective)
+    backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table], by_group=True)
+    assert_close(once.table.grad, by_draw.table.grad)
+    with pytest.raises(ValueError, match="slopes of one row's draws differ"):
+        backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table])
+
+
+def test_one_pass_refuses_an_objective_that_couples_families() -> None:
+    """Kills: slopes taken before the terms they depend on were known."""
+
+    def coupled(policy_terms: Tensor, reference_terms: Tensor, structure: Pairs) -> Tensor:
+        return policy_terms.sum().square()
+
+    once, draws = exact.Table(), FixedCount(2)(TOKENS, PAIRS)
+    with pytest.raises(ValueError, match="couples rows of different families"):
+        backward_in_one_pass(once, NoReference(), TOKENS, PAIRS, draws, coupled, [once.table])
+
+
+def test_one_pass_is_one_pass() -> None:
+    """Every item once, with a graph; and none of them longer than a family. Kills: a second pass; all graphs kept."""
+    recorder = Recorder(exact.Table())
+    draws, reference = FixedCount(3)(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
+    backward_in_one_pass(recorder, reference, TOKENS, PAIRS, draws, DPO(), [recorder.inner.table])
+    assert rows_called(recorder, with_graph=False) == 0
+    assert rows_called(recorder, with_graph=True) == 4 * 3
+
+
+def test_families_are_connected() -> None:
+    """Pairs that share a row, directly or through others. Kills: one round of joining."""
+    pairs = Pairs(torch.tensor([0, 4, 2, 5]), torch.tensor([3, 2, 0, 6]), torch.ones(8).long())
+    assert pairs.family.tolist() == [0, 1, 0, 0, 0, 5, 5, 7]
+    assert Rows(torch.ones(3).long()).family.tolist() == [0, 1, 2]

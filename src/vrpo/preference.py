@@ -5,7 +5,7 @@ the VALUES of the terms; so the values come first, without a graph, and then one
 and pushed back with its slopes. Nothing is approximated.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from vrpo.losses import Objective
 from vrpo.reference import Reference
 from vrpo.types import AnyDraws, AnyTokens, Denoiser, Structure
 
+Parameters = Sequence[Tensor]
 Backward = Callable[[Float[Tensor, ""]], None]  # differentiates a scalar into the parameters' .grad
 Around = Callable[[bool], AbstractContextManager[object]]  # (is it the last backward of the step?) -> its context
 Thin = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N K"]]  # slopes to fewer slopes, of the same expectation
@@ -118,3 +119,101 @@ def backward_by_draw(
             again = pack_terms(policy, tokens, draws, pack)
             backward(scale * (again * slope[pack[:, 0], pack[:, 1]]).sum())
     return step
+
+
+def backward_in_one_pass(
+    policy: Denoiser,
+    reference: Reference,
+    tokens: AnyTokens,
+    structure: Structure,
+    draws: AnyDraws,
+    objective: Objective,
+    parameters: Parameters,
+    *,
+    max_tokens: int | None = None,
+    scale: float = 1.0,
+    around: Around = nullcontext,
+    by_group: bool = False,
+) -> Step:
+    """Accumulate scale * grad(loss) into the .grad of `parameters` with one forward pass of the policy per draw.
+
+    The same gradient as `backward_by_draw`. Where a row's draws all have one slope, sum_k slope_k grad term_k is the
+    slope times the gradient of the row's sum: so each row is pushed back as it comes, into a buffer of the parameters'
+    size, and scaled when its family's terms are known. Worth it where the parameters are few (adapters): a family needs
+    as many buffers as it has rows. Memory does not grow with the number of draws, nor of families.
+
+    Gradients do not pass any wrapper's hooks: the caller sums `.grad` over processes.
+
+    Args:
+        parameters: all that are trained.
+        around: context of each forward and backward, told that it is not the last one.
+        by_group: the objective's slopes differ between groups of draws (`CrossFit`, `Jackknife`): a buffer for each.
+
+    Raises:
+        ValueError: draws of a buffer have slopes of their own, or a slope changed with terms of another family.
+    """
+    reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens)
+    terms = torch.zeros(draws.group.shape, dtype=torch.float64, device=draws.group.device)
+    applied = torch.zeros_like(terms)
+    for family in structure.family.unique():
+        rows = structure.family == family
+        buffers = [
+            _sum_of_gradients(policy, tokens, draws, unit, parameters, terms, max_tokens, around)
+            for unit in _units(rows[:, None] & draws.in_use, draws, by_group)
+        ]
+        slope = _slope(objective, terms, reference_terms, structure)
+        for unit, gradient in buffers:
+            own = slope[unit]
+            if bool((own != own[0]).any()):
+                raise ValueError("the slopes of one row's draws differ: use backward_by_draw, or by_group")
+            _accumulate(parameters, gradient, scale * float(own[0]))
+            applied[unit] = own
+    loss = objective(terms, reference_terms, structure)
+    whole = _slope(objective, terms, reference_terms, structure) * draws.in_use
+    if not torch.allclose(whole, applied, rtol=1e-9, atol=0):
+        raise ValueError("the objective couples rows of different families: use backward_by_draw")
+    return Step(loss, terms, reference_terms, draws.in_use)
+
+
+def _units(keep: Bool[Tensor, "N K"], draws: AnyDraws, by_group: bool) -> list[Bool[Tensor, "N K"]]:
+    """The kept items, row by row, and group by group of a row if asked."""
+    number = torch.arange(len(keep), device=keep.device)[:, None] * (draws.group.max() + 1)
+    number = number + draws.group if by_group else number.expand_as(draws.group)
+    return [keep & (number == value) for value in number[keep].unique()]
+
+
+def _sum_of_gradients(
+    policy: Denoiser,
+    tokens: AnyTokens,
+    draws: AnyDraws,
+    unit: Bool[Tensor, "N K"],
+    parameters: Parameters,
+    terms: Float[Tensor, "N K"],
+    max_tokens: int | None,
+    around: Around,
+) -> tuple[Bool[Tensor, "N K"], list[Tensor | None]]:
+    """The unit and the gradient of the sum of its terms, which are filled in."""
+    total: list[Tensor | None] = [None] * len(parameters)
+    for pack in plan_packs(tokens, draws, unit, max_tokens):
+        with around(False):
+            values = pack_terms(policy, tokens, draws, pack)
+            found = torch.autograd.grad(values.sum(), parameters, allow_unused=True)
+        terms[pack[:, 0], pack[:, 1]] = values.detach()
+        total = [
+            new if old is None else old if new is None else old + new for old, new in zip(total, found, strict=True)
+        ]
+    return unit, total
+
+
+def _slope(
+    objective: Objective, terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
+) -> Float[Tensor, "N K"]:
+    leaf = terms.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(leaf, reference_terms, structure), leaf)
+    return slope
+
+
+def _accumulate(parameters: Parameters, gradient: Sequence[Tensor | None], factor: float) -> None:
+    for parameter, part in zip(parameters, gradient, strict=True):
+        if part is not None:
+            parameter.grad = part * factor if parameter.grad is None else parameter.grad.add_(part, alpha=factor)

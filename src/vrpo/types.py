@@ -161,13 +161,20 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
 
 @runtime_checkable
 class Structure(Protocol):
-    """Which rows an objective compares or imitates, with the facts it needs about them."""
+    """Which rows an objective compares or imitates, with the facts it needs about them.
+
+    The loss is a sum over families, rows of equal number: what one family has for terms says nothing about the slopes
+    of another.
+    """
 
     @property
     def length(self) -> Int[Tensor, " N"]: ...
 
     @property
     def imitated(self) -> Int[Tensor, " M"]: ...
+
+    @property
+    def family(self) -> Int[Tensor, " N"]: ...
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,10 @@ class Rows:
 
     @property
     def imitated(self) -> Int[Tensor, " N"]:
+        return torch.arange(len(self.length), device=self.length.device)
+
+    @property
+    def family(self) -> Int[Tensor, " N"]:
         return torch.arange(len(self.length), device=self.length.device)
 
 
@@ -193,6 +204,18 @@ class Pairs:
     def imitated(self) -> Int[Tensor, " P"]:
         """The rows that a supervised term imitates: the chosen ones."""
         return self.chosen
+
+    @property
+    def family(self) -> Int[Tensor, " N"]:
+        """Rows of one pair, and of pairs that have a row in common: the smallest row number among them."""
+        family = torch.arange(len(self.length), device=self.length.device)
+        while True:
+            least = torch.minimum(family[self.chosen], family[self.rejected])
+            rows, both = torch.cat([self.chosen, self.rejected]), torch.cat([least, least])
+            joined = family.scatter_reduce(0, rows, both, "amin")
+            if torch.equal(joined, family):
+                return family
+            family = joined
 
 
 @runtime_checkable
