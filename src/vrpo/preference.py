@@ -16,7 +16,7 @@ from torch import Tensor
 from vrpo.estimator import Agree, elbo, pack_terms, plan_packs, terms_of
 from vrpo.losses import Objective
 from vrpo.reference import Reference
-from vrpo.types import AnyDraws, AnyTokens, Denoiser, Structure
+from vrpo.types import AnyDraws, AnyTokens, Denoiser, Draws, Structure, Tokens
 
 Parameters = Sequence[Tensor]
 Backward = Callable[[Float[Tensor, ""]], None]  # differentiates a scalar into the parameters' .grad
@@ -124,9 +124,9 @@ def backward_by_draw(
 def backward_in_one_pass(
     policy: Denoiser,
     reference: Reference,
-    tokens: AnyTokens,
+    tokens: Tokens,
     structure: Structure,
-    draws: AnyDraws,
+    draws: Draws,
     objective: Objective,
     parameters: Parameters,
     *,
@@ -142,7 +142,8 @@ def backward_in_one_pass(
     size, and scaled when its family's terms are known. Worth it where the parameters are few (adapters): a family needs
     as many buffers as it has rows. Memory does not grow with the number of draws, nor of families.
 
-    Gradients do not pass any wrapper's hooks: the caller sums `.grad` over processes.
+    The reference sees the packs that the policy sees, so that what rounding does to both cancels. It must be one of the
+    same draws. Gradients do not pass any wrapper's hooks: the caller sums `.grad` over processes.
 
     Args:
         parameters: all that are trained.
@@ -152,15 +153,18 @@ def backward_in_one_pass(
     Raises:
         ValueError: draws of a buffer have slopes of their own, or a slope changed with terms of another family.
     """
-    reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens)
     terms = torch.zeros(draws.group.shape, dtype=torch.float64, device=draws.group.device)
     applied = torch.zeros_like(terms)
+    reference_terms = reference(tokens, draws.only(torch.zeros_like(draws.in_use)), structure, max_tokens=max_tokens)
     for family in structure.family.unique():
         rows = structure.family == family
-        buffers = [
-            _sum_of_gradients(policy, tokens, draws, unit, parameters, terms, max_tokens, around)
-            for unit in _units(rows[:, None] & draws.in_use, draws, by_group)
-        ]
+        buffers = []
+        for unit in _units(rows[:, None] & draws.in_use, draws, by_group):
+            found = reference(tokens, draws.only(unit), structure, max_tokens=max_tokens)
+            reference_terms = torch.where(unit[:, None], found, reference_terms)
+            values, gradient = _pushed_back(policy, tokens, draws, unit, parameters, max_tokens, around)
+            terms = terms + values
+            buffers.append((unit, gradient))
         slope = _slope(objective, terms, reference_terms, structure)
         for unit, gradient in buffers:
             own = slope[unit]
@@ -175,34 +179,36 @@ def backward_in_one_pass(
     return Step(loss, terms, reference_terms, draws.in_use)
 
 
-def _units(keep: Bool[Tensor, "N K"], draws: AnyDraws, by_group: bool) -> list[Bool[Tensor, "N K"]]:
+def _units(keep: Bool[Tensor, "N K"], draws: Draws, by_group: bool) -> list[Bool[Tensor, "N K"]]:
     """The kept items, row by row, and group by group of a row if asked."""
     number = torch.arange(len(keep), device=keep.device)[:, None] * (draws.group.max() + 1)
     number = number + draws.group if by_group else number.expand_as(draws.group)
     return [keep & (number == value) for value in number[keep].unique()]
 
 
-def _sum_of_gradients(
+def _pushed_back(
     policy: Denoiser,
-    tokens: AnyTokens,
-    draws: AnyDraws,
+    tokens: Tokens,
+    draws: Draws,
     unit: Bool[Tensor, "N K"],
     parameters: Parameters,
-    terms: Float[Tensor, "N K"],
     max_tokens: int | None,
     around: Around,
-) -> tuple[Bool[Tensor, "N K"], list[Tensor | None]]:
-    """The unit and the gradient of the sum of its terms, which are filled in."""
+) -> tuple[Float[Tensor, "N K"], list[Tensor | None]]:
+    """The unit's terms, and the gradient of their sum."""
+    terms = torch.zeros(unit.shape, dtype=torch.float64, device=unit.device)
     total: list[Tensor | None] = [None] * len(parameters)
     for pack in plan_packs(tokens, draws, unit, max_tokens):
         with around(False):
             values = pack_terms(policy, tokens, draws, pack)
             found = torch.autograd.grad(values.sum(), parameters, allow_unused=True)
         terms[pack[:, 0], pack[:, 1]] = values.detach()
-        total = [
-            new if old is None else old if new is None else old + new for old, new in zip(total, found, strict=True)
-        ]
-    return unit, total
+        total = [_sum(*both) for both in zip(total, found, strict=True)]
+    return terms, total
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
 
 
 def _slope(

@@ -75,6 +75,10 @@ class Draws:
         """Which draws score anything."""
         return self.scored.any(-1)
 
+    def only(self, keep: Bool[Tensor, "N K"]) -> "Draws":
+        """These draws, of which all but some score nothing and so cost nothing."""
+        return Draws(self.masked, self.weight * keep[..., None], self.group)
+
     def inputs(self, tokens: Tokens, items: Int[Tensor, "B 2"]) -> tuple[dict[str, Tensor], Float[Tensor, "B C"]]:
         """What a denoiser is called with for these (row, draw) items, and the weights of what it returns: one value per
         non-zero weight, row-major. Columns that no item attends to are cut off."""

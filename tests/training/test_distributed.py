@@ -79,7 +79,7 @@ def test_same_evaluation(both: Callable[[str], tuple[Result, Result]], name: str
     assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "auto"])
+@pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "auto", "one_pass"])
 def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, name: str) -> None:
     """Kills: metrics of process 0 alone, or of the last micro-batch alone; a loss scaled by the world size."""
     _, two = both(name)

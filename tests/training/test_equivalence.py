@@ -1,5 +1,6 @@
 """Runs that are written differently and must be the same run: parameter trajectories in float64, to 1e-9."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.training.runs import Trajectory, distance, lora, moved, pairs, tiny, 
 from vrpo.data.collate import pairs_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import preference_loss
+from vrpo.training import preference
 from vrpo.training.preference import VRPOTrainer, frozen_copy
 
 TOLERANCE = 1e-9
@@ -61,6 +63,41 @@ def test_logged_loss_is_that_of_the_whole_batch(tmp_path: Path) -> None:
         losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0][1] != pytest.approx(losses[0][0], rel=1e-3)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("fields", [{}, {"sft_coef": 0.1}, {"slope": "cross_fit"}], ids=["dpo", "sft", "cross_fit"])
+def test_one_pass_is_two(tmp_path: Path, adapter: bool, fields: dict[str, Any]) -> None:
+    """Also over micro-batches; to 1e-5, since transformers' RMSNorm computes in float32 and so does not scale exactly
+    (tests/test_preference.py has 1e-12). Kills: the scale of a micro-batch left out; earlier gradients overwritten."""
+    common = {"num_times": 4, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, **fields}
+    found = []
+    for passes in ("one", "two"):
+        options = {"peft_config": lora()} if adapter else {}
+        found.append(run(tmp_path / passes, 6, gradient_passes=passes, **common, **options))
+    assert distance(*found) < 1e-5
+
+
+def spied(name: str, function: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize(("adapter", "num_times", "once"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+def test_passes_are_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool, num_times: int, once: bool
+) -> None:
+    """One pass for adapters whose step needs several packs; a single pack keeps its graph anyway. Kills: a choice that
+    forgets the budget; a buffer of a whole model."""
+    calls: list[str] = []
+    for name in ("backward_in_one_pass", "backward_by_draw"):
+        monkeypatch.setattr(preference, name, spied(name, getattr(preference, name), calls))
+    options = {"peft_config": lora()} if adapter else {}
+    run(tmp_path, 4, num_times=num_times, **options)
+    assert set(calls) == {"backward_in_one_pass" if once else "backward_by_draw"}
 
 
 def test_adapter_off_is_a_frozen_copy(tmp_path: Path) -> None:

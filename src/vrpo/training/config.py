@@ -235,6 +235,14 @@ class VRPOConfig(DiffusionConfig):
             "of draws at that of the other groups; jackknife, corrected to first order. They differ in bias only."
         },
     )
+    gradient_passes: str = field(
+        default="auto",
+        metadata={
+            "help": "How a step avoids holding all draws' graphs: two, values first and then a second forward pass of "
+            "all packs but one; one, each row pushed back as it comes into a buffer of the trained parameters' size. "
+            "Equal gradients. auto: one for adapters, where the buffer is small, if a step needs several packs."
+        },
+    )
     share_draws: bool = field(
         default=True,
         metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
@@ -250,6 +258,12 @@ class VRPOConfig(DiffusionConfig):
         if self.sft_coef < 0:
             raise ValueError(f"sft_coef must not be negative, not {self.sft_coef}")
         self.objective()
+        if self.gradient_passes not in ("auto", "one", "two"):
+            raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
+        if self.gradient_passes == "one" and self.num_draws == "auto":
+            raise ValueError("gradient_passes=one knows no slope before its backward, which num_draws=auto decides by")
+        if self.gradient_passes == "one" and not self.share_draws:
+            raise ValueError("gradient_passes=one goes with shared draws only: leave it out with share_draws=false")
         if self.num_draws not in (None, "auto"):
             raise ValueError(f"num_draws must be auto, or left out; not {self.num_draws!r} (for a number: num_times)")
         try:

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
+from vrpo.estimator import plan_packs
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
-from vrpo.preference import Step, Thin, backward_by_draw, preference_loss, unchanged
+from vrpo.preference import Step, Thin, backward_by_draw, backward_in_one_pass, preference_loss, unchanged
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
 from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
@@ -123,22 +124,48 @@ class VRPOTrainer(DiffusionTrainer):
         reference: Reference = self.reference(policy)
         if not self.args.share_draws:
             reference = IndependentReference(reference, plan)
-        step = backward_by_draw(
-            policy,
-            reference,
-            tokens,
-            pairs,
-            draws,
-            self.args.training_objective(),
-            max_tokens=self.args.max_tokens_per_forward,
-            agree=self.agree,
-            scale=scale,
-            backward=self.backward,
-            around=self.around(self.model_wrapped),
-            thin=self.thin(tokens, pairs, draws),
-        )
+        common: dict[str, Any] = {"max_tokens": self.args.max_tokens_per_forward, "scale": scale}
+        common["around"] = self.around(self.model_wrapped)
+        given = (policy, reference, tokens, pairs, draws, self.args.training_objective())
+        if self.one_pass(tokens, draws):
+            by_group = self.args.slope != "plain"
+            step = backward_in_one_pass(*given, self.trained, by_group=by_group, **common)
+            self._synchronise()
+        else:
+            thin = self.thin(tokens, pairs, draws)
+            step = backward_by_draw(*given, agree=self.agree, backward=self.backward, thin=thin, **common)
         self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
         return step.loss
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        assert self.model is not None
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def one_pass(self, tokens: Tokens, draws: Draws) -> bool:
+        """Whether this step pushes rows back as they come; the same on all processes.
+
+        Raises:
+            ValueError: it is asked for and not possible.
+        """
+        wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16
+        if self.args.gradient_passes == "one":
+            if wrapped:
+                raise ValueError("gradient_passes=one: FSDP, DeepSpeed and fp16 need their own backward; leave it out")
+            return True
+        adapter = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
+        other = self.args.gradient_passes == "two" or self.budget is not None or not self.args.share_draws
+        if wrapped or other or not adapter:
+            return False
+        return self.agree(len(plan_packs(tokens, draws, draws.in_use, self.args.max_tokens_per_forward))) > 1
+
+    def _synchronise(self) -> None:
+        """Mean of the accumulated gradients over processes, when a step's last micro-batch is done."""
+        if self.args.world_size > 1 and self.accelerator.gradient_state.sync_gradients:
+            for parameter in self.trained:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
 
     @property
     def budget(self) -> DrawBudget | None:
@@ -167,11 +194,9 @@ class VRPOTrainer(DiffusionTrainer):
     def _fill_empty_gradient(self) -> None:
         """A step whose draws were all dropped has the gradient 0: without one, optimizers skip it, and their momentum.
         Several processes, or DeepSpeed, have run an empty pack for it (`agree`)."""
-        assert self.model is not None
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
-        if alone and all(parameter.grad is None for parameter in trained):
-            for parameter in trained:
+        if alone and all(parameter.grad is None for parameter in self.trained):
+            for parameter in self.trained:
                 parameter.grad = torch.zeros_like(parameter)
 
     def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
