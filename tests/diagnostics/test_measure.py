@@ -8,8 +8,9 @@ import torch
 
 from tests.diagnostics.laws import SKETCH, pair, tables
 from vrpo.diagnostics.designs import allocations, merged
-from vrpo.diagnostics.measure import Meter, Store, fingerprint, measured, weights_fingerprint
+from vrpo.diagnostics.measure import Meter, Store, fingerprint, measured
 from vrpo.draws import FixedCount
+from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.reference import FrozenReference
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")

@@ -133,6 +133,9 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "unequal_lora": lambda folder, world: unequal(folder, world, adapter=True, gradient_accumulation_steps=2),
     "one_pass": lambda folder, world: unequal(folder, world, gradient_passes="one", sft_coef=0.1),
     "one_pass_lora": lambda folder, world: trained(folder, world, adapter=True, gradient_passes="one", num_times=3),
+    "precomputed": lambda folder, world: trained(
+        folder, world, rows=pairs(200), batch=20, precompute_ref_log_probs=True
+    ),
     "sft": lambda folder, world: supervised(folder, world),
     "sft_packed": lambda folder, world: supervised(folder, world, max_tokens_per_forward=20),
     "sharded": sharded,

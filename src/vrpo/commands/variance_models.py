@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.diagnostics.measure import weights_fingerprint
+from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.reference import FrozenReference

@@ -8,22 +8,21 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from vrpo.diagnostics.designs import Design
 from vrpo.diagnostics.replicates import AnswerGradients, Replicates, replicate
+from vrpo.models.fingerprint import digest_of
 from vrpo.reference import Reference
 from vrpo.sketch import Sketch
 from vrpo.types import Denoiser, Tokens
 
 _ANSWERS = ("masked", "square", "length")
-_SAMPLED = 256  # elements of each weight tensor that its fingerprint reads
 
 
 @dataclass(frozen=True)
@@ -155,21 +154,4 @@ def measured(
 
 def fingerprint(pair: Tokens) -> str:
     """A hash of everything that a measurement reads of a pair: tokens, what is response, keys."""
-    return _hash([pair.ids, pair.response, pair.attention, pair.key])
-
-
-def weights_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of the names, shapes and types of weights and of a sample of each one's elements: training changes it."""
-    digest = blake2b(digest_size=8)
-    for name, tensor in named:
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // _SAMPLED)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_hash([flat[::step].double()])}".encode())
-    return digest.hexdigest()
-
-
-def _hash(tensors: Iterable[Tensor]) -> str:
-    digest = blake2b(digest_size=8)
-    for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of([pair.ids, pair.response, pair.attention, pair.key])

@@ -243,6 +243,17 @@ class VRPOConfig(DiffusionConfig):
             "Equal gradients. auto: one for adapters, where the buffer is small, if a step needs several packs."
         },
     )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={
+            "help": "Compute the reference's terms once before training, keep them on disk and replay them: no second "
+            "model and no reference pass in a step. Every epoch then sees the same draws of a pair."
+        },
+    )
+    ref_terms_dir: str | None = field(
+        default=None,
+        metadata={"help": "Where these terms are kept, for other runs too. None: output_dir/reference_terms."},
+    )
     share_draws: bool = field(
         default=True,
         metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
@@ -262,6 +273,10 @@ class VRPOConfig(DiffusionConfig):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
         if self.gradient_passes == "one" and self.num_draws == "auto":
             raise ValueError("gradient_passes=one knows no slope before its backward, which num_draws=auto decides by")
+        if self.precompute_ref_log_probs and not self.share_draws:
+            raise ValueError("precompute_ref_log_probs replays the policy's draws, which share_draws=false has not")
+        if self.ref_terms_dir is not None and not self.precompute_ref_log_probs:
+            raise ValueError("ref_terms_dir goes with precompute_ref_log_probs, which is off")
         if self.gradient_passes == "one" and not self.share_draws:
             raise ValueError("gradient_passes=one goes with shared draws only: leave it out with share_draws=false")
         if self.num_draws not in (None, "auto"):
@@ -284,6 +299,11 @@ class VRPOConfig(DiffusionConfig):
         if coupling not in _COUPLINGS:
             raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {coupling!r}")
         return plan if coupling == "none" else Paired(plan, align=coupling == "aligned")
+
+    @property
+    def terms_folder(self) -> Path:
+        """Where precomputed reference terms are."""
+        return self.folder / "reference_terms" if self.ref_terms_dir is None else Path(self.ref_terms_dir)
 
     def training_objective(self) -> Objective:
         """The objective with its slope where `slope` says; evaluations use `objective`.

@@ -2,8 +2,9 @@
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.estimator import plan_packs
 from vrpo.models.adapter import with_adapter
+from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, Thin, backward_by_draw, backward_in_one_pass, preference_loss, unchanged
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
@@ -27,7 +30,8 @@ from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.config import VRPOConfig
 from vrpo.training.metrics import pair_metrics, relative_error
-from vrpo.types import Denoiser, Draws, Pairs, Tokens
+from vrpo.training.reference_terms import SHARD, KnownTerms, TermStore
+from vrpo.types import Denoiser, Draws, Pairs, Plan, Tokens
 
 
 class VRPOTrainer(DiffusionTrainer):
@@ -69,10 +73,11 @@ class VRPOTrainer(DiffusionTrainer):
                 "model and ref_model are one module, which would be trained: leave out ref_model, or load it"
             )
         self.ref_model = given
-        if given is None and not isinstance(denoiser.module, PeftModel):
+        if given is None and not isinstance(denoiser.module, PeftModel) and not args.precompute_ref_log_probs:
             self.ref_model = frozen_copy(denoiser)
         self._warned = False
         self._reference_module: Any = None
+        self._known: dict[int, KnownTerms] = {}  # by epoch
         self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
         start = args.beta / 2 / RATE  # every pair at margin 0: |slope| = beta / 2, and pi = RATE
         super().__init__(
@@ -108,6 +113,76 @@ class VRPOTrainer(DiffusionTrainer):
         else:
             self._reference_module = module.to(self.args.device)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._precompute()
+        return super().train(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._precompute()
+        return super().evaluate(*args, **kwargs)
+
+    @property
+    def draw_epoch(self) -> int:
+        """With precomputed reference terms 0, whose draws they belong to."""
+        return 0 if self.args.precompute_ref_log_probs else super().draw_epoch
+
+    def _precompute(self) -> None:
+        """The reference's terms of training and evaluation sets, if asked for and not yet there; then the model that
+        they came from is not needed."""
+        if not self.args.precompute_ref_log_probs or self._known:
+            return
+        parts = list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        plans = {0: self.args.training_plan(), EVAL_EPOCH: self.args.sampling_plan(self.args.eval_num_times)}
+        for epoch, datasets in ((0, [self.train_dataset]), (EVAL_EPOCH, parts)):
+            name = "train" if epoch == 0 else "eval"
+            store = TermStore(self.args.terms_folder / name, self._terms_settings(plans[epoch]))
+            given = [dataset for dataset in datasets if dataset is not None]
+            self._complete(store, given, plans[epoch], epoch)
+            self.accelerator.wait_for_everyone()
+            self._known[epoch] = store.load(batch for dataset in given for batch in self._shards(dataset, epoch))
+        self.ref_model = self._reference_module = None
+
+    def _terms_settings(self, plan: Plan) -> dict[str, str]:
+        module = self.denoiser.module if self.ref_model is None else self.ref_model.module
+        frozen = (item for item in module.named_parameters() if "lora_" not in item[0])
+        precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "as stored"
+        return {"reference": weights_fingerprint(frozen), "plan": repr(plan), "precision": precision}
+
+    def _shards(self, dataset: Any, epoch: int) -> Iterator[tuple[Tokens, Pairs]]:
+        for start in range(0, len(dataset), SHARD):
+            rows = [dataset[row] for row in range(start, min(start + SHARD, len(dataset)))]
+            batch = self.data_collator(rows)
+            yield self.tokens(batch, epoch=epoch), pairs_of(batch)
+
+    def _complete(self, store: TermStore, datasets: list[Any], plan: Plan, epoch: int) -> None:
+        """Compute the shards that are missing, every so many on this process."""
+        shards = (shard for dataset in datasets for shard in self._shards(dataset, epoch))
+        mine = islice(shards, self.args.process_index, None, self.args.world_size)
+        policy: Any = self.model
+        reference = self.reference(policy) if self._separate else FrozenReference(policy)
+        policy.eval()
+        total = sum(-(-len(dataset) // SHARD) for dataset in datasets) // self.args.world_size
+        bar = tqdm(mine, desc="reference terms", unit="shard", total=total, disable=self.args.disable_tqdm)
+        with self.accelerator.autocast():
+            for tokens, pairs in bar:
+                if not store.missing(tokens, pairs):
+                    continue
+                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                    raise ValueError(
+                        f"{store.folder} lacks reference terms, and FSDP and DeepSpeed cannot compute them before they "
+                        "shard the model: run once without them, then reuse ref_terms_dir"
+                    )
+                on_device = tokens.to(self.args.device)
+                given = Pairs(*(part.to(self.args.device) for part in (pairs.chosen, pairs.rejected, pairs.length)))
+                draws = plan(on_device, given)
+                terms = reference(on_device, draws, given, max_tokens=self.args.max_tokens_per_forward)
+                store.save(tokens, pairs, terms)
+
+    @property
+    def _separate(self) -> bool:
+        """Whether the reference is another model than the policy, or the policy without its adapter."""
+        return self.ref_model is not None or isinstance(self.denoiser.module, PeftModel)
+
     def reference(self, policy: Denoiser) -> FrozenReference:
         """The frozen model, or the policy with its adapter off."""
         if self.ref_model is None:
@@ -121,7 +196,7 @@ class VRPOTrainer(DiffusionTrainer):
         tokens, pairs = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
         plan = self.args.training_plan()
         draws = plan(tokens, pairs)
-        reference: Reference = self.reference(policy)
+        reference: Reference = self._known[0](tokens, pairs) if self._known else self.reference(policy)
         if not self.args.share_draws:
             reference = IndependentReference(reference, plan)
         common: dict[str, Any] = {"max_tokens": self.args.max_tokens_per_forward, "scale": scale}
@@ -212,8 +287,8 @@ class VRPOTrainer(DiffusionTrainer):
     def _evaluated(self, policy: Denoiser, tokens: Tokens, pairs: Pairs, draws: Draws, index: int | None) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
         most = self.args.max_tokens_per_forward
-        reference: Reference = self.reference(policy)
-        if index is not None:
+        reference: Reference = self._known[EVAL_EPOCH](tokens, pairs) if self._known else self.reference(policy)
+        if index is not None and not self._known:
             if index not in self._eval_reference:
                 self._eval_reference[index] = reference(tokens, draws, pairs, max_tokens=most, agree=self.agree)
             reference = GivenReference(self._eval_reference[index])

@@ -1,0 +1,126 @@
+"""Precomputed reference terms: the live run's, replayed; what does not belong to a run is noticed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.runs import distance, lora, moved, pairs, tiny, train, vrpo_config
+from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
+from vrpo.reference import FrozenReference
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.reference_terms import KnownTerms, entry_names
+
+PLANS = [{}, {"plan": "balanced", "num_times": 4, "eval_num_times": 4}]
+
+
+def run(folder: Path, *, adapter: bool = False, count: int = 8, rows: Any = None, **fields: Any) -> Any:
+    options = {"peft_config": lora()} if adapter else {}
+    rows = pairs(count) if rows is None else rows
+    return train(VRPOTrainer, vrpo_config(folder, **fields), rows, eval_dataset=pairs(3), **options)
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("the reference was called")
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("fields", PLANS, ids=["paper", "default"])
+def test_replayed_is_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool, fields: dict[str, Any]
+) -> None:
+    """In the first epoch, whose draws are replayed; with the same evaluation, and without the reference once the terms
+    are there. Kills: terms of another row or side; a reference that follows the policy; a second model kept."""
+    one_epoch = {"num_train_epochs": 1, **fields}
+    live, expected = run(tmp_path / "live", adapter=adapter, **one_epoch)
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms")}
+    first, found = run(tmp_path / "a", adapter=adapter, **one_epoch, **terms)
+    assert moved(found) > 1e-3
+    assert distance(expected, found) < 1e-9
+    assert first.ref_model is None
+    assert first.evaluate() == pytest.approx(live.evaluate(), rel=1e-9, abs=1e-9)
+    monkeypatch.setattr(FrozenReference, "__call__", refuse)
+    _, again = run(tmp_path / "b", adapter=adapter, **one_epoch, **terms)
+    assert distance(found, again) == 0
+
+
+def test_every_epoch_has_the_draws_of_the_first(tmp_path: Path) -> None:
+    """At learning rate 0 all epochs have one loss, which differs from the loss of fresh draws. Kills: terms of epoch 0
+    under the draws of epoch 1."""
+    fields = {"learning_rate": 0.0, "num_train_epochs": 3, "per_device_train_batch_size": 8}
+    for precompute in (True, False):
+        options = {"ref_model": tiny(seed=5)}
+        config = vrpo_config(tmp_path / str(precompute), precompute_ref_log_probs=precompute, **fields)
+        trainer, _ = train(VRPOTrainer, config, pairs(8), **options)
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        assert (len({round(loss, 6) for loss in losses}) == 1) is precompute
+
+
+def test_interrupted_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only missing shards are computed. Kills: all of them anew; a shard taken for another."""
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms"), "num_train_epochs": 1}
+    _, whole = run(tmp_path / "a", count=150, per_device_train_batch_size=50, **terms)
+    shards = sorted((tmp_path / "terms" / "train").glob("*.safetensors"))
+    assert len(shards) == 3
+    content = shards[1].read_bytes()
+    shards[1].unlink()
+    rows: list[int] = []
+    original = FrozenReference.__call__
+
+    def counting(self: Any, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(tokens.key))
+        return original(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(FrozenReference, "__call__", counting)
+    _, again = run(tmp_path / "b", count=150, per_device_train_batch_size=50, **terms)
+    assert len(rows) == 1
+    assert shards[1].read_bytes() == content
+    assert distance(whole, again) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"num_times": 3}, "plan is now FixedCount(num_times=3"), ({"ref_model": True}, "reference is now")],
+)
+def test_terms_of_another_run_are_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    """Kills: terms of another model or plan replayed."""
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms")}
+    run(tmp_path / "a", **terms)
+    options = {"ref_model": tiny(seed=3)} if fields.pop("ref_model", False) else {}
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (parentheses)
+        train(VRPOTrainer, vrpo_config(tmp_path / "b", **terms, **fields), pairs(8), **options)
+    assert said in str(caught.value)
+
+
+def test_other_draws_are_other_entries(tmp_path: Path) -> None:
+    """Another draw_seed, or other tokens, is computed beside what is there. Kills: names that leave out the key or the
+    tokens."""
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms"), "num_train_epochs": 1}
+    shorter = pairs(8).map(lambda row: {"chosen_ids": row["chosen_ids"][:-1] or row["chosen_ids"]})
+    for name, rows, fields in (("a", None, {}), ("b", None, {"draw_seed": 5}), ("c", shorter, {})):
+        live = run(tmp_path / f"live_{name}", rows=rows, num_train_epochs=1, **fields)[1]
+        assert distance(live, run(tmp_path / name, rows=rows, **terms, **fields)[1]) < 1e-9
+    assert len(list((tmp_path / "terms" / "train").glob("*.safetensors"))) == 3
+
+
+def test_a_pair_without_terms_is_named() -> None:
+    """Kills: a default for what is missing."""
+    batch = PreferenceCollator(0)(list(pairs(3)))
+    tokens, structure = tokens_of(batch, seed=0, epoch=0), pairs_of(batch)
+    names = entry_names(tokens, structure).tolist()
+    assert len(set(names)) == 3
+    known = KnownTerms(Path("terms"), {name: torch.zeros(2, 1, dtype=torch.float64) for name in names[:2]})
+    with pytest.raises(ValueError, match="no reference terms for pair 2 of this batch"):
+        known(tokens, structure)
+
+
+def test_names_do_not_depend_on_padding() -> None:
+    """Kills: names that change with the neighbours of a batch."""
+    rows = list(pairs(4))
+    collate = PreferenceCollator(0)
+    together = collate(rows)
+    names = entry_names(tokens_of(together, seed=0, epoch=0), pairs_of(together)).tolist()
+    for index, row in enumerate(rows):
+        alone = collate([row])
+        assert entry_names(tokens_of(alone, seed=0, epoch=0), pairs_of(alone)).tolist() == [names[index]]
