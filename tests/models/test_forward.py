@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.build import Row, make_tokens
 from vrpo.draws import FixedCount, fold, uniform
 from vrpo.losses import DPO
-from vrpo.models import head
+from vrpo.models import head, hf
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, load
@@ -261,3 +261,54 @@ def test_a_frozen_head_under_autocast(golden: Path) -> None:
     for name, gradient in results[0].items():
         scale = float(gradient.abs().max())
         assert float((gradient - results[1][name]).abs().max()) <= 0.05 * scale + 1e-12
+
+
+def dense(row: Tensor) -> Tensor:
+    return (row[:, None] == row)[None, None]
+
+
+def test_rows_without_padding_are_the_rectangle(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of different lengths as one sequence, gradients included, to the 1e-6 by which transformers' float32 rotary
+    embeddings move with the padding. The mask is dense here: FlexAttention has no backward on a CPU.
+
+    Kills: rows that see each other; positions that run on; hidden states of other rows; surplus tokens that are seen.
+    """
+    denoiser = load(golden / "llada_dense", dtype=torch.float64)
+    tokens = make_tokens(ROWS, left=2, right=3)
+    arguments = batch(tokens)
+    expected = denoiser(**arguments)
+    expected.square().sum().backward()
+    wanted = gradients(denoiser.module)
+    denoiser.module.zero_grad()
+    module = denoiser.module
+    hidden = module._without_padding
+    monkeypatch.setattr(module, "_apart", dense)
+    monkeypatch.setattr(hf, "PACK_MULTIPLE", 16)
+    corrupted = torch.where(arguments["masked"], module.config.mask_token_id, arguments["input_ids"])
+    found = head.target_logp(
+        module.lm_head,
+        hidden(corrupted, arguments["attention_mask"])[arguments["scored"][arguments["attention_mask"]]],
+        arguments["input_ids"][arguments["scored"]],
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    found.square().sum().backward()
+    for name, gradient in gradients(module).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_flex_attention_runs_without_padding(golden: Path) -> None:
+    """The whole forward under FlexAttention, as far as a CPU goes: values. Kills: a mask that transformers builds anew;
+    rows in another order."""
+    tokens = make_tokens(ROWS, left=2, right=3)
+    arguments = batch(tokens)
+    with torch.no_grad():
+        expected = load(golden / "llada_dense")(**arguments)
+        denoiser = load(golden / "llada_dense", attn_implementation="flex_attention")
+        seen: list[tuple[int, ...]] = []
+        denoiser.module.model.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+        found = denoiser(**arguments)
+        logits = denoiser.logits(arguments["input_ids"], arguments["attention_mask"], arguments["scored"])
+    assert seen[0] == (1, hf.PACK_MULTIPLE, 64)
+    assert logits.shape == (len(expected), denoiser.module.config.vocab_size)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -13,9 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.head import logits_of, target_logp
+
+PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compiled for
 
 
 class MaskedDiffusion:
@@ -40,6 +44,8 @@ class MaskedDiffusion:
     ) -> Float[Tensor, " S"] | Float[Tensor, "S V"]:
         """Log-probabilities of `input_ids` (or logits) at the `scored` positions, the `masked` ones being hidden.
 
+        With flex_attention the rows are run as one sequence without their padding; otherwise as a rectangle, which on a
+        CPU is faster, if rows of similar length share a call (`estimator.plan_packs`).
         Only hidden states at scored positions reach the head, a chunk of them at a time (models/head.py): memory does
         not depend on the vocabulary times the length. At least float32. `unused` takes the None arguments that peft's
         task wrappers pass along.
@@ -48,10 +54,34 @@ class MaskedDiffusion:
         if given:
             raise TypeError(f"a masked diffusion model takes no {', '.join(given)}")
         corrupted = torch.where(masked, self.config.mask_token_id, input_ids)
-        hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        if self.config._attn_implementation == "flex_attention":
+            hidden = self._without_padding(corrupted, attention_mask)[scored[attention_mask]]
+        else:
+            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][scored]
         if output == "logits":
-            return logits_of(self.lm_head, hidden[scored])
-        return target_logp(self.lm_head, hidden[scored], input_ids[scored])
+            return logits_of(self.lm_head, hidden)
+        return target_logp(self.lm_head, hidden, input_ids[scored])
+
+    def _without_padding(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "T D"]:
+        """Hidden states of the T attended tokens, row-major: all rows behind each other as one sequence, whose parts do
+        not see each other. Positions restart, which alone would not separate them: that does the mask."""
+        row = attention_mask.nonzero()[:, 0]
+        position = (attention_mask.cumsum(-1) - 1)[attention_mask]
+        surplus = -len(row) % PACK_MULTIPLE
+        row = pad(row, (0, surplus), value=len(attention_mask))
+        hidden = self.model(
+            input_ids=pad(ids[attention_mask], (0, surplus))[None],
+            attention_mask=self._apart(row),
+            position_ids=pad(position, (0, surplus))[None],
+            use_cache=False,
+        )[0][0]
+        return hidden[: len(row) - surplus]
+
+    def _apart(self, row: Int[Tensor, " T"]) -> Any:
+        """The mask under which tokens of one row see each other, and no others; blocks without any are not computed."""
+        return create_block_mask(
+            lambda b, h, query, key: row[query] == row[key], None, None, len(row), len(row), device=str(row.device)
+        )
 
 
 @dataclass(frozen=True)
