@@ -17,7 +17,7 @@ from vrpo.draws import FixedCount
 from vrpo.losses import DPO, SFT, CrossFit, Jackknife, Objective, WeightedSum
 from vrpo.preference import backward_by_draw, backward_in_one_pass, preference_loss
 from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference
-from vrpo.types import Pairs, Rows
+from vrpo.types import Pairs
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROWS, PAIRS = two_pairs()
@@ -258,6 +258,7 @@ def test_one_pass_is_the_gradient_of_the_loss(
             draws,
             objective,
             [once.table],
+            PAIRS.family,
             max_tokens=max_tokens,
             scale=1.5,
             by_group=by_group,
@@ -275,10 +276,10 @@ def test_one_pass_with_a_slope_for_each_group(kind: type[CrossFit | Jackknife]) 
     objective = kind(DPO(1.0), 3)
     once, by_draw = exact.Table(), exact.Table()
     backward_by_draw(by_draw, reference, TOKENS, PAIRS, draws, objective)
-    backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table], by_group=True)
+    backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table], PAIRS.family, by_group=True)
     assert_close(once.table.grad, by_draw.table.grad)
     with pytest.raises(ValueError, match="slopes of one row's draws differ"):
-        backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table])
+        backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table], PAIRS.family)
 
 
 def test_one_pass_refuses_an_objective_that_couples_families() -> None:
@@ -289,14 +290,14 @@ def test_one_pass_refuses_an_objective_that_couples_families() -> None:
 
     once, draws = exact.Table(), FixedCount(2)(TOKENS, PAIRS)
     with pytest.raises(ValueError, match="couples rows of different families"):
-        backward_in_one_pass(once, NoReference(), TOKENS, PAIRS, draws, coupled, [once.table])
+        backward_in_one_pass(once, NoReference(), TOKENS, PAIRS, draws, coupled, [once.table], PAIRS.family)
 
 
 def test_one_pass_is_one_pass() -> None:
     """Every item once, with a graph; and none of them longer than a family. Kills: a second pass; all graphs kept."""
     recorder = Recorder(exact.Table())
     draws, reference = FixedCount(3)(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
-    backward_in_one_pass(recorder, reference, TOKENS, PAIRS, draws, DPO(), [recorder.inner.table])
+    backward_in_one_pass(recorder, reference, TOKENS, PAIRS, draws, DPO(), [recorder.inner.table], PAIRS.family)
     assert rows_called(recorder, with_graph=False) == 0
     assert rows_called(recorder, with_graph=True) == 4 * 3
 
@@ -305,4 +306,3 @@ def test_families_are_connected() -> None:
     """Pairs that share a row, directly or through others. Kills: one round of joining."""
     pairs = Pairs(torch.tensor([0, 4, 2, 5]), torch.tensor([3, 2, 0, 6]), torch.ones(8).long())
     assert pairs.family.tolist() == [0, 1, 0, 0, 0, 5, 5, 7]
-    assert Rows(torch.ones(3).long()).family.tolist() == [0, 1, 2]

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vrpo.estimator import Agree, elbo, pack_terms, plan_packs, terms_of
@@ -129,6 +129,7 @@ def backward_in_one_pass(
     draws: Draws,
     objective: Objective,
     parameters: Parameters,
+    family: Int[Tensor, " N"],
     *,
     max_tokens: int | None = None,
     scale: float = 1.0,
@@ -147,6 +148,7 @@ def backward_in_one_pass(
 
     Args:
         parameters: all that are trained.
+        family: rows of equal number have slopes that depend on each other's terms, and on no others' (`Pairs.family`).
         around: context of each forward and backward, told that it is not the last one.
         by_group: the objective's slopes differ between groups of draws (`CrossFit`, `Jackknife`): a buffer for each.
 
@@ -156,8 +158,8 @@ def backward_in_one_pass(
     terms = torch.zeros(draws.group.shape, dtype=torch.float64, device=draws.group.device)
     applied = torch.zeros_like(terms)
     reference_terms = reference(tokens, draws.only(torch.zeros_like(draws.in_use)), structure, max_tokens=max_tokens)
-    for family in structure.family.unique():
-        rows = structure.family == family
+    for number in family.unique():
+        rows = family == number
         buffers = []
         for unit in _units(rows[:, None] & draws.in_use, draws, by_group):
             found = reference(tokens, draws.only(unit), structure, max_tokens=max_tokens)

@@ -165,20 +165,13 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
 
 @runtime_checkable
 class Structure(Protocol):
-    """Which rows an objective compares or imitates, with the facts it needs about them.
-
-    The loss is a sum over families, rows of equal number: what one family has for terms says nothing about the slopes
-    of another.
-    """
+    """Which rows an objective compares or imitates, with the facts it needs about them."""
 
     @property
     def length(self) -> Int[Tensor, " N"]: ...
 
     @property
     def imitated(self) -> Int[Tensor, " M"]: ...
-
-    @property
-    def family(self) -> Int[Tensor, " N"]: ...
 
 
 @dataclass(frozen=True)
@@ -189,10 +182,6 @@ class Rows:
 
     @property
     def imitated(self) -> Int[Tensor, " N"]:
-        return torch.arange(len(self.length), device=self.length.device)
-
-    @property
-    def family(self) -> Int[Tensor, " N"]:
         return torch.arange(len(self.length), device=self.length.device)
 
 
@@ -211,7 +200,8 @@ class Pairs:
 
     @property
     def family(self) -> Int[Tensor, " N"]:
-        """Rows of one pair, and of pairs that have a row in common: the smallest row number among them."""
+        """A number that rows have in common if they are of one pair, or of pairs that share a row: the terms of one
+        family say nothing about the slopes of another."""
         family = torch.arange(len(self.length), device=self.length.device)
         while True:
             least = torch.minimum(family[self.chosen], family[self.rejected])

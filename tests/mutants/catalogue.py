@@ -280,12 +280,50 @@ CORE = [
     ),
     Mutant("slope of wrong sign", "preference.py", ((PACK_SLOPE, "-" + PACK_SLOPE),), PREFERENCE),
     Mutant("1 / K twice", "preference.py", ((PACK_SLOPE, PACK_SLOPE + " / slope.shape[1]"),), PREFERENCE),
-    Mutant("scale ignored", "preference.py", (("backward(scale * (", "backward(("),), PREFERENCE),
+    Mutant("scale ignored", "preference.py", (("backward(scale * (again", "backward((again"),), PREFERENCE),
+    Mutant(
+        "scale of the first pack ignored",
+        "preference.py",
+        (("backward(scale * (first", "backward((first"),),
+        PREFERENCE,
+    ),
+    Mutant(
+        "the first pack pushed back twice",
+        "preference.py",
+        (("rest[row, draw] & (not keep)", "rest[row, draw]"),),
+        PREFERENCE,
+    ),
+    Mutant(
+        "one slope for all rows",
+        "preference.py",
+        (
+            (
+                "_accumulate(parameters, gradient, scale * float(own[0]))",
+                "_accumulate(parameters, gradient, scale * float(slope[0, 0]))",
+            ),
+        ),
+        PREFERENCE,
+    ),
+    Mutant(
+        "buffers not emptied",
+        "preference.py",
+        (
+            ("    for number in family.unique():", "    buffers = []\n    for number in family.unique():"),
+            ("        buffers = []\n        for unit", "        for unit"),
+        ),
+        PREFERENCE,
+    ),
+    Mutant(
+        "coupled families not noticed",
+        "preference.py",
+        (("if not torch.allclose(whole, applied, rtol=1e-9, atol=0):", "if False:"),),
+        PREFERENCE,
+    ),
     Mutant(
         "all graphs kept alive",
         "preference.py",
         (
-            ("            backward(scale * (", "            kept = (kept if index else 0) + (scale * ("),
+            ("            backward(scale * (again", "            kept = (kept if index else 0) + (scale * (again"),
             (
                 PACK_SLOPE + ").sum())",
                 PACK_SLOPE + ").sum())\n            if index == len(packs) - 1:\n                backward(kept)",
@@ -309,7 +347,7 @@ MODELS = [
     ),
     Mutant(
         "softmax in bfloat16",
-        "models/hf.py",
+        "models/head.py",
         (("logits.to(torch.promote_types(logits.dtype, torch.float32))", "logits.to(logits.dtype)"),),
         FORWARD,
     ),
@@ -317,20 +355,43 @@ MODELS = [
         "head on all positions",
         "models/hf.py",
         (
-            ("hidden[scored].split(", "hidden.flatten(0, 1).split("),
-            ("input_ids[scored].split(", "input_ids.flatten().split("),
-            ("self._logp(*part) for part in parts])", "self._logp(*part) for part in parts])[scored.flatten()]"),
-            ("use_reentrant=False) for part in parts])", "use_reentrant=False) for part in parts])[scored.flatten()]"),
+            ("use_cache=False)[0][scored]", "use_cache=False)[0].flatten(0, 1)"),
+            (
+                "return target_logp(self.lm_head, hidden, input_ids[scored])",
+                "return target_logp(self.lm_head, hidden, input_ids.flatten())[scored.flatten()]",
+            ),
         ),
         FORWARD,
     ),
     Mutant(
         "only the first chunk of the head",
-        "models/hf.py",
+        "models/head.py",
         (
-            ("_logp(*part) for part in parts])", "_logp(*part) for part in [*parts][:1]])"),
+            ("_logp(head, *part) for part in parts])", "_logp(head, *part) for part in [*parts][:1]])"),
             ("False) for part in parts])", "False) for part in [*parts][:1]])"),
         ),
+        FORWARD,
+    ),
+    Mutant(
+        "p without the one-hot",
+        "models/head.py",
+        (("residual.scatter_add_(", "residual.clone().scatter_add_("),),
+        FORWARD,
+    ),
+    Mutant(
+        "slope of a frozen head not scaled", "models/head.py", (("gradients[0][:, None] * slope", "slope"),), FORWARD
+    ),
+    Mutant("hooks of the head passed over", "models/head.py", (("and not hooked", ""),), FORWARD),
+    Mutant(
+        "rows without padding see each other",
+        "models/hf.py",
+        (("attention_mask=self._apart(row),", "attention_mask=self._apart(row * 0),"),),
+        FORWARD,
+    ),
+    Mutant(
+        "positions of packed rows run on",
+        "models/hf.py",
+        (("position = (attention_mask.cumsum(-1) - 1)[attention_mask]", "position = torch.arange(len(row))"),),
         FORWARD,
     ),
     Mutant(
@@ -442,7 +503,7 @@ NOISE = [  # of slopes and gradients
     Mutant(
         "slopes not thinned",
         "preference.py",
-        (("slope = thin(*torch.autograd.grad(loss, leaf))", "(slope,) = torch.autograd.grad(loss, leaf)"),),
+        (("slope = thin(*torch.autograd.grad(loss, terms))", "(slope,) = torch.autograd.grad(loss, terms)"),),
         ROULETTE,
     ),
     Mutant(
@@ -466,7 +527,7 @@ NOISE = [  # of slopes and gradients
     Mutant(
         "a step without gradient skipped",
         "training/preference.py",
-        (("parameter.grad = torch.zeros_like(parameter)", "pass"),),
+        (("if alone and all(parameter.grad is None for", "if alone and not all(parameter.grad is None for"),),
         BUDGET,
     ),
     Mutant(

@@ -204,7 +204,7 @@ class VRPOTrainer(DiffusionTrainer):
         given = (policy, reference, tokens, pairs, draws, self.args.training_objective())
         if self.one_pass(tokens, draws):
             by_group = self.args.slope != "plain"
-            step = backward_in_one_pass(*given, self.trained, by_group=by_group, **common)
+            step = backward_in_one_pass(*given, self.trained, pairs.family, by_group=by_group, **common)
             self._synchronise()
         else:
             thin = self.thin(tokens, pairs, draws)
