@@ -271,7 +271,7 @@ def test_rows_without_padding_are_the_rectangle(golden: Path, monkeypatch: pytes
     """Rows of different lengths as one sequence, gradients included, to the 1e-6 by which transformers' float32 rotary
     embeddings move with the padding. The mask is dense here: FlexAttention has no backward on a CPU.
 
-    Kills: rows that see each other; positions that run on; hidden states of other rows; surplus tokens that are seen.
+    Kills: rows that see each other; hidden states of other rows; surplus tokens that are seen.
     """
     denoiser = load(golden / "llada_dense", dtype=torch.float64)
     tokens = make_tokens(ROWS, left=2, right=3)

@@ -389,12 +389,6 @@ MODELS = [
         FORWARD,
     ),
     Mutant(
-        "positions of packed rows run on",
-        "models/hf.py",
-        (("position = (attention_mask.cumsum(-1) - 1)[attention_mask]", "position = torch.arange(len(row))"),),
-        FORWARD,
-    ),
-    Mutant(
         "padding attended by the model",
         "models/hf.py",
         (("attention_mask=attention_mask, use_cache", "attention_mask=torch.ones_like(attention_mask), use_cache"),),

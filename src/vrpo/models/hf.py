@@ -64,7 +64,7 @@ class MaskedDiffusion:
 
     def _without_padding(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "T D"]:
         """Hidden states of the T attended tokens, row-major: all rows behind each other as one sequence, whose parts do
-        not see each other. Positions restart, which alone would not separate them: that does the mask."""
+        not see each other. Positions restart (small angles are exact ones); what separates rows is the mask alone."""
         row = attention_mask.nonzero()[:, 0]
         position = (attention_mask.cumsum(-1) - 1)[attention_mask]
         surplus = -len(row) % PACK_MULTIPLE
