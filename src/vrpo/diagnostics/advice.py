@@ -65,14 +65,16 @@ class Choice:
 
     `rivals`: other measured budgets whose price is not told apart from the cheapest one's. `gain`: where n is not the
     cheapest, its efficiency relative to that, above 1 with its whole interval. `formula`: where the optimum lies beyond
-    the largest budget measured, the two-stage formula there; n is its value if the interval spans no more than a factor
-    of 4, and else the largest budget. `fact`: new pairs beat new draws, by law or because nothing else comes near.
+    the largest budget measured, the two-stage formula there, and `beyond` the same in whole groups; n is its value if
+    the interval spans no more than a factor of 4, and else the largest budget. `fact`: new pairs beat new draws, by law
+    or because nothing else comes near.
     """
 
     value: int | None
     rivals: tuple[int, ...] = ()
     gain: Interval | None = None
     formula: Interval | None = None
+    beyond: Range | None = None
     fact: bool = False
 
 
@@ -98,8 +100,23 @@ def costly_choice(curves: Intervals, pair_cost: float, group: int) -> Choice:
         return Choice(better, gain=None if better is None else curves["gain"][better])
     formula = two_stage(curves["ratio"][cheapest], pair_cost)
     if cheapest == max(curves["price"]) and formula.value > cheapest:
-        return Choice(_whole(formula.value, group) if _conclusive(formula) else cheapest, formula=formula)
+        beyond = _in_groups(formula, group)
+        return Choice(beyond.value if _conclusive(formula) else cheapest, formula=formula, beyond=beyond)
     return Choice(cheapest, tuple(n for n in near if n != cheapest))
+
+
+def _in_groups(formula: Interval, group: int) -> Range:
+    """The value to the next whole number of groups, its interval outwards; None: without limit."""
+    groups = [end / group for end in (formula.value, formula.low, formula.high)]
+    value, low, high = (
+        group * max(1, to_whole(end)) if math.isfinite(end) else None
+        for end, to_whole in ((groups[0], _nearest), (groups[1], math.floor), (groups[2], math.ceil))
+    )
+    return Range(value, low, high)
+
+
+def _nearest(value: float) -> int:
+    return round(value)
 
 
 def _cheapest(price: Mapping[int, Interval]) -> tuple[int | None, tuple[int, ...]]:
@@ -174,21 +191,20 @@ class Advice:
         if choice.gain is not None:
             bounds = f"(95 %: {choice.gain.low:.3g} to {choice.gain.high:.3g})"
             return f"{start}, {choice.gain.value:.3g} times as efficient as the n of the least variance {bounds}"
-        if choice.formula is not None:
-            return self._beyond(choice.value, choice.formula)
+        if choice.formula is not None and choice.beyond is not None:
+            return self._beyond(choice.value, choice.beyond, _conclusive(choice.formula))
         if choice.rivals:
             return f"{start} (not told apart from it: {', '.join(map(str, choice.rivals))})"
         return start + ("" if choice.fact else " (every other n measured is told apart from it)")
 
-    def _beyond(self, value: int, formula: Interval) -> str:
-        ends = [round(end) if math.isfinite(end) else None for end in (formula.value, formula.low, formula.high)]
-        if _conclusive(formula):
-            return f"n = {self._said(Range(value, *ends[1:]))}"
+    def _beyond(self, value: int, found: Range, conclusive: bool) -> str:
+        if conclusive:
+            return f"n = {self._said(found)}"
         start = f"n = {value} or more, not resolved"
-        if ends[0] is None:
-            least = f" (95 %: at least {self._draws(ends[1])})" if ends[1] is not None else ""
+        if found.value is None:
+            least = f" (95 %: at least {self._draws(found.low)})" if found.low is not None else ""
             return f"{start}: these pairs do not tell V_between from 0{least}; measure more pairs"
-        return f"{start}: {self._said(Range(*ends))}; measure more pairs"
+        return f"{start}: {self._said(found)}; measure more pairs"
 
     def _said(self, found: Range) -> str:
         """With its interval; what lies beyond the largest budget measured is marked."""

@@ -120,17 +120,25 @@ def _compared(
     resolved = [n for n, value in signal.items() if value.low > 0]
     priced = [n for n, value in whole["price"].items() if value > 0]
     cheapest = min(priced, key=lambda n: whole["price"][n], default=None)
-    found = {}
-    for name, of, base, told in (
-        ("price", "price", cheapest, priced),
-        ("efficiency", "efficiency", min(signal), resolved),
-        ("gain", "efficiency", cheapest, resolved),
-    ):
-        found[name] = dict.fromkeys(signal, UNRESOLVED)
-        if base in told:
-            relative = [{n: quotient(part[of][n], part[of][base]) for n in told} for part in (whole, *left_out)]
+    found = {name: dict.fromkeys(signal, UNRESOLVED) for name in ("price", "efficiency", "gain")}
+    for name, base in (("efficiency", min(signal)), ("gain", cheapest)):
+        if base in resolved:
+            parts = [part["efficiency"] for part in (whole, *left_out)]
+            relative = [{n: quotient(part[n], part[base]) for n in resolved} for part in parts]
             found[name].update(_intervals(relative[0], relative[1:]))
+    if cheapest is not None:
+        logs = [{n: _log(part["price"][n], part["price"][cheapest]) for n in priced} for part in (whole, *left_out)]
+        found["price"].update({n: _exp(value) for n, value in _intervals(logs[0], logs[1:]).items()})
     return found
+
+
+def _log(above: float, below: float) -> float:
+    """Of a ratio of prices, so that which of two is above the line does not decide whether they are told apart."""
+    return math.log(above / below) if above > 0 and below > 0 else math.nan
+
+
+def _exp(found: Interval) -> Interval:
+    return Interval(*(math.exp(min(end, 500.0)) for end in (found.value, found.low, found.high)))
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,7 @@ def _split_picture(splits: Mapping[str, Split]) -> Any:
     panel.bar(range(len(found)), [v.value for v in found], 0.5, yerr=errors, capsize=4, color=_INK[0], ecolor="0.25")
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_xticks(range(len(found)), names)
+    panel.set_xlabel(f"plan {PAPER}")
     panel.set_ylabel("$V_t\\,/\\,(V_t + V_y)$")
     return figure
 
@@ -244,6 +245,6 @@ def _counts_picture(counts: CountLaw) -> Any:
     panel.set_ylim(bottom=_floor(found))
     panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
     panel.minorticks_off()
-    panel.set(xlabel="masked share of the answer", ylabel="|gradient|² of one draw (mean 1)")
+    panel.set(xlabel=f"masked share of the answer (plan {PAPER})", ylabel="|gradient|² of one draw (mean 1)")
     panel.legend(frameon=False, fontsize=9)
     return figure
