@@ -141,12 +141,14 @@ def auto(draws: Draws, setting: Setting) -> tuple[Spread, dict[str, float]]:
     blocks = [block(draws, AUTO, offset) for offset in OFFSETS]
     slope = torch.stack([setting.slope(margin) for margin, _, _ in blocks], -1)  # [P, R, O]
     factor = thrown(steered(slope.flatten()), slope.flatten()).unflatten(0, slope.shape)  # [P, R, O, COINS, AUTO]
-    joint = factor.transpose(-1, -2) @ factor / COINS  # mean over coins of the product of two draws' factors
+    noise = factor - 1  # the roulette is unbiased: around the exact mean, few coins do not blur what is not theirs
+    joint = noise.transpose(-1, -2) @ noise / COINS  # covariance of two draws' factors, over coins
     square, mean = 0, 0
     for place, (_, gradient, gram) in enumerate(blocks):
         f = slope[:, :, place]
-        square = square + (f.square() * (joint[:, :, place] * gram).sum((-1, -2))).mean(1) / AUTO**2 / len(OFFSETS)
-        mean = mean + f[:, :, None] * gradient / len(OFFSETS)  # E over coins is exact: the roulette is unbiased
+        coins = (joint[:, :, place] * gram).sum((-1, -2)) / AUTO**2
+        square = square + (f.square() * (coins + gradient.square().sum(-1))).mean(1) / len(OFFSETS)
+        mean = mean + f[:, :, None] * gradient / len(OFFSETS)
     size = slope.abs()
     alike = float(size.mean() ** 2 / size.square().mean())
     return Spread(square, mean), {"kept": float((factor != 0).double().sum(-1).mean()), "alike": alike}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 PAIRS, REPLICATES, DRAWS, WIDTH, SIGMA, NOISE = 16, 8, 16, 6, 10.0, 1.0
-EXPERIMENTS = 150
+EXPERIMENTS = 100
 
 
 class Population:

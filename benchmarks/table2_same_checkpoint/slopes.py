@@ -121,21 +121,27 @@ def moments(blocks: Blocks) -> Moments:
     )
 
 
-def combined(pairs: list[Moments], plain: list[Moments]) -> dict[str, float]:
-    """What pairs say together; all but the last three relative to the mean over pairs of |t|^2.
+def total(pairs: list[Moments]) -> float:
+    """Trace of the covariance of one pair's gradient: of draws, and of which pair it is."""
+    means = torch.stack([one.bias + one.truth for one in pairs])
+    return sum(one.variance + one.square for one in pairs) / len(pairs) - different(means @ means.T)
+
+
+def combined(pairs: list[Moments], plain: list[Moments], single: list[Moments], n: int) -> dict[str, float]:
+    """What pairs say together; all but the last four relative to the mean over pairs of |t|^2.
 
     `bias_squared`: of a pair. `shared_*`: mean inner products of different pairs, that is of population means: |E b|^2,
     what of the bias does not average out, <E b, E t> and |E t|^2. `of_mean`: bias of the mean gradient of these very
     pairs, along that gradient and relative to it. `variance`: due to draws, relative to plain. `bias_to_noise`:
-    |E b|^2 relative to the variance of one pair's gradient, draws and pairs; its inverse is the number of fresh pairs
-    over which the noise averages down to the bias.
+    |E b|^2 relative to `total`; its inverse is the number of fresh pairs over which the noise averages down to the
+    bias. `price`: n * `total`, what a variance costs in draws, relative to `single`, plain at n = 1.
     """
     count = len(pairs)
     bias, truth = (torch.stack([getattr(one, name) for one in pairs]) for name in ("bias", "truth"))
     bt, tt, bb = (different(one @ other.T) for one, other in ((bias, truth), (truth, truth), (bias, bias)))
     own = {
         name: sum(getattr(one, name) for one in pairs) / count
-        for name in ("bias_bias", "bias_truth", "truth_truth", "square", "variance")
+        for name in ("bias_bias", "bias_truth", "truth_truth", "variance")
     }
     size = own["truth_truth"]
     return {
@@ -145,39 +151,47 @@ def combined(pairs: list[Moments], plain: list[Moments]) -> dict[str, float]:
         "shared_truth": tt / size,
         "of_mean": (bt * (count - 1) + own["bias_truth"]) / (tt * (count - 1) + size),
         "variance": own["variance"] / (sum(one.variance for one in plain) / count),
-        "bias_to_noise": bb / (own["variance"] + own["square"] - (bb + 2 * bt + tt)),
+        "bias_to_noise": bb / total(pairs),
+        "price": n * total(pairs) / total(single),
     }
 
 
-def intervals(blocks: list[Blocks], plain: list[Blocks]) -> dict[str, dict[str, dict[str, float]]]:
-    """`pairs`: by leaving out pairs, which are a sample. `replicates`: by leaving out replicates, these pairs given."""
-    own, base = [moments(one) for one in blocks], [moments(one) for one in plain]
-    whole = combined(own, base)
-    by_pair = [combined(own[:i] + own[i + 1 :], base[:i] + base[i + 1 :]) for i in range(len(own))]
-    count = int(blocks[0].owner.max()) + 1
-    by_replicate = []
-    for r in range(count):
-        without = ([moments(one.without(r)) for one in part] for part in (blocks, plain))
-        by_replicate.append(combined(*without))
+def intervals(groups: tuple[list[Blocks], ...], n: int) -> dict[str, dict[str, dict[str, float]]]:
+    """`pairs`: by leaving out pairs, which are a sample. `replicates`: by leaving out replicates, these pairs given.
+
+    `groups`: the estimates, plain ones of n draws and plain ones of one draw; each a list over pairs.
+    """
+    own = [[moments(one) for one in part] for part in groups]
+    by_pair = [combined(*([*part[:i], *part[i + 1 :]] for part in own), n) for i in range(len(own[0]))]
+    by_replicate = [
+        combined(*([moments(one.without(r)) for one in part] for part in groups), n)
+        for r in range(int(groups[0][0].owner.max()) + 1)
+    ]
     kinds = {"pairs": by_pair, "replicates": by_replicate}
     return {
         name: {kind: vars(jackknife(value, [one[name] for one in left])) for kind, left in kinds.items()}
-        for name, value in whole.items()
+        for name, value in combined(*own, n).items()
     }
 
 
-def at(margin: Tensor, sketches: Tensor, n: int) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Per estimator, from margins [P, R, K] and their gradients [P, R, K, D]."""
+def blocks(margin: Tensor, sketches: Tensor, n: int, objective: Objective) -> list[Blocks]:
+    """Of every pair, from margins [P, R, K] and their gradients [P, R, K, D]."""
     replicates, draws = margin.shape[1:]
     owner = torch.arange(replicates).repeat_interleave(draws // n)
-    found: dict[str, list[Blocks]] = {}
+    found = []
     for pair in range(len(margin)):
         h = margin[pair].double().reshape(-1, n)
         g = sketches[pair].double().reshape(len(h), n, -1)
-        for name, objective in estimators(n).items():
-            estimate = (slopes(h, objective)[:, :, None] * g).mean(1)
-            found.setdefault(name, []).append(Blocks(h.mean(1), g.mean(1), estimate, owner))
-    return {name: intervals(blocks, found["plain"]) for name, blocks in found.items()}
+        estimate = (slopes(h, objective)[:, :, None] * g).mean(1)
+        found.append(Blocks(h.mean(1), g.mean(1), estimate, owner))
+    return found
+
+
+def at(margin: Tensor, sketches: Tensor, n: int) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Per estimator, with intervals of both kinds."""
+    single = blocks(margin, sketches, 1, DPO(BETA))
+    found = {name: blocks(margin, sketches, n, objective) for name, objective in estimators(n).items()}
+    return {name: intervals((own, found["plain"], single), n) for name, own in found.items()}
 
 
 def controlled(policy: Tensor, reference: Tensor) -> dict[str, float]:
@@ -226,6 +240,10 @@ def percent(value: dict[str, float], digits: int = 1) -> str:
     return f"{100 * value['value']:.{digits}f} [{low}, {high}]"
 
 
+def plainly(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" if value["high"] > value["low"] else "1"
+
+
 def inverse(value: dict[str, float]) -> str:
     """1 / x with its interval; open where x may be 0."""
     if value["high"] <= 0:
@@ -236,26 +254,26 @@ def inverse(value: dict[str, float]) -> str:
 
 HEAD = (
     "95 % intervals by the jackknife over pairs: training pairs are a sample, and the draws of a pair vary with it, so "
-    "they contain both. Only the last column but one takes these pairs as given and leaves out replicates. Biases in % "
+    "they contain both. Only the column `these pairs given` leaves out replicates instead. Biases in % "
     "of the mean squared gradient of a pair, but those of the mean gradient in % of that mean (of these pairs). "
     "`cross_fit`, `jackknife`: each draw a group, as VRPOConfig makes them of the paper's plan.",
     "",
     "| stage | n | slope | squared bias of a pair's gradient, % | of which pairs share, % "
     "| bias of the mean gradient, % | the same, these pairs given, % | variance relative to plain "
-    "| fresh pairs whose noise is as large as their bias |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| the same with pairs, at equal draws, relative to n = 1 | fresh pairs whose noise is as large as their bias |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
 def row(entry: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     over = {name: kinds["pairs"] for name, kinds in entry.items()}
-    variance = over["variance"]
     return [
         percent(over["bias_squared"]),
         percent(over["shared_bias"], 2),
         percent(over["of_mean"]),
         percent(entry["of_mean"]["replicates"]),
-        f"{variance['value']:.2f} [{variance['low']:.2f}, {variance['high']:.2f}]",
+        plainly(over["variance"]),
+        plainly(over["price"]),
         inverse(over["bias_to_noise"]),
     ]
 
@@ -265,10 +283,7 @@ def page(results: list[dict]) -> str:
     for one in results:
         for n, found in one["slopes"].items():
             for name, entry in found.items():
-                cells = row(entry)
-                if name == "plain":
-                    cells[4] = "1"
-                lines.append(f"| {one['task']}, step {one['step']} | {n} | {name} | {' | '.join(cells)} |")
+                lines.append(f"| {one['task']}, step {one['step']} | {n} | {name} | {' | '.join(row(entry))} |")
     lines += [
         "",
         "What the true gradients of different pairs share, in % of the mean squared gradient of a pair, and the "
