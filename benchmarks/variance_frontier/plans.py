@@ -110,10 +110,11 @@ PLANS: dict[str, Plan] = {  # measured as a whole; the most telling first
 }
 
 ONE_ORDER, ONE_LEVEL = "one order", "one level, 8 masks"
+LEVEL = 0.5  # exponent of the law that levels are measured under
 BY_DRAW: dict[str, Plan] = {  # uniform counts, heavy tails: measured draw by draw (ratios.py)
     "balanced": BalancedMasks(Levels(N)),
     "paired, aligned": Paired(FixedCount(N)),
-    ONE_LEVEL: OneLevel(1.0),  # counts of other laws than the plan's own, weighted back
+    ONE_LEVEL: OneLevel(LEVEL),  # counts of other laws than the plan's own, weighted back
     ONE_ORDER: OneOrder(0.5),
     "complementary": Complementary(N),
     "paired quantiles": Paired(FixedCount(N), align=False),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from plans import BY_DRAW, ONE_LEVEL, ONE_ORDER, PLANS, N
+from plans import BY_DRAW, LEVEL, ONE_LEVEL, ONE_ORDER, PLANS, N
 from run import FIELDS, SINGLES
 from safetensors.torch import load_file
 from torch import Tensor
@@ -97,9 +97,10 @@ class Single:
         return own + float((self.second(measure, exponent) - self.second(measure, SINGLES)).sum())
 
     def unshared(self) -> float:
-        """Variance of the score by one draw for the policy and another one for the reference, m uniform."""
-        excess = sum(float((bound.square() * (self.odds(0.0) - 1)).mean(0).sum()) for bound in self.bounds)
-        return sum(map(margin_variance, self.bounds)) + excess
+        """Variance of the score by one draw for the policy and another one for the reference, m uniform: of each bound,
+        E (f - mean)^2, f being the draw's estimate under uniform counts, without the weight that q gives it."""
+        odds = self.odds(0.0)
+        return sum(float((((x * odds - x.mean(0)).square()) / odds).mean(0).sum()) for x in self.bounds)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -139,15 +140,35 @@ class Parts:
         """E sum |h_i|^2."""
         return float(self.vectors(measure).square().sum((1, 2, 3)).mean())
 
-    def crossed(self, measure: str) -> float:
-        """Of one level: E sum_{i != j} <h_i, h_j> - |mu|^2 of both answers under uniform counts. A level drawn from
-        another law weighs twice in a product, and once too often."""
-        parts = self.vectors(measure)
-        whole = parts.sum(2)
-        products = whole.square().sum(-1) - parts.square().sum((2, 3))  # [R, 2]
+    def crossed(self, measure: str, centre: Tensor) -> float:
+        """Of one level, m from another law: E sum_{i != j} <x_i, x_j> of both answers under uniform counts, x_i being a
+        part less its share of `centre` [2, D]."""
         level = self.masked[..., 0]
-        weight = law(level, self.length, 0.0) / law(level, self.length, 1.0)
-        return float((products / weight).mean(0).sum()) - sum(squared_mean(whole[:, side]) for side in (0, 1))
+        weight = law(level, self.length, 0.0) / law(level, self.length, LEVEL)  # [R, 2]; a part contains it
+        parts = self.vectors(measure) / weight[..., None, None] - centre[:, None] / N
+        products = parts.sum(2).square().sum(-1) - parts.square().sum((2, 3))
+        return float((weight * products).mean(0).sum())
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Independent estimates of both answers' parts of the margin, from other plans: [B, 2, D]."""
+
+    estimates: Tensor
+
+    @property
+    def centre(self) -> Tensor:
+        return self.estimates.mean(0)
+
+    @property
+    def correction(self) -> float:
+        """What `crossed` and the squares of uncentred parts lack of the variance of one level: sum over the answers of
+        -(|mu|^2 - |mu - c|^2) / N - |mu - c|^2, with the expectation of the last, c being a mean of B."""
+        total = 0.0
+        for side in (0, 1):
+            error = total_variance(self.estimates[:, side]) / len(self.estimates)
+            total -= (squared_mean(self.estimates[:, side]) - error) / N + error
+        return total
 
 
 def replicate_variance(one: Replicates, measure: str) -> float:
@@ -221,13 +242,29 @@ def measured_by_draw(label: str, folder: Path, known: Known, paper: Jackknife) -
 
     found = {"replicates": len(pairs[0].change)}
     if label == ONE_LEVEL:
-        return {**found, measure: quotient(of(Parts.crossed), squares, paper)}
+        answers = other_answers(folder.parent, measure)
+        own = Jackknife.of(
+            list(zip(pairs, answers, strict=True)),
+            lambda one: one[0].crossed(measure, one[1].centre) + one[1].correction,
+            lambda one: [(part, one[1]) for part in one[0].left_out()],
+        )
+        return {**found, measure: quotient(own, squares, paper)}
     whole, own = of(Parts.variance), of(Parts.squares)
     if label == ONE_ORDER:  # counts of another law: inner products keep their mean, squares do not
         return {**found, measure: quotient(whole + -1.0 * own, squares, paper)}
     factor = float((whole.centred * own.centred).sum() / own.centred.square().sum())
     ratio = quotient(whole + -factor * own, factor * squares, paper)
     return {**found, measure: ratio, f"{measure}_squares": quotient(own, None, squares)}
+
+
+def other_answers(folder: Path, measure: str) -> list[Answers]:
+    """Of every pair: means over all plans but the one with one level. Plans have keys in common, hence estimates of one
+    replicate are dependent, and their mean counts as one; those of different replicates are independent."""
+    field = "gradient" if measure == "gradient" else "change"
+    found = [rounds(folder / label, (field,), 1)[0].sum(3) for label in BY_DRAW if label != ONE_LEVEL]
+    count = min(one.shape[1] for one in found)
+    means = torch.stack([one[:, :count] for one in found]).mean(0)
+    return [Answers(one.reshape(*one.shape[:2], -1)) for one in means]
 
 
 def compared(folder: Path) -> dict[str, Any]:
@@ -252,7 +289,17 @@ def compared(folder: Path) -> dict[str, Any]:
             plans.setdefault(label, {"replicates": len(found[0].policy)})[measure] = quotient(own, None, paper)
         for label in BY_DRAW:
             plans.setdefault(label, {}).update(measured_by_draw(label, folder / "by draw" / label, known, paper))
-    return {"pairs": len(draws), "single_draws": len(draws[0].policy), "paper": absolute, "plans": plans}
+    found = {"pairs": len(draws), "single_draws": len(draws[0].policy), "paper": absolute, "plans": plans}
+    return {**found, "exponent_of_independent_draws": best_exponent(draws)}
+
+
+def best_exponent(draws: list[Single]) -> float:
+    """The exponent of 0, 0.05, ..., 1 under which independent draws leave the least variance of the gradient."""
+
+    def variance(exponent: float) -> float:
+        return sum(float((one.second("gradient", exponent)).sum()) for one in draws)  # up to what is the same for all
+
+    return min((step / 20 for step in range(21)), key=variance)
 
 
 def floors(plans: dict[str, Any], measure: str) -> dict[str, dict[str, float]]:

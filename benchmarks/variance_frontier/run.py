@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from plans import BY_DRAW, PLANS, N, Whole
+from plans import BY_DRAW, PLANS, N, OneLevel, Whole
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -124,7 +124,8 @@ def singles(policy: HFDenoiser, reference: FrozenReference, pair: Tokens, turn: 
 def by_draw(policy: HFDenoiser, reference: FrozenReference, pair: Tokens, plan: Plan, turn: int) -> Measured:
     """Each answer's and draw's part of the margin (rejected: times -1): of the change of its bound, and of
     the sketched gradient. The parts sum up to the plan's estimate."""
-    tokens, structure = replicated(replace(pair, key=fold(pair.key, 200 + turn)), PER_ROUND)
+    salt = 300 if isinstance(plan, OneLevel) else 200  # its centre comes from the other plans (ratios.py)
+    tokens, structure = replicated(replace(pair, key=fold(pair.key, salt + turn)), PER_ROUND)
     draws = plan(tokens, structure)
     parameters, sketch = list(policy.module.parameters()), Sketch()
     change = torch.zeros(PER_ROUND, 2, N, dtype=torch.float64)

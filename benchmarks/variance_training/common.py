@@ -133,6 +133,8 @@ def do(runs: Path, jobs: list[Job], train: Callable[[Job], dict[str, Any]]) -> N
                 if mine and not paths[job].is_file():
                     result = train(job)
                     paths[job].parent.mkdir(parents=True, exist_ok=True)
-                    paths[job].write_text(json.dumps(result))
+                    part = paths[job].with_suffix(".part")
+                    part.write_text(json.dumps(result))
+                    part.replace(paths[job])  # another process never reads half a result
                     print(job.name, f"{result['seconds']:.0f} s", result.get("puzzles"), result["pairs"], flush=True)
         time.sleep(2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.diagnostics.laws import with_gradients
-from vrpo.diagnostics.advice import Measured, Range, advice, draws_for, measured_best, two_stage
-from vrpo.diagnostics.minibatch import curves, minibatch, pooled
+from vrpo.diagnostics.advice import Advice, Choice, Range, advice, draws_for, recommendation, two_stage
+from vrpo.diagnostics.minibatch import Decomposition, Intervals, curves, minibatch, pooled
 from vrpo.diagnostics.report import interval, root
 from vrpo.diagnostics.statistics import Interval, Noise, noise
 
@@ -64,6 +64,7 @@ def test_shares_and_efficiency() -> None:
     expected = gain * 6 * (first.draws + first.pairs) / (9 * (second.draws + second.pairs))
     assert found["efficiency"][4] == pytest.approx(expected)
     assert found["efficiency"][1] == 1
+    assert found["price"] == pytest.approx({n: (n + 5) * (p.draws + p.pairs) for n, p in ((1, first), (4, second))})
     assert found["bias_squared"][1] == pytest.approx(0, abs=1e-12)
 
 
@@ -86,17 +87,32 @@ def test_where_draws_stop_paying() -> None:
     assert draws_for({1: 1.01}, 0.1) is None
 
 
+def test_dependent_draws_come_in_whole_groups() -> None:
+    """Beyond the largest budget only. Kills: half a group of draws that balance each other; a measured n rounded up."""
+    assert draws_for({2: 0.9, 8: 0.5}, 0.1, group=4) == 72
+    assert draws_for({2: 0.9, 8: 0.5}, 0.11, group=4) == 68  # 64.7 draws by the formula
+    assert draws_for({2: 0.9, 6: 0.5}, 0.6, group=4) == 6
+
+
 def curve(*values: tuple[float, float, float]) -> dict[int, Interval]:
     return {n: Interval(*map(float, value)) for n, value in zip((1, 4), values, strict=True)}
 
 
 NAN = float("nan")
+UNKNOWN = curve((NAN, NAN, NAN), (NAN, NAN, NAN))
 FOUND = {
     "ratio": curve((1 / 4, 1 / 5, 1 / 3), (1 / 4, 1 / 5, 1 / 3)),
     "share": curve((0.8, 0.7, 1.1), (0.5, 0.3, 1.0)),
-    "efficiency": curve((1, 1, 1), (1.5, 0.9, 2.1)),
-    "rival": curve((0.7, 0.5, 1.1), (1, 1, 1)),
+    "gain": curve((1, 1, 1), (1.5, 0.9, 2.1)),
+    "price": curve((1, 1, 1), (1.2, 1.1, 1.3)),
 }
+
+
+def said(pair_cost: float = 0.0, plan: str = "balanced", group: int = 2, **changed: dict[int, Interval]) -> Advice:
+    found: Intervals = {**FOUND, **changed}
+    advised = advice(Decomposition(plan, group, 7, pair_cost, found, found))
+    assert advised is not None
+    return advised
 
 
 def test_signals_that_are_not_resolved_give_no_efficiency() -> None:
@@ -106,14 +122,15 @@ def test_signals_that_are_not_resolved_give_no_efficiency() -> None:
     apart = [of(part) for part in axes + step]
     found = minibatch({1: apart, 2: apart}, 1.0)
     assert found["signal"][1].low <= 0
-    assert all(math.isnan(value.value) for name in ("efficiency", "rival") for value in found[name].values())
+    assert all(math.isnan(value.value) for name in ("efficiency", "gain") for value in found[name].values())
     assert not math.isnan(found["share"][1].value)
     alike = minibatch({1: scaled(0.2, 4), 4: scaled(0.1, 4)}, 0.0)
     assert math.isnan(alike["efficiency"][4].value) == (min(alike["signal"][n].low for n in (1, 4)) <= 0)
 
 
-def test_budgets_are_compared_with_the_best_one() -> None:
-    """Kills: rivals by their own intervals instead of those of the ratio; the best one among its rivals."""
+def test_budgets_are_compared_with_the_cheapest_one() -> None:
+    """Kills: budgets compared by their own intervals instead of those of the ratio, or with the smallest budget; the
+    dearest one taken for the cheapest."""
     near = [
         of(part)
         for part in torch.tensor([[[2.0, 0.1], [1.8, 0.0], [2.2, 0.2]]] * 4) * torch.arange(9, 13)[:, None, None]
@@ -123,11 +140,12 @@ def test_budgets_are_compared_with_the_best_one() -> None:
         for part in torch.tensor([[[2.0, 6.1], [1.8, -6], [2.2, 0.2]]] * 4) * torch.arange(9, 13)[:, None, None]
     ]
     found = minibatch({1: far, 2: near}, 0.0)
-    assert found["rival"][2] == Interval(1.0, 1.0, 1.0)
-    assert found["rival"][1].value == pytest.approx(1 / found["efficiency"][2].value)
-    assert measured_best(found["rival"]) == Measured(2, ())
-    assert measured_best(FOUND["rival"]) == Measured(4, (1,))
-    assert measured_best(curve((NAN, NAN, NAN), (NAN, NAN, NAN))) == Measured(None, ())
+    assert found["price"][2] == found["gain"][2] == Interval(1.0, 1.0, 1.0)
+    assert found["price"][1].value > found["price"][1].low > 1
+    assert found["gain"][1].value == pytest.approx(1 / found["efficiency"][2].value)
+    pools = {n: pooled(part) for n, part in ((1, far), (2, near))}
+    ratio = (pools[1].draws + pools[1].pairs) / (2 * (pools[2].draws + pools[2].pairs))
+    assert found["price"][1].value == pytest.approx(ratio)
 
 
 def test_the_formula_has_an_interval() -> None:
@@ -141,39 +159,81 @@ def test_the_formula_has_an_interval() -> None:
 
 
 def test_advice_where_pairs_cost() -> None:
-    """Kills: the smallest budget advised because efficiencies are not resolved, whatever the formula says; a formula
-    with an interval too wide to be of use."""
-    said = advice(FOUND, 7, 100.0)
-    assert said.plenty == 20
-    assert said.measured == Measured(4, (1,))
-    assert said.given == Range(8, 4, None)
-    assert said.enough.value == 36
-    text = said.sentences()
-    start = "With plenty of pairs (making a pair costs 100 draws): "
-    assert text[0] == f"{start}n = 20 (two-stage formula, 95 %: 17.3 to 22.4)."
-    assert text[1] == "The most efficient n measured is 4 (not told apart from it: 1)."
-    assert "With only these 7 pairs: n = 8 (95 %: 4 to any number)" in text[2]
-    wide = advice({**FOUND, "ratio": curve((1 / 4, -1, 1), (1 / 4, -1, 1))}, 7, 100.0)
-    assert wide.plenty is None
-    assert wide.sentences()[0].startswith(
-        f"{start}not resolved; the two-stage formula gives 20, but 95 % are 10 to any"
-    )
-    lost = advice({**FOUND, "ratio": curve((-1, -2, 0.25), (-1, -2, 0.25))}, 7, 100.0)
-    assert lost.plenty is None
-    assert "do not tell V_between from 0 (95 %: n is at least 20)" in lost.sentences()[0]
+    """Kills: the n of free pairs, whatever a pair costs; a formula beyond the budgets whose interval is too wide to be
+    of use; one that is used where budgets were measured; an n beyond them that does not say so."""
+    falling = curve((3, 2, 4), (1, 1, 1))
+    far = said(100.0, price=falling)
+    assert far.costly is not None
+    assert far.costly.value == 20
+    start = "Pairs cost 100 draws each, plan balanced: "
+    assert far.answers()[1] == f"{start}n = 20 (95 %: 16 to 24, all extrapolated)."  # 17.3 to 22.4, in couples
+    whole = said(100.0, price=falling, ratio=curve((1 / 3.61, 1 / 4, 1 / 3.5), (1 / 3.61, 1 / 4, 1 / 3.5)), group=4)
+    assert whole.costly is not None
+    assert whole.costly.beyond == Range(20, 16, 20)  # 19, between 18.7 and 20
+    wide = said(100.0, price=falling, ratio=curve((1 / 4, -1, 1), (1 / 4, -1, 1)))
+    assert wide.costly is not None
+    assert wide.costly.value == 4
+    assert wide.answers()[1].startswith(f"{start}n = 4 or more, not resolved: 20 (95 %: 10 to any number, all extra")
+    lost = said(100.0, price=falling, ratio=curve((-1, -2, 0.25), (-1, -2, 0.25)))
+    assert "n = 4 or more, not resolved: these pairs do not tell V_between from 0 (95 %: at" in lost.answers()[1]
+    inside = said(3.0, price=curve((1.1, 0.9, 1.3), (1, 1, 1)))
+    assert inside.costly == Choice(4, (1,))
+    assert inside.answers()[1] == "Pairs cost 3 draws each, plan balanced: n = 4 (not told apart from it: 1)."
+    assert said(100.0).costly == Choice(1)
+    assert said().costly is None
 
 
 def test_advice_where_pairs_are_free() -> None:
-    """Kills: a budget recommended whose gain is within its noise; efficiency not resolved called no gain."""
-    said = advice(FOUND, 7, 0.0)
-    assert (said.plenty, said.formula.value) == (1, 1)
-    assert "n = 1 by the two-stage formula; no larger n is more efficient" in said.sentences()[0]
-    better = advice({**FOUND, "efficiency": curve((1, 1, 1), (1.5, 1.1, 1.9))}, 7, 0.0)
-    assert better.plenty == 4
-    assert "n = 4; its efficiency is 1.5 times that of n = 1 (95 %: 1.1 to 1.9)." in better.sentences()[0]
-    unknown = advice({**FOUND, "efficiency": curve((NAN, NAN, NAN), (NAN, NAN, NAN))}, 7, 0.0)
-    assert unknown.plenty == 1
-    assert "is not resolved" in unknown.sentences()[0]
+    """Kills: a budget recommended whose gain is within its noise; a fact about independent draws (a new pair is worth
+    more than a new draw) told of draws that balance each other; efficiency not resolved passed over in silence."""
+    start = "Pairs are free and plenty, plan balanced: "
+    assert said().answers()[0] == f"{start}new pairs beat new draws, n = 1."
+    apart = {"price": curve((1.1, 0.9, 1.3), (1, 1, 1))}
+    assert said(**apart).answers()[0] == f"{start}n = 4 (not told apart from it: 1)."
+    single = said(**apart, group=1, plan="fixed_count").answers()[0]
+    assert single.endswith("plan fixed_count: new pairs beat new draws, n = 1 (not told apart from it: 4).")
+    told = said(price=curve((1.3, 1.2, 1.4), (1, 1, 1)), group=1)
+    assert told.answers()[0] == f"{start}n = 4 (every other n measured is told apart from it)."
+    better = said(gain=curve((1, 1, 1), (1.5, 1.1, 1.9)))
+    assert better.free.value == 4
+    assert "n = 4, 1.5 times as efficient as the n of the least variance (95 %: 1.1 to 1.9)." in better.answers()[0]
+    assert len(said().remarks()) == 1
+    assert "Plan balanced: efficiencies are not resolved" in said(gain=UNKNOWN).remarks()[1]
+    assert said(price=UNKNOWN, gain=UNKNOWN).free.value is None
+
+
+def test_an_extrapolated_n_is_marked() -> None:
+    """Each number beyond the largest budget, and no other. Kills: an n = 36 from budgets up to 4 that looks measured;
+    marks on what was measured."""
+    assert said().given == Range(8, 4, None)
+    assert "plan balanced: n = 8 [extrapolated] (95 %: 4 to any number); there draws make half" in said().answers()[1]
+    assert said().remarks()[0].startswith("Plan balanced: more than n = 36 (95 %: 16 to any number, all extrapolated)")
+    near = said(share=curve((0.5, 0.4, 0.6), (0.3, 0.2, 0.4)))
+    assert "n = 4 (95 %: 4 to 6 [extrapolated]);" in near.answers()[1]
+    assert "extrapolated" not in said(share=curve((0.3, 0.2, 0.32), (0.1, 0.1, 0.1))).answers()[1]
+
+
+def test_the_bottom_line() -> None:
+    """Four lines at most, for the named plan, and the default's share. Kills: the paper's n recommended for another
+    plan; the share of another plan or budget given as the default's; a plan of one budget advised on."""
+    paper = Decomposition("fixed_count", 1, 7, 0.0, FOUND, FOUND)
+    share = {"share": curve((0.4, 0.3, 0.5), (0.1, -0.05, 0.25))}
+    named = Decomposition("balanced", 2, 7, 0.0, {**FOUND, **share}, {**FOUND, **share})
+    advised = {part.plan: one for part in (paper, named) if (one := advice(part)) is not None}
+    found = recommendation([paper, named], advised, ("balanced", 4))
+    assert found.plan == "balanced"
+    assert len(found.sentences) == 4
+    assert all("plan balanced" in line for line in found.sentences if "--pair_cost" not in line)
+    assert "n = 4 (95 %: 1 to 4);" in found.sentences[2]  # 8 by the paper's curve
+    assert found.sentences[3].endswith(
+        "num_times = 4: 10 % of the variance of a minibatch gradient is due to draws (95 %: 0 % to 25 %)."
+    )
+    alone = recommendation([paper], {"fixed_count": advised["fixed_count"]}, ("balanced", 8))
+    assert alone.plan == "fixed_count"
+    assert alone.sentences[3] == "The default, plan balanced with num_times = 8, was not measured."
+    one = {name: {8: part[4]} for name, part in FOUND.items()}
+    assert advice(Decomposition("nested", 2, 7, 0.0, one, one)) is None
+    assert recommendation([], {}, ("balanced", 8)).sentences[0].startswith("No n to recommend")
 
 
 def test_squares_below_their_noise_have_no_root() -> None:

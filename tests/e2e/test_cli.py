@@ -127,7 +127,7 @@ def test_resume(train: Callable[..., Any]) -> None:
 
 def test_fit_counts(train: Callable[..., Any]) -> None:
     """The exponent is the one of the law that is left beside the model, training draws follow it, and a resumed run has
-    the same. Kills: a law that is fitted and not used; one fitted to the checkpoint; the training draws' keys."""
+    the same. Kills: a law that is fitted and not used; one that a resumed run fits anew."""
     yaml = "max_steps: 4\nsave_steps: 2\nlogging_steps: 1\nlearning_rate: 0.01\nfit_counts: 3\n"
     code, err, output = train(yaml)
     assert code == 0
@@ -141,7 +141,14 @@ def test_fit_counts(train: Callable[..., Any]) -> None:
     shutil.rmtree(output / "checkpoint-4")
     assert train(yaml, "--resume_from_checkpoint", "true")[0] == 0
     assert (output / "model.safetensors").read_bytes() == weights
-    assert json.loads((output / "count_law.json").read_text()) == law
+    (output / "count_law.json").write_text(json.dumps({**law, "exponent": 1.0}))
+    shutil.rmtree(output / "checkpoint-4")
+    assert train(yaml, "--resume_from_checkpoint", "true")[0] == 0
+    assert settings(output / "checkpoint-4").count_exponent == 1.0
+    (output / "count_law.json").unlink()
+    code, err, _ = train(yaml, "--resume_from_checkpoint", "true")
+    assert code == 2
+    assert "count_law.json is not there" in err
     (output / "model.safetensors").unlink()
     assert train(yaml.replace("fit_counts: 3\n", f"count_exponent: {law['exponent']}\n"))[0] == 0
     assert (output / "model.safetensors").read_bytes() == weights

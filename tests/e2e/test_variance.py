@@ -1,6 +1,7 @@
 """`vrpo variance` as a user runs it: a checkpoint and pairs in, tables and pictures out; interrupted is not lost."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 import pytest
 
 from vrpo.cli import main
+from vrpo.commands.variance import VarianceArguments
+from vrpo.commands.variance_plans import named_designs, trained_by_default
+from vrpo.diagnostics.designs import merged
 from vrpo.diagnostics.measure import Meter
 from vrpo.models.tiny import from_config, train_tokenizer
 
 SMALL = ["--num_pairs", "4", "--num_replicates", "3", "--budgets", "1", "2", "4", "--sketch_size", "32"]
+SMALL += ["--plan_draws", "2", "4"]
 PICTURES = ("variance_by_budget", "scores", "split", "masked_counts")
 
 
@@ -72,9 +77,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_everything_is_there(variance: Callable[..., Any], tmp_path: Path) -> None:
     """Kills: a plan or an allocation that is left out, per-pair numbers without their mean, a picture not drawn."""
-    code, out, err = variance("--plans", "nested", "balanced:count_exponent=0.75,pair_coupling=aligned")
+    nested = "nested:control=0.5"
+    code, out, err = variance("--plans", nested, "balanced:count_exponent=0.75,pair_coupling=aligned")
     assert code == 0, err
-    assert "4 pairs, 5 designs, 3 replicates: 672 forward and backward passes" in err
+    assert "4 pairs, 5 designs, 3 replicates: 480 forward and backward passes" in err
     folder = tmp_path / "out"
     found = json.loads((folder / "variance.json").read_text())
     rows = {(row["plan"], row["allocation"], row["shared"]): row for row in found["estimates"]}
@@ -86,18 +92,56 @@ def test_everything_is_there(variance: Callable[..., Any], tmp_path: Path) -> No
     assert score["low"] < score["value"] < score["high"]
     assert len(found["examples"]) == 4
     assert set(found["split"]) == {"elbo_variance", "score_variance", "score_gradient_variance"}
-    assert set(found["minibatch"]["share"]) == {"1", "2", "4"}
+    plans = ["fixed_count", nested, "balanced:count_exponent=0.75,pair_coupling=aligned"]
+    assert list(found["minibatch"]) == list(found["advice"]) == plans
+    assert set(found["minibatch"]["fixed_count"]["pairs_free"]["share"]) == {"1", "2", "4"}
+    assert set(found["minibatch"][nested]["pairs_free"]["share"]) == {"2", "4"}
     assert 0 <= found["masked_counts"]["exponent"] <= 1
     for name in PICTURES:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert found["minibatch"]["bias_squared"]["4"]["value"] is None  # of three estimates none are left to compare with
+    bias = found["minibatch"]["fixed_count"]["pairs_at_cost"]["bias_squared"]
+    assert bias["4"]["value"] is None  # of three estimates none are left to compare with
     text = (folder / "variance.md").read_text()
-    assert "not resolved" in text.split("## Draws or pairs")[1]
-    for sentence in found["advice"]["sentences"]:
-        assert sentence in text
-        assert sentence in out
+    assert "not resolved" in text.split("## Draws or pairs, plan fixed_count (the paper's)")[1]
+    assert "\n## Draws or pairs, plan nested:control=0.5\n" in text
+    for plan, said in found["advice"].items():
+        assert all(f"plan {plan}" in sentence.replace("Plan", "plan") for sentence in said["sentences"])
+        for sentence in said["sentences"]:
+            assert sentence in text
+            assert sentence in out
     assert "| nested" in out
+    assert found["recommendation"]["plan"] == nested
+    assert text.endswith("".join(f"- {line}\n" for line in found["recommendation"]["sentences"]))
+    assert "num_times = 8, was not measured." in found["recommendation"]["sentences"][-1]
     assert not list((folder / "pairs").glob(".*"))
+
+
+def test_the_default_is_measured(variance: Callable[..., Any]) -> None:
+    """Kills: the paper's plan alone, and an n of it recommended for training that draws by another plan; budgets too
+    few for an n; a recommendation of more than four lines; plans refused for a budget that nobody asked for.
+    """
+    found = VarianceArguments("policy", "pairs", "out")
+    assert found.plans == ["balanced"]
+    assert [(design.name, design.budgets) for design in merged(named_designs(found.plans, found.plan_draws, 16))] == [
+        ("balanced-16x1", (1,)),
+        ("balanced-16x2", (2, 4)),
+        ("balanced-16x4", (8,)),
+    ]
+    assert [design.budgets for design in named_designs(["nested:num_groups=4"], None, 16)] == [(4,), (8,)]
+    assert trained_by_default() == ("balanced", 8)
+    code, out, err = variance("--budgets", "1", "8", "--plan_draws", "1", "2", "8", "--pair_cost", "20")
+    assert code == 0, err
+    last = out.split("Recommendation for plan balanced\n\n")[1].splitlines()[:4]
+    starts = [
+        "Pairs are free and plenty, plan",
+        "Pairs cost 20 draws each, plan",
+        "These 4 pairs are all there are, plan",
+    ]
+    for line, start in zip(last, [*starts, "The default, plan"], strict=True):
+        assert line.startswith(f"{start} balanced")
+    assert re.search(r"num_times = 8: \d+ % of the variance .* \(95 %: \d+ % to \d+ %\)", last[3])
+    assert "| price, pairs free " in out
+    assert "| price, pairs at 20 " in out
 
 
 def test_it_goes_on_where_it_was(variance: Callable[..., Any], tmp_path: Path, workplace: Path) -> None:
@@ -115,7 +159,7 @@ def test_it_goes_on_where_it_was(variance: Callable[..., Any], tmp_path: Path, w
     assert variance("--beta", "0.5", "--num_pairs", "5", "--plans", "stratified", "--plan_draws", "4")[0] == 0
     assert {name: (pairs / name).stat().st_mtime_ns for name in names} == stamps
     assert json.loads(report.read_text())["examples"][:4] == json.loads(whole)["examples"]
-    assert variance("--plans", "fixed_count", "--plan_draws", "4")[0] == 0  # the same draws as the paper's plan
+    assert variance("--plans", "fixed_count", "balanced")[0] == 0  # the former are the same draws as the paper's plan
     assert report.read_bytes() == whole
     code, _, err = variance("--seed", "3")
     assert code == 2
@@ -130,12 +174,13 @@ def test_ctrl_c(variance: Callable[..., Any], stop_after: Callable[[int], None],
 
     Kills: an unfinished pair in the report; an interruption that loses measurements or calls itself complete.
     """
-    stop_after(4)
+    stop_after(5)
     code, _, err = variance()
-    assert code == 2
-    assert "interrupted after 1 pairs; a report needs 3" in err
-    assert len(list((tmp_path / "out" / "pairs").iterdir())) == 4
-    stop_after(6)
+    assert code == 130
+    assert "interrupted: 5 measurements" in err.splitlines()[-1]
+    assert len(list((tmp_path / "out" / "pairs").iterdir())) == 5
+    assert not (tmp_path / "out" / "variance.md").exists()
+    stop_after(8)
     code, out, _ = variance()
     assert code == 130
     assert "Interrupted: this is from 3 of 4 pairs" in out
@@ -145,6 +190,24 @@ def test_ctrl_c(variance: Callable[..., Any], stop_after: Callable[[int], None],
     stop_after(100)
     assert variance()[0] == 0
     assert json.loads((tmp_path / "out" / "variance.json").read_text())["interrupted"] is False
+
+
+@pytest.mark.parametrize(("where", "kept"), [("models_of", 0), ("summarise", 16), ("variance_pictures", 16)])
+def test_ctrl_c_elsewhere(
+    variance: Callable[..., Any], where: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While loading, summarising or drawing. Kills: a traceback; silence about what is kept; exit code 0 or 2."""
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"vrpo.commands.variance.{where}", stop)
+        code, _, err = variance()
+    assert code == 130
+    said = f"interrupted: {kept} measurements (of one pair under one design each) are kept in {tmp_path}/out/pairs"
+    assert err.splitlines()[-1] == f"{said}; the same command goes on from here"
+    assert "Traceback" not in err
 
 
 def test_an_adapter_has_its_base_as_reference(variance: Callable[..., Any], workplace: Path, tmp_path: Path) -> None:

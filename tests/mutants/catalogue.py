@@ -878,9 +878,9 @@ VARIANCE = [
         MINIBATCH,
     ),
     Mutant(
-        "n = 1 for want of an efficiency, whatever pairs cost",
+        "the n of free pairs, whatever pairs cost",
         "diagnostics/advice.py",
-        (("_conclusive(formula) if pair_cost else _worth_more(efficiency)", "_worth_more(efficiency)"),),
+        (("costly_choice(found.costly, found.pair_cost, found.group)", "free_choice(found.free, found.group)"),),
         MINIBATCH,
     ),
     Mutant(
@@ -892,7 +892,7 @@ VARIANCE = [
     Mutant(
         "a formula advised however wide its interval",
         "diagnostics/advice.py",
-        (("if formula.high <= _WIDEST * formula.low < math.inf", "if math.isfinite(formula.value)"),),
+        (("return formula.high <= _WIDEST * formula.low < math.inf", "return math.isfinite(formula.value)"),),
         MINIBATCH,
     ),
     Mutant(
@@ -902,9 +902,9 @@ VARIANCE = [
         MINIBATCH,
     ),
     Mutant(
-        "the best budget compared by its own interval",
+        "gain over the smallest budget instead of the cheapest",
         "diagnostics/minibatch.py",
-        (('("rival", best)', '("rival", min(signal))'),),
+        (('("gain", cheapest)', '("gain", min(signal))'),),
         MINIBATCH,
     ),
     Mutant(

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from vrpo.training.config import VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 
 _EPOCH = -3  # of the draws' keys: no draws of training or evaluation
+_FILE = "count_law.json"
 
 
 def check_fit(num_pairs: int, config: VRPOConfig) -> None:
-    """Refuse what cannot be fitted before anything is loaded.
+    """Refuse what the configuration alone shows to be impossible, before anything is loaded.
 
     Raises:
         ValueError: the plan has no such law, or it is given already.
@@ -34,20 +36,24 @@ def check_fit(num_pairs: int, config: VRPOConfig) -> None:
 def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
     """Set the trainer's count_exponent to the one that suits its model, and leave the law in count_law.json.
 
-    On the first training pairs and the model before its first step, also where a run is resumed, which hence goes on
-    under the same law. All processes take the first one's.
+    On the first training pairs and the model before its first step. A resumed run takes the law that it finds in
+    output_dir, so that it goes on under the same one. All processes take the first one's.
 
     Raises:
-        ValueError: fewer pairs than asked for; a model in shards, of which no process has a gradient.
+        ValueError: fewer pairs than asked for; a model in shards, of which no process has a gradient; a resumed run
+            without its law.
     """
+    args = trainer.args
+    if args.resume_from_checkpoint is not None:
+        args.count_exponent = _fitted_before(args.folder / _FILE)
+        return
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
             "fit_counts needs whole gradients, which FSDP and DeepSpeed have not: run `vrpo variance` on one device "
             "and give its count_exponent"
         )
-    args, model = trainer.args, trainer.model
+    model: Any = trainer.model
     examples: Any = trainer.train_dataset
-    assert model is not None
     assert args.draw_seed is not None
     if len(examples) < num_pairs:
         raise ValueError(f"fit_counts = {num_pairs}, but there are {len(examples)} training pairs")
@@ -56,6 +62,9 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
         tokens_of(collator([examples[row]]), seed=args.draw_seed, epoch=_EPOCH).to(args.device)
         for row in range(num_pairs)
     ]
+    model.train()
+    if args.gradient_checkpointing:  # transformers turns it on when training starts
+        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     bar = tqdm(total=32 * num_pairs, desc="fitting masked counts", unit="pass", disable=args.disable_tqdm)
     with bar, trainer.accelerator.autocast():
         law = fit_counts(
@@ -71,10 +80,18 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
         _write(law, num_pairs, trainer)
 
 
+def _fitted_before(path: Path) -> float:
+    if not path.is_file():
+        raise ValueError(
+            f"fit_counts: {path} is not there, so this run's law is unknown: give its count_exponent instead"
+        )
+    return float(json.loads(path.read_text())["exponent"])
+
+
 def _write(law: CountLaw, num_pairs: int, trainer: VRPOTrainer) -> None:
     found = {"pairs": num_pairs, **asdict(law)}
     trainer.args.folder.mkdir(parents=True, exist_ok=True)
-    (trainer.args.folder / "count_law.json").write_text(json.dumps(found, indent=1) + "\n")
+    (trainer.args.folder / _FILE).write_text(json.dumps(found, indent=1) + "\n")
     reduction = law.reduction
     print(
         f"count_exponent {law.exponent:g}, fitted on {num_pairs} pairs: it leaves {reduction.value:.2f} "

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vrpo.commands.arguments import parse
 from vrpo.commands.variance_models import Models, models_of
-from vrpo.commands.variance_plans import named_designs
+from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
@@ -52,10 +52,16 @@ class VarianceArguments:
         metadata={"help": "Draws per answer, n, of the paper's plan at every n_t x n_y; divisors of the largest."},
     )
     plans: list[str] = field(
-        default_factory=list,
-        metadata={"help": "More plans, by vrpo train's fields: nested balanced:count_exponent=0.75,num_groups=1 ..."},
+        default_factory=lambda: [trained_by_default()[0]],
+        metadata={
+            "help": "Plans beside the paper's, fixed_count, by vrpo train's fields: nested "
+            "balanced:count_exponent=0.75,num_groups=1 ...; recommended is an n of the first one."
+        },
     )
-    plan_draws: list[int] = field(default_factory=lambda: [8], metadata={"help": "Draws per answer of these plans."})
+    plan_draws: list[int] | None = field(
+        default=None,
+        metadata={"help": "Draws per answer of these plans. None: 1, 2, 4, 8, as far as a plan has them."},
+    )
     beta: float = field(default=0.2, metadata={"help": "Inverse temperature of the scores."})
     pair_cost: float = field(
         default=0.0,
@@ -114,6 +120,19 @@ def variance(argv: Sequence[str]) -> None:
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     paper = allocations(args.budgets)
     designs = merged([*paper, *named_designs(args.plans, args.plan_draws, max(args.budgets))])
+    try:
+        _run(args, designs)
+    except KeyboardInterrupt:  # while loading, summarising or drawing, or before there was enough for a report
+        kept = len(list((args.folder / "pairs").glob("*.safetensors")))
+        print(
+            f"interrupted: {kept} measurements (of one pair under one design each) are kept in {args.folder}/pairs; "
+            "the same command goes on from here",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+
+
+def _run(args: VarianceArguments, designs: Sequence[Design]) -> None:
     models = models_of(args)
     pairs = pairs_of(args, models)
     meter = Meter(
@@ -200,7 +219,7 @@ def measure(
     """Replicates by design, for the pairs that were finished; whether Ctrl-C came before all of them were.
 
     Raises:
-        ValueError: interrupted before there were enough for a report.
+        KeyboardInterrupt: it came before there were enough for a report.
     """
     found: dict[Design, list[Replicates]] = {design: [] for design in designs}
     total = meter.passes(designs) * len(pairs)
@@ -212,10 +231,7 @@ def measure(
                     found[design].append(one)
         except KeyboardInterrupt:
             if _count(found) < _LEAST:
-                raise ValueError(
-                    f"interrupted after {_count(found)} pairs; a report needs {_LEAST}. They are kept in "
-                    f"{store.folder}: the same command goes on from here"
-                ) from None
+                raise
             return found, True
     return found, False
 
@@ -227,7 +243,7 @@ def _count(found: Measurements) -> int:
 
 def write(args: VarianceArguments, found: Measurements, examples: list[int], interrupted: bool) -> None:
     """variance.json, variance.md and the pictures, and the tables on the terminal."""
-    summary = summarise(found, args.beta, args.pair_cost)
+    summary = summarise(found, args.beta, args.pair_cost, trained_by_default())
     state = f"{len(examples)} of {args.num_pairs} pairs" + (", because interrupted" if interrupted else "")
     heading = f"{state}; {args.num_replicates} replicates; beta = {args.beta:g}; pair_cost = {args.pair_cost:g}."
     content = {

@@ -1,6 +1,7 @@
 """Plans as a user names them, `name` or `name:field=value,field=value`, by the fields of `vrpo train`."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
@@ -10,19 +11,48 @@ from vrpo.training.config import VRPOConfig
 from vrpo.types import Pairs, Tokens
 
 _FIELDS = ("num_masks", "t_min", "num_groups", "count_exponent", "control", "pair_coupling")
+_BUDGETS = (1, 2, 4, 8)  # enough for an n, and the default among them
 _GROUPED = ("stratified", "balanced", "nested")
 
 
-def named_designs(names: Sequence[str], budgets: Sequence[int], most: int) -> list[Design]:
+def named_designs(names: Sequence[str], budgets: Sequence[int] | None, most: int) -> list[Design]:
     """A design for each plan at each budget, replicated `most` / budget times over in one run where that is whole, so
-    that plans are measured as finely as the paper's.
+    that plans are measured as finely as the paper's, and budgets with equal groups in one run.
+
+    Args:
+        budgets: None: 1, 2, 4 and 8, as far as the plan has them.
 
     Raises:
-        ValueError: a plan has no such name or field, or not at this budget.
+        ValueError: a plan has no such name or field, or not at this budget; or at none of the four.
     """
-    if budgets and min(budgets) < 1:
+    if budgets is None:
+        return [design for name in names for design in _possible(name, most)]
+    if not budgets or min(budgets) < 1:
         raise ValueError(f"plan_draws must be at least 1, not {list(budgets)}")
-    return [_design(name, n, most if most % n == 0 else n) for name in names for n in sorted(set(budgets))]
+    return [_design(name, n, _run(n, most)) for name in names for n in sorted(set(budgets))]
+
+
+def _possible(name: str, most: int) -> list[Design]:
+    found, refused = [], ValueError()
+    for n in _BUDGETS:
+        try:
+            found.append(_design(name, n, _run(n, most)))
+        except ValueError as error:
+            refused = error
+    if not found:
+        raise refused
+    return found
+
+
+def _run(budget: int, most: int) -> int:
+    """Draws of a run that is reported at this budget."""
+    return most if most % budget == 0 else budget
+
+
+def trained_by_default() -> tuple[str, int]:
+    """The plan and the draws per answer that `vrpo train` has when nothing is said about them."""
+    default = {field.name: field.default for field in fields(VRPOConfig)}
+    return str(default["plan"]), int(str(default["num_times"]))
 
 
 def _design(name: str, budget: int, draws: int) -> Design:

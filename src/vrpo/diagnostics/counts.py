@@ -56,7 +56,8 @@ class CountLaw:
 
 @dataclass(frozen=True)
 class _Draws:
-    """Draws of all answers, each answer's squares divided by their mean, so that long answers do not drown others."""
+    """Draws of all answers, each answer's squares divided by their mean, so that long answers do not drown others. On
+    the CPU, wherever they were measured: a few thousand numbers."""
 
     share: Float[Tensor, "A R G"]
     square: Float[Tensor, "A R G"]
@@ -68,9 +69,9 @@ class _Draws:
 
 
 def _pooled(answers: Sequence[AnswerGradients]) -> _Draws:
-    masked = torch.cat([part.masked.transpose(0, 1) for part in answers])
-    square = torch.cat([part.square.transpose(0, 1) for part in answers])
-    length = torch.cat([part.length for part in answers]).double()
+    masked = torch.cat([part.masked.cpu().transpose(0, 1) for part in answers])
+    square = torch.cat([part.square.cpu().transpose(0, 1) for part in answers])
+    length = torch.cat([part.length.cpu() for part in answers]).double()
     some = (length > 1) & (square.flatten(1).mean(1) > 0)
     if not bool(some.any()):
         raise ValueError("no answer has two tokens and a gradient: its masked counts have no law to choose")

@@ -2,9 +2,10 @@
 
 The gradient of a batch of P pairs drawn at random, n draws each, has variance (V_between + V_mc(n)) / P: V_mc is the
 mean over pairs of the variance that draws make, V_between the variance over pairs of what is left with endless draws.
-At a cost of n + c draws per pair, c for making it, the variance at a fixed budget is proportional to
+At a cost of n + c draws per pair, c for making it, the variance at a fixed budget is proportional to the price
 (n + c) (V_between + V_mc(n)); with V_mc(n) = V_mc / n it is least at n = sqrt(c V_mc / V_between), at least 1
-(two-stage sampling: Cochran 1977, ch. 10).
+(two-stage sampling: Cochran 1977, ch. 10). V_mc(n) is that of one plan: where draws depend on each other
+(balanced) it falls faster than 1/n, so that no n of one plan carries over to another.
 """
 
 import math
@@ -16,6 +17,7 @@ import torch
 from vrpo.diagnostics.statistics import Interval, Noise, inner_mean, jackknife, squared_mean
 
 Curves = dict[str, dict[int, float]]
+Intervals = Mapping[str, Mapping[int, Interval]]
 UNRESOLVED = Interval(math.nan, math.nan, math.nan)
 
 
@@ -66,13 +68,15 @@ def quotient(above: float, below: float) -> float:
 
 
 def curves(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> Curves:
-    """For each budget: both variances, their share and ratio, signal, relative squared bias, and the efficiency.
+    """For each budget: both variances, their share and ratio, signal, relative squared bias, price and efficiency.
 
     `ratio`: V_between / (n V_mc(n)), what the two-stage formula needs of one draw; upside down, since V_between and not
-    V_mc may be lost in noise. `efficiency`: squared signal over variance and cost, relative to the smallest budget.
+    V_mc may be lost in noise. `price`: (n + c) (V_between + V_mc(n)), what a given noise costs. `efficiency`: squared
+    signal over price, relative to the smallest budget.
     """
     pools = {n: pooled(noises) for n, noises in by_budget.items()}
-    worth = {n: quotient(p.signal**2, (n + pair_cost) * (p.draws + p.pairs)) for n, p in pools.items()}
+    price = {n: (n + pair_cost) * (p.draws + p.pairs) for n, p in pools.items()}
+    worth = {n: quotient(p.signal**2, price[n]) for n, p in pools.items()}
     first = worth[min(worth)]
     return {
         "draws": {n: p.draws for n, p in pools.items()},
@@ -81,14 +85,15 @@ def curves(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> Curves
         "ratio": {n: quotient(p.pairs, n * p.draws) for n, p in pools.items()},
         "signal": {n: p.signal for n, p in pools.items()},
         "bias_squared": {n: p.bias_squared for n, p in pools.items()},
+        "price": price,
         "efficiency": {n: quotient(value, first) for n, value in worth.items()},
     }
 
 
 def minibatch(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> dict[str, dict[int, Interval]]:
-    """The curves with jackknife intervals over pairs, which are a sample here, and `rival`: efficiency relative to the
-    most efficient budget. Efficiencies are nan where the signal is not above 0 with its whole interval: a square
-    would pass off noise of either sign as signal.
+    """The curves with jackknife intervals over pairs, which are a sample here. The price is relative to that of the
+    cheapest budget, and so is `gain`, an efficiency. Efficiencies are nan where the signal is not above 0 with its
+    whole interval: a square would pass off noise of either sign as signal.
 
     Raises:
         ValueError: fewer than three pairs: without one of them two must remain.
@@ -101,7 +106,7 @@ def minibatch(by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> dic
         curves({n: [*noises[:p], *noises[p + 1 :]] for n, noises in by_budget.items()}, pair_cost) for p in range(count)
     ]
     found = {name: _intervals(values, [part[name] for part in left_out]) for name, values in whole.items()}
-    return found | _compared(found["signal"], whole["efficiency"], [part["efficiency"] for part in left_out])
+    return found | _compared(found["signal"], whole, left_out)
 
 
 def _intervals(whole: Mapping[int, float], left_out: Sequence[Mapping[int, float]]) -> dict[int, Interval]:
@@ -109,15 +114,55 @@ def _intervals(whole: Mapping[int, float], left_out: Sequence[Mapping[int, float
 
 
 def _compared(
-    signal: Mapping[int, Interval], whole: Mapping[int, float], left_out: Sequence[Mapping[int, float]]
+    signal: Mapping[int, Interval], whole: Curves, left_out: Sequence[Curves]
 ) -> dict[str, dict[int, Interval]]:
-    """Efficiency against the smallest budget and, one budget against the other and not each by itself, the best one:
-    errors of budgets of the same pairs have much in common."""
+    """One budget against the other and not each by itself: errors of budgets of the same pairs have much in common."""
     resolved = [n for n, value in signal.items() if value.low > 0]
-    best = max(resolved, key=lambda n: whole[n], default=None)
-    found = {"efficiency": dict.fromkeys(signal, UNRESOLVED), "rival": dict.fromkeys(signal, UNRESOLVED)}
-    for name, base in (("efficiency", min(signal)), ("rival", best)):
+    priced = [n for n, value in whole["price"].items() if value > 0]
+    cheapest = min(priced, key=lambda n: whole["price"][n], default=None)
+    found = {name: dict.fromkeys(signal, UNRESOLVED) for name in ("price", "efficiency", "gain")}
+    for name, base in (("efficiency", min(signal)), ("gain", cheapest)):
         if base in resolved:
-            relative = [{n: quotient(part[n], part[base]) for n in resolved} for part in (whole, *left_out)]
+            parts = [part["efficiency"] for part in (whole, *left_out)]
+            relative = [{n: quotient(part[n], part[base]) for n in resolved} for part in parts]
             found[name].update(_intervals(relative[0], relative[1:]))
+    if cheapest is not None:
+        logs = [{n: _log(part["price"][n], part["price"][cheapest]) for n in priced} for part in (whole, *left_out)]
+        found["price"].update({n: _exp(value) for n, value in _intervals(logs[0], logs[1:]).items()})
     return found
+
+
+def _log(above: float, below: float) -> float:
+    """Of a ratio of prices, so that which of two is above the line does not decide whether they are told apart."""
+    return math.log(above / below) if above > 0 and below > 0 else math.nan
+
+
+def _exp(found: Interval) -> Interval:
+    return Interval(*(math.exp(min(end, 500.0)) for end in (found.value, found.low, found.high)))
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """The curves of one plan by budget, for pairs that cost nothing to make (`free`) and at `pair_cost` (`costly`).
+
+    `group`: the draws of a group at the largest budget. They depend on each other, so that a budget beyond it, of which
+    1/n holds, is a whole number of such groups.
+    """
+
+    plan: str
+    group: int
+    pairs: int
+    pair_cost: float
+    free: Intervals
+    costly: Intervals
+
+
+def decomposition(plan: str, group: int, by_budget: Mapping[int, Sequence[Noise]], pair_cost: float) -> Decomposition:
+    """Both sets of curves of a plan.
+
+    Raises:
+        ValueError: fewer than three pairs.
+    """
+    free = minibatch(by_budget, 0.0)
+    costly = minibatch(by_budget, pair_cost) if pair_cost else free
+    return Decomposition(plan, group, len(next(iter(by_budget.values()))), pair_cost, free, costly)

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from vrpo.diagnostics.counts import CountLaw
+from vrpo.diagnostics.designs import PAPER
 from vrpo.diagnostics.statistics import SATURATED, Interval
 from vrpo.diagnostics.summary import Row, Split, Summary
 
 _INK = ("#0b5d8a", "#c4511a", "#3c7d3e", "#7a4b94", "#8a6d1f", "#4d4d4d", "#b23a6f", "#2b8c8c")
+_SIDEWAYS = 1.03  # plans are set apart by so little that a point still stands at its n against the line 1 / n
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -76,7 +78,7 @@ def variance_pictures(folder: Path, summary: Summary, scores: Mapping[int, Seque
     Args:
         scores: of the paper's plan at a small and at a larger budget, all pairs together.
     """
-    pictures = [_budget_picture(summary.rows), _scores_picture(scores)]
+    pictures = [budget_picture(summary.rows), scores_picture(scores)]
     names = ["variance_by_budget", "scores"]
     if summary.splits:
         pictures.append(_split_picture(summary.splits))
@@ -109,7 +111,7 @@ def _bars(found: Sequence[Interval], floor: float) -> list[list[float]]:
     return [[v.value - max(v.low, floor) for v in found], [v.high - v.value for v in found]]
 
 
-def _budget_picture(rows: Sequence[Row]) -> Any:
+def budget_picture(rows: Sequence[Row]) -> Any:
     """Variance of the score and of the gradient against forward passes per answer."""
     figure, panels = _panels(2, 10.5, 4.2)
     kinds = {"score_variance": "variance of the score", "loss_gradient_variance": "variance of the loss gradient"}
@@ -119,7 +121,7 @@ def _budget_picture(rows: Sequence[Row]) -> Any:
     budgets = sorted({row.draws for row in rows})
     for panel, (name, label) in zip(panels, kinds.items(), strict=True):
         for index, (key, found) in enumerate(series.items()):
-            _series(panel, found, name, _label(*key), index, index / len(series))
+            _series(panel, found, name, _label(*key), index, _shift(index, len(series)))
         start = next(row.mean(name).value for row in rows if row.design.single and row.shared)
         first = budgets[0]
         if start > 0:
@@ -130,7 +132,7 @@ def _budget_picture(rows: Sequence[Row]) -> Any:
         panel.set_ylim(bottom=_floor([row.mean(name) for row in rows]))
         panel.set_xticks(budgets, [str(n) for n in budgets])
         panel.minorticks_off()
-        panel.set(xlabel="forward passes per answer, n (plans set apart sideways)", ylabel=label)
+        panel.set(xlabel="forward passes per answer, n (plans up to 3 % sideways)", ylabel=label)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure
@@ -140,15 +142,19 @@ def _label(plan: str, masks: int, shared: bool) -> str:
     if not masks:
         return plan.replace(":", "\n  ").replace(",", "\n  ")
     text = "one mask per time" if masks == 1 else f"{masks} masks per time"
-    return text if shared else f"{text},\nindependent of reference"
+    return f"{plan}, {text}" if shared else f"{plan}, {text},\nindependent of reference"
+
+
+def _shift(index: int, count: int) -> float:
+    """The first plan stays where it is, all others by turns to its left and right."""
+    step = (index + 1) // 2 / max(1, count // 2)
+    return float(_SIDEWAYS ** (step if index % 2 else -step))
 
 
 def _series(panel: Any, rows: Sequence[Row], name: str, label: str, index: int, shift: float) -> None:
     """One plan's points with intervals, a little to the side so that they do not hide each other."""
     found = [row.mean(name) for row in rows]
-    shown = [
-        (row.draws * 2 ** (0.35 * shift), value) for row, value in zip(rows, found, strict=True) if value.value > 0
-    ]
+    shown = [(row.draws * shift, value) for row, value in zip(rows, found, strict=True) if value.value > 0]
     if not shown:
         return
     values = [value for _, value in shown]
@@ -166,23 +172,37 @@ def _series(panel: Any, rows: Sequence[Row], name: str, label: str, index: int, 
     )
 
 
-def _scores_picture(scores: Mapping[int, Sequence[float]]) -> Any:
-    """Scores at two budgets; beyond the shaded border the loss is as good as linear or flat. The outermost bars also
-    hold the one score in 500 that lies beyond them on either side."""
+def scores_picture(scores: Mapping[int, Sequence[float]]) -> Any:
+    """Scores of the paper's plan at two budgets; beyond the shaded border the loss is as good as linear or flat. The
+    outermost bars also hold the one score in 500 that lies beyond them on either side."""
     figure, panels = _panels(1, 5.2, 3.4)
-    panel, ordered = panels[0], sorted(value for part in scores.values() for value in part)
-    rare = len(ordered) // 500
-    low, high = min(ordered[rare], -SATURATED - 1), max(ordered[-1 - rare], SATURATED + 1)
+    panel = panels[0]
+    low, high = _scores_axis(sorted(value for part in scores.values() for value in part))
     for index, (n, values) in enumerate(scores.items()):
         bins = [low + (high - low) * i / 48 for i in range(49)]
         share = [100 / len(values)] * len(values)
         shown = [min(max(value, low), high) for value in values]
-        panel.hist(shown, bins=bins, weights=share, color=_INK[index], alpha=0.55, label=f"n = {n}")
-    for start, end in ((low, -SATURATED), (SATURATED, high)):
+        saturated = 100 * sum(abs(value) > SATURATED for value in values) / len(values)
+        label = f"n = {n}, {saturated:.3g} % saturated"
+        panel.hist(shown, bins=bins, weights=share, color=_INK[index], alpha=0.55, label=label)
+    seen = [(start, end) for start, end in ((low, -SATURATED), (SATURATED, high)) if start < end]
+    for start, end in seen:
         panel.axvspan(start, end, color="0.5", alpha=0.13, linewidth=0, zorder=0)
-    panel.set(xlim=(low, high), xlabel="score (shaded: |score| > 4)", ylabel="estimates, %")
-    panel.legend(frameon=False)
+    where = "shaded: saturated" if seen else "saturated: out of this picture"
+    panel.set(xlim=(low, high), xlabel=f"score ({where}, |score| > {SATURATED:g})", ylabel="estimates, %")
+    top = panel.get_ylim()[1]
+    panel.set_ylim(top=1.25 * top)  # room for the legend
+    panel.legend(frameon=False, fontsize=8, title=f"plan {PAPER}", title_fontsize=8)
     return figure
+
+
+def _scores_axis(ordered: Sequence[float]) -> tuple[float, float]:
+    """From the data, and a side that comes near the bound of saturation shows what lies beyond it."""
+    rare = len(ordered) // 500
+    low, high = ordered[rare], ordered[-1 - rare]
+    margin = 0.03 * (high - low) or 0.5  # scores of a policy that is its reference are all 0
+    low, high, near = low - margin, high + margin, 0.75 * SATURATED
+    return (min(low, -SATURATED - 1) if low < -near else low), (max(high, SATURATED + 1) if high > near else high)
 
 
 def _split_picture(splits: Mapping[str, Split]) -> Any:
@@ -195,6 +215,7 @@ def _split_picture(splits: Mapping[str, Split]) -> Any:
     panel.bar(range(len(found)), [v.value for v in found], 0.5, yerr=errors, capsize=4, color=_INK[0], ecolor="0.25")
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_xticks(range(len(found)), names)
+    panel.set_xlabel(f"plan {PAPER}")
     panel.set_ylabel("$V_t\\,/\\,(V_t + V_y)$")
     return figure
 
@@ -224,6 +245,6 @@ def _counts_picture(counts: CountLaw) -> Any:
     panel.set_ylim(bottom=_floor(found))
     panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
     panel.minorticks_off()
-    panel.set(xlabel="masked share of the answer", ylabel="|gradient|² of one draw (mean 1)")
+    panel.set(xlabel=f"masked share of the answer (plan {PAPER})", ylabel="|gradient|² of one draw (mean 1)")
     panel.legend(frameon=False, fontsize=9)
     return figure

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+from vrpo.diagnostics.counts import CountLaw
+from vrpo.diagnostics.designs import PAPER
+from vrpo.diagnostics.minibatch import Decomposition
 from vrpo.diagnostics.statistics import Interval
 from vrpo.diagnostics.summary import Row, Summary
 
@@ -57,9 +60,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def tables(summary: Summary) -> str:
-    """The tables that a terminal shows: variances, draws or pairs, and the advice."""
+    """What a terminal shows: variances, draws or pairs of each plan, and the recommendation."""
     narrow = ("score_variance", "loss_variance", "loss_gradient_variance", "loss_bias")
-    return "\n\n".join([_variances(summary.rows, narrow), _minibatch(summary), _advice(summary)])
+    parts = ["Variances, means over pairs", _variances(summary.rows, narrow)]
+    for found in summary.plans:
+        parts += [_about(found), _minibatch(found), *_remarks(summary, found)]
+    counts = [] if summary.counts is None else [_count_sentence(summary.counts)]
+    return "\n\n".join([*parts, *counts, _recommended(summary), "\n".join(summary.recommendation.sentences)])
 
 
 def report(summary: Summary, heading: str) -> str:
@@ -69,18 +76,38 @@ def report(summary: Summary, heading: str) -> str:
         heading,
         "± is half the width of a 95 % interval: over replicates of the draws for these pairs, except under 'Draws or "
         "pairs', where it is over pairs.",
-        *summary.advice.sentences(),
         "## Variances, means over pairs",
         _variances(summary.rows, tuple(_COLUMNS)),
-        "## Lemma 5: times and masks",
+        f"## Lemma 5, plan {PAPER}: times and masks",
         "Variance of one time with n_y masks: V_t + V_y / n_y.",
         _splits(summary),
-        "## Draws or pairs",
-        _minibatch(summary),
-        "## Masked counts",
+    ]
+    for found in summary.plans:
+        parts += [f"## {_about(found)}", _minibatch(found), *_remarks(summary, found)]
+    parts += [
+        f"## Masked counts, single draws of plan {PAPER}",
         _counts(summary),
+        f"## {_recommended(summary)}",
+        "\n".join(f"- {line}" for line in summary.recommendation.sentences),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _about(found: Decomposition) -> str:
+    return f"Draws or pairs, plan {found.plan}" + (" (the paper's)" if found.plan == PAPER else "")
+
+
+def _recommended(summary: Summary) -> str:
+    return f"Recommendation for plan {summary.recommendation.plan}"
+
+
+def _remarks(summary: Summary, found: Decomposition) -> list[str]:
+    """The advice under a plan's table; the answers of the plan that is recommended for are kept for the end."""
+    said = summary.advice.get(found.plan)
+    if said is None:
+        return [f"Plan {found.plan}: advice takes two budgets at least."]
+    answers = [] if found.plan == summary.recommendation.plan else said.answers()
+    return ["\n".join(f"- {line}" for line in (*answers, *said.remarks()))]
 
 
 def _variances(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -107,28 +134,27 @@ def _splits(summary: Summary) -> str:
     return table(["of the", "V_t", "V_y", "V_t / (V_t + V_y)"], lines) if lines else "One number of masks: no split."
 
 
-def _minibatch(summary: Summary) -> str:
-    found = summary.curves
-    header = ["n", "V_mc(n)", "V_between", "share of draws", "relative bias", "efficiency"]
-    lines = []
-    for n in found["share"]:
-        parts = [interval(found[name][n]) for name in ("draws", "pairs", "share")]
-        lines.append([str(n), *parts, root(found["bias_squared"][n]), interval(found["efficiency"][n])])
+def _minibatch(found: Decomposition) -> str:
+    """Prices for both questions, where pairs have a cost; efficiency at that cost."""
+    priced = {"price, pairs free": found.free}
+    if found.pair_cost:
+        priced[f"price, pairs at {found.pair_cost:g}"] = found.costly
+    header = ["n", "V_mc(n)", "V_between", "share of draws", "relative bias", *priced, "efficiency"]
+    curves, lines = found.costly, []
+    for n in curves["share"]:
+        parts = [interval(curves[name][n]) for name in ("draws", "pairs", "share")]
+        prices = [interval(part["price"][n]) for part in priced.values()]
+        bias = root(curves["bias_squared"][n])
+        lines.append([str(n), *parts, bias, *prices, interval(curves["efficiency"][n])])
     return table(header, lines)
 
 
-def _advice(summary: Summary) -> str:
-    return "\n".join([*summary.advice.sentences(), *_count_sentence(summary)])
-
-
-def _count_sentence(summary: Summary) -> list[str]:
-    counts = summary.counts
-    if counts is None:
-        return []
-    return [
-        f"Masked counts: count_exponent {counts.exponent:g} leaves {interval(counts.reduction)} of the second moment "
-        "of a draw's gradient (plans stratified, balanced, nested)."
-    ]
+def _count_sentence(counts: CountLaw) -> str:
+    return (
+        f"Masked counts, single draws of plan {PAPER}: count_exponent {counts.exponent:g} leaves "
+        f"{interval(counts.reduction)} of the second moment of their gradients (a field of plans stratified, balanced, "
+        "nested)."
+    )
 
 
 def _counts(summary: Summary) -> str:
@@ -138,4 +164,4 @@ def _counts(summary: Summary) -> str:
     lines = [[number(part.share), interval(part.second_moment), str(part.draws)] for part in counts.bins]
     shown = table(["masked share", "second moment", "draws"], lines)
     slope = f"Fitted law: second moment ~ share^b, b = {interval(counts.slope)}; exponent -b/2 = "
-    return "\n\n".join([shown, slope + interval(counts.exponent_of_slope) + ".", *_count_sentence(summary)])
+    return "\n\n".join([shown, slope + interval(counts.exponent_of_slope) + ".", _count_sentence(counts)])

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from vrpo.diagnostics.advice import Advice, advice
+from vrpo.diagnostics.advice import Advice, Recommendation, advice, recommendation
 from vrpo.diagnostics.counts import CountLaw, count_law
 from vrpo.diagnostics.designs import Design
-from vrpo.diagnostics.minibatch import minibatch, quotient
+from vrpo.diagnostics.minibatch import Decomposition, Intervals, decomposition, quotient
 from vrpo.diagnostics.replicates import Replicates
 from vrpo.diagnostics.statistics import Interval, Noise, jackknife, left_out_numbers, noise
 
@@ -93,31 +93,32 @@ class Split:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything; the splits are empty where only one number of masks per time was measured."""
+    """Everything; the splits are empty where only one number of masks per time was measured. `plans`: draws or pairs,
+    of the paper's plan and each named one; `advice`: by plan, of those with two budgets or more."""
 
     rows: Sequence[Row]
     splits: Mapping[str, Split]
-    curves: Mapping[str, Mapping[int, Interval]]
+    plans: Sequence[Decomposition]
     counts: CountLaw | None
-    advice: Advice
+    advice: Mapping[str, Advice]
+    recommendation: Recommendation
 
     def as_json(self) -> dict[str, Any]:
-        curves = {name: {str(n): asdict(value) for n, value in part.items()} for name, part in self.curves.items()}
         return {
             "estimates": [row.as_json() for row in self.rows],
             "split": {name: asdict(split) for name, split in self.splits.items()},
-            "minibatch": curves,
+            "minibatch": {
+                part.plan: {"pairs_free": _by_name(part.free), "pairs_at_cost": _by_name(part.costly)}
+                for part in self.plans
+            },
             "masked_counts": None if self.counts is None else asdict(self.counts),
-            "advice": self.advice.as_json(),
+            "advice": {plan: said.as_json() for plan, said in self.advice.items()},
+            "recommendation": asdict(self.recommendation),
         }
 
-    def row(self, draws: int, *, masks: int = 1, shared: bool = True) -> Row:
-        """The row of the paper's plan at this budget."""
-        return next(
-            row
-            for row in self.rows
-            if (row.design.num_masks, row.draws, row.shared) == (masks, draws, shared) and row.design.num_masks
-        )
+
+def _by_name(curves: Intervals) -> dict[str, dict[str, Any]]:
+    return {name: {str(n): asdict(value) for n, value in part.items()} for name, part in curves.items()}
 
 
 def numbers(value: Noise) -> Numbers:
@@ -128,8 +129,11 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def summarise(measurements: Measurements, beta: float, pair_cost: float) -> Summary:
+def summarise(measurements: Measurements, beta: float, pair_cost: float, default: tuple[str, int]) -> Summary:
     """All statistics of these pairs at this beta.
+
+    Args:
+        default: plan and draws per answer that training has by default, which the report compares with.
 
     Raises:
         ValueError: fewer than three pairs, or fewer than three replicates.
@@ -137,15 +141,27 @@ def summarise(measurements: Measurements, beta: float, pair_cost: float) -> Summ
     kinds = list(_kinds(measurements))
     watched = tqdm(kinds, desc="summarising", unit="row", leave=False, delay=5)
     rows = [_row(design, budget, shared, measurements[design], beta) for design, budget, shared in watched]
-    main = {row.draws: row.whole for row in rows if row.design.single and row.shared}
-    found = minibatch(main, pair_cost)
+    plans = decompositions(rows, pair_cost)
     answers = [pair.answers for design, pairs in measurements.items() if design.single for pair in pairs]
     try:
         counts = count_law([part for part in answers if part is not None])
     except ValueError:  # answers of one token
         counts = None
-    pairs = len(next(iter(main.values())))
-    return Summary(rows, _splits(rows), found, counts, advice(found, pairs, pair_cost))
+    said = {part.plan: one for part in plans if (one := advice(part)) is not None}
+    return Summary(rows, _splits(rows), plans, counts, said, recommendation(plans, said, default))
+
+
+def decompositions(rows: Sequence[Row], pair_cost: float) -> list[Decomposition]:
+    """Draws or pairs, plan by plan: of the paper's with one mask per time, and of each other plan, at all its budgets.
+    Each budget of a plan is a whole number of its groups, but not of the same ones: groups may grow with the budget."""
+    by_plan: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        if row.shared and row.design.num_masks <= 1:
+            by_plan.setdefault(row.design.label, {})[row.draws] = row
+    return [
+        decomposition(plan, found[max(found)].design.per_group, {n: found[n].whole for n in sorted(found)}, pair_cost)
+        for plan, found in by_plan.items()
+    ]
 
 
 def _kinds(measurements: Measurements) -> Iterator[tuple[Design, int, bool]]:
