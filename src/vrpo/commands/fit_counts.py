@@ -43,15 +43,15 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
         ValueError: fewer pairs than asked for; a model in shards, of which no process has a gradient; a resumed run
             without its law.
     """
-    args = trainer.args
-    if args.resume_from_checkpoint is not None:
-        args.count_exponent = _fitted_before(args.folder / _FILE)
-        return
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
             "fit_counts needs whole gradients, which FSDP and DeepSpeed have not: run `vrpo variance` on one device "
             "and give its count_exponent"
         )
+    args = trainer.args
+    if args.resume_from_checkpoint is not None:
+        args.count_exponent = _fitted_before(args.folder / _FILE)
+        return
     model: Any = trainer.model
     examples: Any = trainer.train_dataset
     assert args.draw_seed is not None
