@@ -105,7 +105,7 @@ def test_values_that_a_field_cannot_have(fields: Callable[..., Any], yaml: str, 
     ("argument", "message"),
     [
         ("--generate_during_eval", "TRL's field 'generate_during_eval' is not offered: sample_steps"),
-        ("--precompute-ref-log-probs=true", "TRL's field 'precompute_ref_log_probs' is not offered"),
+        ("--ld-alpha=0.5", "TRL's field 'ld_alpha' is not offered"),
         ("--betta=1", "unknown field 'betta'; did you mean beta?"),
     ],
 )

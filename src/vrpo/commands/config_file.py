@@ -23,7 +23,6 @@ _NOT_OFFERED = {  # what runs made for TRL's DPOTrainer and SFTTrainer may bring
     "max_completion_length": "set max_length, and max_prompt_length",
     "packing": "leave it out",
     "padding_free": "leave it out",
-    "precompute_ref_log_probs": "the reference sees the draws of each step; use_peft needs no second model",
     "ref_model_init_kwargs": "dtype and attn_implementation hold for the reference too",
     "model_init_kwargs": "set dtype and attn_implementation",
     "reference_free": "leave it out",
