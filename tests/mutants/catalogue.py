@@ -957,4 +957,59 @@ VARIANCE = [
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE]
+TERMS = ("tests/training/test_reference_terms.py",)
+STEP_COST = [
+    Mutant(
+        "reference terms of the other answer",
+        "training/reference_terms.py",
+        (("= both[:, 0], both[:, 1]", "= both[:, 1], both[:, 0]"),),
+        TERMS,
+    ),
+    Mutant(
+        "reference terms by key alone",
+        "training/reference_terms.py",
+        (("row = fold(tokens.key, (content * tokens.attention).sum(-1))", "row = tokens.key"),),
+        TERMS,
+    ),
+    Mutant(
+        "reference terms by tokens alone",
+        "training/reference_terms.py",
+        (("row = fold(tokens.key, ", "row = fold(tokens.key * 0, "),),
+        TERMS,
+    ),
+    Mutant(
+        "padding in the name of reference terms",
+        "training/reference_terms.py",
+        (("(content * tokens.attention).sum(-1)", "content.sum(-1)"),),
+        TERMS,
+    ),
+    Mutant(
+        "reference terms of other settings replayed",
+        "training/reference_terms.py",
+        (("        if changed:", "        if False:"),),
+        TERMS,
+    ),
+    Mutant(
+        "a default for missing reference terms",
+        "training/reference_terms.py",
+        (
+            ("        if missing:", "        if False:"),
+            ("self.entries[name] for name in names", "self.entries.get(name, torch.zeros(2, 1)) for name in names"),
+        ),
+        TERMS,
+    ),
+    Mutant(
+        "fresh draws under precomputed terms",
+        "training/preference.py",
+        (("return 0 if self.args.precompute_ref_log_probs else super().draw_epoch", "return super().draw_epoch"),),
+        TERMS,
+    ),
+    Mutant(
+        "all reference terms computed again",
+        "training/preference.py",
+        (("if not store.missing(tokens, pairs):", "if False:"),),
+        TERMS,
+    ),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST]
