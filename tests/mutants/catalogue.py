@@ -1006,8 +1006,8 @@ STEP_COST = [
     ),
     Mutant(
         "all reference terms computed again",
-        "training/preference.py",
-        (("if not store.missing(tokens, pairs):", "if False:"),),
+        "training/reference_terms.py",
+        (("if not self.path(entry_names(tokens, pairs)).is_file():", "if True:"),),
         TERMS,
     ),
 ]

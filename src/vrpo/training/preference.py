@@ -2,9 +2,9 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
@@ -30,7 +29,7 @@ from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.config import VRPOConfig
 from vrpo.training.metrics import pair_metrics, relative_error
-from vrpo.training.reference_terms import SHARD, KnownTerms, TermStore
+from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
 from vrpo.types import Denoiser, Draws, Pairs, Plan, Tokens
 
 
@@ -131,52 +130,46 @@ class VRPOTrainer(DiffusionTrainer):
         they came from is not needed."""
         if not self.args.precompute_ref_log_probs or self._known:
             return
-        parts = list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        plans = {0: self.args.training_plan(), EVAL_EPOCH: self.args.sampling_plan(self.args.eval_num_times)}
-        for epoch, datasets in ((0, [self.train_dataset]), (EVAL_EPOCH, parts)):
-            name = "train" if epoch == 0 else "eval"
-            store = TermStore(self.args.terms_folder / name, self._terms_settings(plans[epoch]))
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        parts = {
+            "train": (0, self.args.training_plan(), [self.train_dataset]),
+            "eval": (EVAL_EPOCH, self.args.sampling_plan(self.args.eval_num_times), list(evaluated)),
+        }
+        known = {}
+        for name, (epoch, plan, datasets) in parts.items():
+            store = TermStore(self.args.terms_folder / name, self._terms_settings(plan))
             given = [dataset for dataset in datasets if dataset is not None]
-            self._complete(store, given, plans[epoch], epoch)
+            shards = Shards(given, partial(self._rows, epoch=epoch))
+            mine = shards.of(self.args.process_index, self.args.world_size)
+            store.complete(mine, partial(self._terms, plan), quiet=self.args.disable_tqdm)
             self.accelerator.wait_for_everyone()
-            self._known[epoch] = store.load(batch for dataset in given for batch in self._shards(dataset, epoch))
+            known[epoch] = store.load(shards.of(0, 1))
+        self._known = known
         self.ref_model = self._reference_module = None
 
     def _terms_settings(self, plan: Plan) -> dict[str, str]:
+        """What terms depend on, besides keys and tokens."""
         module = self.denoiser.module if self.ref_model is None else self.ref_model.module
         frozen = (item for item in module.named_parameters() if "lora_" not in item[0])
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "as stored"
         return {"reference": weights_fingerprint(frozen), "plan": repr(plan), "precision": precision}
 
-    def _shards(self, dataset: Any, epoch: int) -> Iterator[tuple[Tokens, Pairs]]:
-        for start in range(0, len(dataset), SHARD):
-            rows = [dataset[row] for row in range(start, min(start + SHARD, len(dataset)))]
-            batch = self.data_collator(rows)
-            yield self.tokens(batch, epoch=epoch), pairs_of(batch)
+    def _rows(self, examples: list[Any], epoch: int) -> tuple[Tokens, Pairs]:
+        batch = {name: part.to(self.args.device) for name, part in self.data_collator(examples).items()}
+        return self.tokens(batch, epoch=epoch), pairs_of(batch)
 
-    def _complete(self, store: TermStore, datasets: list[Any], plan: Plan, epoch: int) -> None:
-        """Compute the shards that are missing, every so many on this process."""
-        shards = (shard for dataset in datasets for shard in self._shards(dataset, epoch))
-        mine = islice(shards, self.args.process_index, None, self.args.world_size)
+    def _terms(self, plan: Plan, tokens: Tokens, pairs: Pairs) -> Float[Tensor, "N 1 K"]:
+        """The reference's terms of rows under their draws by a plan."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"{self.args.terms_folder} lacks reference terms, and FSDP and DeepSpeed cannot compute them once the "
+                "model is sharded: run without them first, then reuse ref_terms_dir"
+            )
         policy: Any = self.model
-        reference = self.reference(policy) if self._separate else FrozenReference(policy)
         policy.eval()
-        total = sum(-(-len(dataset) // SHARD) for dataset in datasets) // self.args.world_size
-        bar = tqdm(mine, desc="reference terms", unit="shard", total=total, disable=self.args.disable_tqdm)
+        reference = self.reference(policy) if self._separate else FrozenReference(policy)
         with self.accelerator.autocast():
-            for tokens, pairs in bar:
-                if not store.missing(tokens, pairs):
-                    continue
-                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                    raise ValueError(
-                        f"{store.folder} lacks reference terms, and FSDP and DeepSpeed cannot compute them before they "
-                        "shard the model: run once without them, then reuse ref_terms_dir"
-                    )
-                on_device = tokens.to(self.args.device)
-                given = Pairs(*(part.to(self.args.device) for part in (pairs.chosen, pairs.rejected, pairs.length)))
-                draws = plan(on_device, given)
-                terms = reference(on_device, draws, given, max_tokens=self.args.max_tokens_per_forward)
-                store.save(tokens, pairs, terms)
+            return reference(tokens, plan(tokens, pairs), pairs, max_tokens=self.args.max_tokens_per_forward)
 
     @property
     def _separate(self) -> bool:

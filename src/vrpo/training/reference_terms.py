@@ -6,14 +6,16 @@ whatever changed is found missing, and never silently replayed.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from vrpo.draws import fold
 from vrpo.reference import GivenReference
@@ -28,6 +30,20 @@ def entry_names(tokens: Tokens, pairs: Pairs) -> Int[Tensor, " P"]:
     content = fold(fold(tokens.ids, tokens.response.long()), place)
     row = fold(tokens.key, (content * tokens.attention).sum(-1))
     return fold(row[pairs.chosen], row[pairs.rejected])
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Datasets as shards of SHARD pairs, in their order; `batch` makes rows and structure of examples."""
+
+    datasets: Sequence[Any]
+    batch: Callable[[list[Any]], tuple[Tokens, Pairs]]
+
+    def of(self, process: int, processes: int) -> Iterator[tuple[Tokens, Pairs]]:
+        """Every so many of them."""
+        places = [(data, start) for data in self.datasets for start in range(0, len(data), SHARD)]
+        for data, start in places[process::processes]:
+            yield self.batch([data[row] for row in range(start, min(start + SHARD, len(data)))])
 
 
 @dataclass(frozen=True)
@@ -58,8 +74,17 @@ class TermStore:
             digest = fold(digest, name)
         return self.folder / f"{int(digest) & (1 << 64) - 1:016x}.safetensors"
 
-    def missing(self, tokens: Tokens, pairs: Pairs) -> bool:
-        return not self.path(entry_names(tokens, pairs)).is_file()
+    def complete(
+        self,
+        shards: Iterable[tuple[Tokens, Pairs]],
+        compute: Callable[[Tokens, Pairs], Float[Tensor, "N 1 K"]],
+        *,
+        quiet: bool | None,
+    ) -> None:
+        """Compute and write those of the shards that are not there."""
+        for tokens, pairs in tqdm(shards, desc="reference terms", unit="shard", disable=quiet):
+            if not self.path(entry_names(tokens, pairs)).is_file():
+                self.save(tokens, pairs, compute(tokens, pairs))
 
     def save(self, tokens: Tokens, pairs: Pairs, terms: Float[Tensor, "N 1 K"]) -> None:
         """Write a shard, whole or not at all."""
