@@ -1,0 +1,130 @@
+"""What a preference step costs on paper: floating-point operations and bytes, from shapes and lengths alone.
+
+No torch, no measurement: `run.py` divides these by seconds, `../scaling/model.py` by assumed speeds. One multiply and
+one add are two operations; norms, softmax, rotations and optimizer are left out, being far below one percent.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like model with as many key heads as heads and an untied head; LoRA on the linear maps of its blocks."""
+
+    layers: int = 32
+    width: int = 4096
+    inner: int = 12288  # of the SwiGLU
+    vocabulary: int = 126464
+    rank: int = 16
+
+    @property
+    def block_weights(self) -> int:
+        """Of all linear maps of all blocks: 4 D^2 + 3 D I each."""
+        return self.layers * (4 * self.width**2 + 3 * self.width * self.inner)
+
+    @property
+    def head_weights(self) -> int:
+        return self.width * self.vocabulary
+
+    @property
+    def weights(self) -> int:
+        """Blocks, embeddings, head and norms."""
+        return self.block_weights + 2 * self.head_weights + (2 * self.layers + 1) * self.width
+
+    @property
+    def adapter_weights(self) -> int:
+        """r (in + out) for each linear map of each block."""
+        return self.layers * self.rank * (4 * 2 * self.width + 3 * (self.width + self.inner))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all draws of some answers ask of one pass: tokens, squared row lengths (attention), scored positions."""
+
+    tokens: float
+    squares: float
+    scored: float
+
+    def times(self, factor: float) -> "Work":
+        return Work(factor * self.tokens, factor * self.squares, factor * self.scored)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Operations of ONE forward pass over the real tokens: W = 2 block weights per token; A = 4 D L^2 per layer and row
+    (queries with keys, weights with values, in both directions); H = 2 D V per scored position; R = 2 adapter weights
+    per token."""
+
+    blocks: float
+    attention: float
+    head: float
+    adapter: float
+
+
+def parts(shape: Shape, work: Work) -> Parts:
+    return Parts(
+        blocks=2 * shape.block_weights * work.tokens,
+        attention=4 * shape.width * shape.layers * work.squares,
+        head=2 * shape.head_weights * work.scored,
+        adapter=2 * shape.adapter_weights * work.tokens,
+    )
+
+
+def lora_flops(shape: Shape, work: Work) -> float:
+    """Operations that a LoRA step on these draws NEEDS: 3 W + 4 A + 3 H + 3 R.
+
+    Policy forward W + A + H + R; backward W (activations only: the weights are frozen) + 2 A + H + 2 R; reference
+    forward W + A + H. Neither what checkpointing computes again nor what a second pass for the values adds.
+    """
+    one = parts(shape, work)
+    return 3 * one.blocks + 4 * one.attention + 3 * one.head + 3 * one.adapter
+
+
+def full_flops(shape: Shape, work: Work) -> float:
+    """Operations that a step on all weights NEEDS: 4 W + 4 A + 4 H, the backward being 2 W + 2 A + 2 H."""
+    one = parts(shape, work)
+    return 4 * (one.blocks + one.attention + one.head)
+
+
+def again_flops(shape: Shape, work: Work, *, checkpointed: bool, value_share: float, lora: bool) -> float:
+    """Operations that a step does on top: with gradient checkpointing the blocks' forward again; for the share of draws
+    that has a pass of its own for its values, a forward; for a head that is trained its forward again."""
+    one = parts(shape, work)
+    adapter = one.adapter if lora else 0.0
+    blocks = one.blocks + one.attention + adapter
+    recomputed = blocks * checkpointed + (0.0 if lora else one.head)
+    return recomputed + value_share * (blocks + one.head)
+
+
+def lora_memory(shape: Shape, tokens: int, *, checkpointed: bool, chunk: int = 256) -> dict[str, float]:
+    """Bytes on the device at the peak of a one-pass LoRA step with packs of so many tokens, by component.
+
+    bf16 base; float32 adapter with gradient, two AdamW moments, and a buffer for each answer of a pair with one being
+    added to it. Activations: a block's input per token and checkpointed block, 2 D bytes; inside a block that is being
+    pushed back, per token, bf16 values of 18 D + 8 I elements (inputs of the linear maps, double because the adapter
+    casts them; queries, keys, values, attention, SwiGLU, residuals) with as many bytes again for float32 copies of
+    norms and of gradients in flight, a rough count; in the head, five float32 copies of a chunk of logits.
+    """
+    inside = 2 * 2 * (18 * shape.width + 8 * shape.inner) * tokens
+    inputs = 2 * shape.width * tokens * shape.layers
+    return {
+        "base, bf16": 2 * shape.weights,
+        "adapter, gradient, AdamW": 16 * shape.adapter_weights,
+        "one-pass buffers": 12 * shape.adapter_weights,
+        "activations": inputs + inside if checkpointed else inside / 2 * shape.layers,
+        "head chunk": 5 * 4 * chunk * shape.vocabulary,
+    }
+
+
+def mean_work(lengths: list[list[int]], draws: int) -> Work:
+    """Work per pair, on average over (prompt, chosen, rejected) token counts, for so many draws per answer.
+
+    Scored: m uniform on 1..L masks (L + 1) / 2 of L response tokens on average.
+    """
+    rows = [(prompt + answer, answer) for prompt, *answers in lengths for answer in answers]
+    each = Work(
+        tokens=sum(length for length, _ in rows),
+        squares=sum(length**2 for length, _ in rows),
+        scored=sum((answer + 1) / 2 for _, answer in rows),
+    )
+    return each.times(draws / len(lengths))
