@@ -75,7 +75,7 @@ class DiffusionTrainer(Trainer, ABC):
         """FSDP2 with log-probabilities left in float32 (accelerate's policy casts outputs) and reduced in float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
-            raise ValueError("FSDP needs fsdp_version: 2 (see recipes/accelerate_fsdp2.yaml)")
+            raise ValueError("FSDP needs fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml)")
         if plugin.mixed_precision_policy is not None:
             plugin.mixed_precision_policy = dataclasses.replace(
                 plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
