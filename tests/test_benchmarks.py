@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import vrpo
+from vrpo.estimator import plan_packs
+
 ROOT = Path(__file__).parents[1]
-GPU = ROOT / "benchmarks" / "gpu_8b"
+GPU, SCALING = ROOT / "benchmarks" / "gpu_8b", ROOT / "benchmarks" / "scaling"
 
 
 def script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,3 +115,46 @@ def test_gpu_8b_memory_on_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"weights {on['base, bf16'] / 1e9:.1f}, activations {on['activations'] / 1e9:.1f}" in page
     assert f"without it {sum(off.values()) / 1e9:.1f} GB" in page
     assert sum(on.values()) < 24e9 < sum(off.values())
+
+
+def test_scaling_page_is_what_the_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a formula, a length or an assumption changed without its tables. Measured inputs where they exist."""
+    monkeypatch.syspath_prepend(str(SCALING))
+    model = importlib.import_module("model")
+    result = GPU / "result.json"
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert model.filled(page, model.measured(result) if result.exists() else model.Inputs()) == page
+    assert "ASSUMED" in page
+
+
+def test_scaling_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs are the engine's; the expected maximum is exact. Kills: an order statistic off by one; another packing."""
+    monkeypatch.syspath_prepend(str(SCALING))
+    model = importlib.import_module("predict")
+    for pair in ([10, 5, 30], [3000, 40, 50], [100, 1000, 20]):
+        size = [pair[0] + answer for answer in pair[1:]]
+        place = torch.arange(max(size)).expand(2, -1)
+        attention = place < torch.tensor(size)[:, None]
+        tokens = vrpo.Tokens(place.clone(), attention & (place >= pair[0]), attention, torch.arange(2))
+        plan = plan_packs(tokens, draws := vrpo.FixedCount(8)(tokens), draws.in_use, 4096)
+        assert model.packs(pair, 8, 4096) == [int(tokens.size[pack[:, 0]].sum()) for pack in plan]
+    values = [1.0, 2.0, 4.0]
+    assert model.largest(values, 2) == pytest.approx(sum(max(a, b) for a in values for b in values) / 9)
+    assert model.largest(values, 1) == pytest.approx(model.mean(values))
+
+
+def test_scaling_takes_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a tiny or unfinished run taken for the 8B shape; needed operations taken for executed ones."""
+    monkeypatch.syspath_prepend(str(SCALING))
+    model = importlib.import_module("model")
+    row = {"mode": "one_pass", "workload": "pairs", "draws": 8, "seconds": [1.0], "executed_flops_per_second": 4e14}
+    result = {"device": "some GPU", "peak_flops": 1e15, "settings": {"tiny": False}, "rows": [row]}
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    found = model.measured(path)
+    assert (found.peak, found.utilisation) == (1e15, 0.4)
+    assert "some GPU" in found.utilisation_source
+    for change in ({"peak_flops": None}, {"settings": {"tiny": True}}, {"rows": []}):
+        path.write_text(json.dumps({**result, **change}))
+        with pytest.raises(ValueError, match="no row of one_pass"):
+            model.measured(path)
