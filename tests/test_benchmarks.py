@@ -105,6 +105,29 @@ def test_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
         assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
 
+def test_counted_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a block keeps for its backward, counted in storages that autograd holds: one more block, so much more."""
+    monkeypatch.syspath_prepend(str(GPU))
+    bench, cost = importlib.import_module("run"), importlib.import_module("cost")
+    length, kept = 256, []
+    ids, on = torch.arange(length)[None], torch.ones(1, length, dtype=torch.bool)
+    for layers in (1, 2):
+        shape = cost.Shape(layers=layers, width=512, inner=1536, vocabulary=512, rank=2)
+        module = bench.random_llada(shape, torch.device("cpu"), "sdpa", checkpointing=False)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+        storages: dict[int, Any] = {}
+
+        def hold(tensor: torch.Tensor, into: dict[int, Any] = storages) -> torch.Tensor:
+            into[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            out = bench.Counting(module, ids.device)(input_ids=ids, attention_mask=on, masked=~on, scored=on)
+        assert out.requires_grad
+        kept.append(sum(each.nbytes() for place, each in storages.items() if place not in weights) / length)
+    assert kept[1] - kept[0] == pytest.approx(cost.kept_bytes(shape), rel=0.02)
+
+
 def test_gpu_8b_memory_on_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: a formula that moved and left its figures behind; a default that misses the goal on paper."""
     monkeypatch.syspath_prepend(str(GPU))
@@ -113,6 +136,10 @@ def test_gpu_8b_memory_on_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (GPU / "README.md").read_text()
     assert f"with gradient checkpointing {sum(on.values()) / 1e9:.1f} GB" in page
     assert f"weights {on['base, bf16'] / 1e9:.1f}, activations {on['activations'] / 1e9:.1f}" in page
+    small = on["adapter, gradient, AdamW"] + on["one-pass buffers"]
+    assert f"buffers {small / 1e9:.1f}, the head's chunk of logits {on['head chunk'] / 1e9:.1f}" in page.replace(
+        "\n", " "
+    )
     assert f"without it {sum(off.values()) / 1e9:.1f} GB" in page
     assert sum(on.values()) < 24e9 < sum(off.values())
 
@@ -158,3 +185,15 @@ def test_scaling_takes_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mon
         path.write_text(json.dumps({**result, **change}))
         with pytest.raises(ValueError, match="no row of one_pass"):
             model.measured(path)
+
+
+def test_gpu_8b_knows_no_default_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: an H100 with PCIe, whose peak is lower, taken for one with SXM; a default for unknown cards."""
+    monkeypatch.syspath_prepend(str(GPU))
+    bench = importlib.import_module("run")
+    assert bench.peak_flops("NVIDIA H100 80GB HBM3", None) == bench.peak_flops("NVIDIA H200", None) == 989e12
+    assert bench.peak_flops("some GPU", 500.0) == 500e12
+    assert bench.peak_flops("cpu", None) is None
+    for name in ("NVIDIA H100 PCIe", "some GPU"):
+        with pytest.raises(ValueError, match="--peak_tflops"):
+            bench.peak_flops(name, None)
