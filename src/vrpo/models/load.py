@@ -37,7 +37,7 @@ def load(
     name_or_path = str(name_or_path)
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, _base_of(name_or_path)
-    loaded: Any = _model_class(name_or_path).from_pretrained(
+    loaded: Any = model_class(name_or_path).from_pretrained(
         name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
     )
     module, info = loaded
@@ -68,7 +68,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     return PreTrainedTokenizerFast.from_pretrained(str(name_or_path))
 
 
-def _model_class(name_or_path: str) -> type[PreTrainedModel]:
+def model_class(name_or_path: str) -> type[PreTrainedModel]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
     except OSError as error:
