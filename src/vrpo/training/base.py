@@ -32,6 +32,7 @@ from transformers.utils import logging
 from vrpo.data.collate import tokens_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, load
+from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.metrics import GradientNoise, Window, mean_and_error
@@ -50,6 +51,7 @@ class DiffusionTrainer(Trainer, ABC):
     args: DiffusionConfig
     method: str  # for the model card
     ids_column: str  # which a dataset has if it is tokenised already
+    token_columns: tuple[str, ...]  # whose tokens the model reads, once for each mention
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
@@ -114,6 +116,16 @@ class DiffusionTrainer(Trainer, ABC):
         return self.tokenize(dataset, self.denoiser.tokenizer)
 
     # Training --------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """transformers' loader; in random order, the examples of each step are balanced over processes."""
+        loader = super().get_train_dataloader()
+        wanted = self.args.balance_batches and self.args.train_sampling_strategy == "random"
+        alone = self.args.world_size * self.args.gradient_accumulation_steps == 1
+        if wanted and not alone and isinstance(self.train_dataset, Dataset):
+            sizes = token_counts(self.train_dataset, self.token_columns)
+            balance(loader, sizes, self.args.gradient_accumulation_steps)
+        return loader
 
     @property
     def draw_epoch(self) -> int:

@@ -49,6 +49,7 @@ class VRPOTrainer(DiffusionTrainer):
     args: VRPOConfig
     method = "VRPO"
     ids_column = "chosen_ids"
+    token_columns = ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")
 
     def __init__(
         self,
