@@ -11,7 +11,9 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from transformers.trainer_pt_utils import get_module_class_from_name
 
+from vrpo.commands import train as command
 from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
+from vrpo.models import load as loading
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.config import SFTConfig, VRPOConfig
 
@@ -154,3 +156,36 @@ def test_fsdp2_recipe() -> None:
     model = from_config(tokenizer, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32).module
     layer = get_module_class_from_name(model, config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"])
     assert layer is type(model.model.layers[0])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("load_in_4bit: true\nload_in_8bit: true\nuse_peft: true\n", "exclude each other"),
+        ("load_in_4bit: true\n", "quantised weights cannot be trained: add --use_peft"),
+        ("load_in_8bit: true\n", "quantised weights cannot be trained: add --use_peft"),
+        ("load_in_4bit: true\nuse_peft: true\nbnb_4bit_quant_type: int4\n", "nf4 or fp4"),
+        ("load_in_8bit: true\nuse_peft: true\nuse_bnb_nested_quant: true\n", "go with load_in_4bit"),
+    ],
+)
+def test_quantisation_is_refused_by_name(fields: Callable[..., Any], yaml: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fields(yaml)
+
+
+@pytest.mark.parametrize("name", ["train", "sft"])
+@pytest.mark.parametrize("bits", ["--load_in_4bit", "--load_in_8bit"])
+def test_the_extra_is_named_if_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, bits: str) -> None:
+    """Before the data, of which there are none. Kills: transformers' PackageNotFoundError, after minutes of reading."""
+    monkeypatch.setattr(loading, "find_spec", lambda package: None)
+    words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft", bits]
+    with pytest.raises(ValueError, match=r"vrpo\[quant\]"):
+        getattr(command, name)([*words, "--model_name_or_path", "nowhere"])
+
+
+def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kills: a field that is ignored."""
+    monkeypatch.setattr(command, "quantization", lambda model, config: object())
+    words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft"]
+    with pytest.raises(ValueError, match="from_scratch goes without"):
+        command.sft([*words, "--from_scratch", "--load_in_8bit"])
