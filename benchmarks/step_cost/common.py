@@ -38,7 +38,12 @@ Batch = dict[str, Tensor]
 def backbone_config(shape: str) -> dict[str, Any]:
     fields: dict[str, Any] = dict(SHAPES[shape])
     fields |= {"num_key_value_heads": fields["num_attention_heads"], "vocab_size": VOCAB, "tie_word_embeddings": True}
-    return fields | {"max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": PAD_ID, "pad_token_id": PAD_ID}
+    return fields | {
+        "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": PAD_ID,
+        "pad_token_id": PAD_ID,
+    }
 
 
 def model(shape: str) -> LLaDA:
@@ -79,7 +84,15 @@ def batches(rows: Sequence[dict[str, Any]], count: int, pairs: int = PAIRS, seed
 
 
 def trainer(
-    shape: str, rows: Any, folder: str, *, adapter: bool, bf16: bool, num_draws: int, plan: str = "fixed_count", **fields: Any
+    shape: str,
+    rows: Any,
+    folder: str,
+    *,
+    adapter: bool,
+    bf16: bool,
+    num_draws: int,
+    plan: str = "fixed_count",
+    **fields: Any,
 ) -> vrpo.VRPOTrainer:
     """Ours, as a user has it."""
     from datasets import Dataset
@@ -176,7 +189,9 @@ def counted(run: Callable[[], Any]) -> float:
     """FLOPs of matrix products and attention that a function executes."""
     aten = torch.ops.aten
     attention = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, out_shape=None, **kw: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, out_shape=None, **kw: sdpa_flop_count(
+            q, k, v
+        ),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, out_shape=None, **kw: (
             sdpa_backward_flop_count(g, q, k, v)
         ),

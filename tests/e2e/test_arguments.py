@@ -10,7 +10,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from vrpo.commands import train as command
 from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
+from vrpo.models import load as loading
 from vrpo.training.config import SFTConfig, VRPOConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -141,3 +143,36 @@ def test_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             processes = load_config_from_file(launch.config_file).num_processes
             assert processes * config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
         assert data.dataset_name == given[given.index("--dataset_name") + 1]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("load_in_4bit: true\nload_in_8bit: true\nuse_peft: true\n", "exclude each other"),
+        ("load_in_4bit: true\n", "quantised weights cannot be trained: add --use_peft"),
+        ("load_in_8bit: true\n", "quantised weights cannot be trained: add --use_peft"),
+        ("load_in_4bit: true\nuse_peft: true\nbnb_4bit_quant_type: int4\n", "nf4 or fp4"),
+        ("load_in_8bit: true\nuse_peft: true\nuse_bnb_nested_quant: true\n", "go with load_in_4bit"),
+    ],
+)
+def test_quantisation_is_refused_by_name(fields: Callable[..., Any], yaml: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fields(yaml)
+
+
+@pytest.mark.parametrize("name", ["train", "sft"])
+@pytest.mark.parametrize("bits", ["--load_in_4bit", "--load_in_8bit"])
+def test_the_extra_is_named_if_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, bits: str) -> None:
+    """Before the data, of which there are none. Kills: transformers' PackageNotFoundError, after minutes of reading."""
+    monkeypatch.setattr(loading, "find_spec", lambda package: None)
+    words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft", bits]
+    with pytest.raises(ValueError, match=r"vrpo\[quant\]"):
+        getattr(command, name)([*words, "--model_name_or_path", "nowhere"])
+
+
+def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kills: a field that is ignored."""
+    monkeypatch.setattr(command, "quantization", lambda model, config: object())
+    words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft"]
+    with pytest.raises(ValueError, match="from_scratch goes without"):
+        command.sft([*words, "--from_scratch", "--load_in_8bit"])

@@ -958,6 +958,7 @@ VARIANCE = [
 ]
 
 TERMS = ("tests/training/test_reference_terms.py",)
+BALANCE = ("tests/training/test_balance.py",)
 STEP_COST = [
     Mutant(
         "reference terms of the other answer",
@@ -1009,6 +1010,30 @@ STEP_COST = [
         "training/reference_terms.py",
         (("if not self.path(entry_names(tokens, pairs)).is_file():", "if True:"),),
         TERMS,
+    ),
+    Mutant(
+        "examples dealt in the same direction always",
+        "training/balance.py",
+        (("poorest = sorted(range(world), key=total.__getitem__)", "poorest = list(range(world))"),),
+        BALANCE,
+    ),
+    Mutant(
+        "a balanced window that forgets accumulation",
+        "training/balance.py",
+        (("    step = world * batch * accumulation", "    step = world * batch"),),
+        BALANCE,
+    ),
+    Mutant(
+        "other examples fill the last balanced window",
+        "training/balance.py",
+        (('"fill": given + missing', '"fill": given'),),
+        BALANCE,
+    ),
+    Mutant(
+        "a balanced sampler that stays in its epoch",
+        "training/balance.py",
+        (("        self.sampler.set_epoch(epoch)", "        pass"),),
+        BALANCE,
     ),
 ]
 

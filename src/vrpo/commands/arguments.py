@@ -106,6 +106,22 @@ class ModelArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Module names. None: all linear layers of the blocks."}
     )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Quantise the frozen linear layers to 4 bits (vrpo[quant]); needs use_peft."}
+    )
+    load_in_8bit: bool = field(default=False, metadata={"help": "The same to 8 bits."})
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Which 4 bits: nf4 or fp4."})
+    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantise the scales of 4-bit weights too."})
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other")
+        if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
+            raise ValueError("quantised weights cannot be trained: add --use_peft")
+        if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
+            raise ValueError(f"bnb_4bit_quant_type must be nf4 or fp4, not {self.bnb_4bit_quant_type!r}")
+        if not self.load_in_4bit and (self.bnb_4bit_quant_type != "nf4" or self.use_bnb_nested_quant):
+            raise ValueError("bnb_4bit_quant_type and use_bnb_nested_quant go with load_in_4bit, which is off")
 
 
 @dataclass

@@ -17,8 +17,6 @@ _NOT_OFFERED = {  # what runs made for TRL's DPOTrainer and SFTTrainer may bring
     "generate_during_eval": "sample_steps writes answers during training",
     "label_smoothing": "leave it out",
     "ld_alpha": "leave it out",
-    "load_in_4bit": "use_peft with bf16 saves memory",
-    "load_in_8bit": "use_peft with bf16 saves memory",
     "loss_weights": "sft_coef adds the SFT loss to the preference loss",
     "max_completion_length": "set max_length, and max_prompt_length",
     "packing": "leave it out",

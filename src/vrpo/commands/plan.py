@@ -110,7 +110,9 @@ def plan(argv: Sequence[str]) -> None:
         if not found.fits:
             advise(model, config, examples, machine)
     if wanted.plan_file is not None:
-        Path(wanted.plan_file).write_text(json.dumps({**asdict(found), "seconds_per_step": found.step}, indent=1) + "\n")
+        Path(wanted.plan_file).write_text(
+            json.dumps({**asdict(found), "seconds_per_step": found.step}, indent=1) + "\n"
+        )
 
 
 def machine_of(wanted: PlanArguments) -> Machine:
@@ -207,7 +209,11 @@ def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:
         tokens = tokens_of(batch, seed=0, epoch=0)
         draws = draws_of(tokens, pairs_of(batch))
         wanted = draws.in_use
-        units = [wanted & (torch.arange(len(wanted)) == row)[:, None] for row in range(len(wanted))] if one_pass else [wanted]
+        units = (
+            [wanted & (torch.arange(len(wanted)) == row)[:, None] for row in range(len(wanted))]
+            if one_pass
+            else [wanted]
+        )
         packs = [pack for unit in units for pack in plan_packs(tokens, draws, unit, config.max_tokens_per_forward)]
         found = [_call(tokens, draws.scored, pack) for pack in packs]
         real += int((tokens.size[:, None] * wanted).sum())

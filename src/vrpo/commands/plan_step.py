@@ -144,7 +144,11 @@ class _FakeStep:
 
     def saved_in_4bit(self) -> float:
         """Bytes by which 4-bit weights are smaller: of the linear layers without the head."""
-        linear = [m.weight for name, m in self.base.model.named_modules() if isinstance(m, torch.nn.Linear) and "lora" not in name]
+        linear = [
+            m.weight
+            for name, m in self.base.model.named_modules()
+            if isinstance(m, torch.nn.Linear) and "lora" not in name
+        ]
         return sum(weight.numel() * (weight.element_size() - BITS / 8) for weight in linear)
 
     def start(self, accumulates: bool) -> None:

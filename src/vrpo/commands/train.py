@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Value
 from peft import LoraConfig
+from transformers import BitsAndBytesConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from vrpo.commands.arguments import (
@@ -21,7 +22,7 @@ from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.data.formats import FIELDS
 from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load
+from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
 from vrpo.training.config import DiffusionConfig, SFTConfig, VRPOConfig
@@ -36,14 +37,13 @@ def train(argv: Sequence[str]) -> None:
     )
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
+    quantized = quantization(model, config)
     rows, eval_rows = datasets(data, config)
     reference = None
     if model.ref_model_name_or_path is not None:
-        reference = load(
-            model.ref_model_name_or_path, dtype=dtype_of(model), attn_implementation=model.attn_implementation
-        )
+        reference = loaded(model.ref_model_name_or_path, model, quantized)
     trainer = VRPOTrainer(
-        policy(model),
+        policy(model, quantized),
         ref_model=reference,
         args=config,
         train_dataset=rows,
@@ -63,9 +63,12 @@ def sft(argv: Sequence[str]) -> None:
         prog="vrpo sft",
         description=sft.__doc__ or "",
     )
+    quantized = quantization(model, config)
+    if quantized is not None and scratch.from_scratch:
+        raise ValueError("a new model is trained as a whole: from_scratch goes without load_in_4bit and load_in_8bit")
     columns = tuple(dict.fromkeys((*FIELDS, data.completion_column)))
     rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config, columns))
-    denoiser = new_model(scratch, rows, config) if scratch.from_scratch else policy(model)
+    denoiser = new_model(scratch, rows, config) if scratch.from_scratch else policy(model, quantized)
     trainer = SFTTrainer(
         denoiser, args=config, train_dataset=rows, eval_dataset=eval_rows, peft_config=adapter_config(model)
     )
@@ -133,10 +136,36 @@ def answers_of(rows: Dataset | None, column: str) -> Dataset | None:
     return rows if column == target else rows.rename_column(column, target)
 
 
-def policy(model: ModelArguments) -> HFDenoiser:
+def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing (or --from_scratch, for vrpo sft)")
-    return load(model.model_name_or_path, dtype=dtype_of(model), attn_implementation=model.attn_implementation)
+    return loaded(model.model_name_or_path, model, quantized)
+
+
+def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
+    """A model as the arguments say, policy and reference alike."""
+    return load(
+        name, dtype=dtype_of(model), attn_implementation=model.attn_implementation, quantization_config=quantized
+    )
+
+
+def quantization(model: ModelArguments, config: DiffusionConfig) -> BitsAndBytesConfig | None:
+    """How frozen weights are quantised; products with 4-bit ones are computed in the precision of training.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    if not (model.load_in_4bit or model.load_in_8bit):
+        return None
+    require_bitsandbytes()
+    if model.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32,
+        bnb_4bit_quant_type=model.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=model.use_bnb_nested_quant,
+    )
 
 
 def dtype_of(model: ModelArguments) -> torch.dtype | str:

@@ -144,7 +144,9 @@ class Measured:
             self._timed(operation, args, kwargs)  # warm
             first = self._timed(operation, args, kwargs)
             repeats = min(9, max(2, int(0.02 / max(first, 1e-9))))
-            self.known[key] = statistics.median([first, *(self._timed(operation, args, kwargs) for _ in range(repeats))])
+            self.known[key] = statistics.median(
+                [first, *(self._timed(operation, args, kwargs) for _ in range(repeats))]
+            )
         return self.known[key]
 
     def _timed(self, operation: Operation, args: Any, kwargs: Any) -> float:

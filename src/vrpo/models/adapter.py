@@ -10,7 +10,11 @@ from vrpo.models.hf import HFDenoiser
 
 
 def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HFDenoiser:
-    """The denoiser with a new, trainable adapter, initialised from the seed; the base is frozen.
+    """The denoiser with a new, trainable adapter, initialised from the seed; the base is frozen, and may be quantised.
+
+    A quantised base needs no `prepare_model_for_kbit_training`, which would freeze what peft freezes anyway, turn head
+    and embedding into float32 (at 8B 2 GB more each) though nothing in them is trained, and let the embedding require
+    gradients for reentrant checkpointing, which the trainers do not use.
 
     Raises:
         ValueError: the denoiser carries an adapter already, which a new one would replace without a word.

@@ -125,6 +125,11 @@ class HFDenoiser:
         )
 
     @property
+    def quantized(self) -> bool:
+        """Whether the weights, without an adapter's, are quantised: they cannot be trained, nor saved."""
+        return is_quantized(self.module)
+
+    @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
@@ -139,7 +144,18 @@ class HFDenoiser:
         return dataclasses.replace(self, module=self.module.merge_and_unload())
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write weights (official names), config.json (official fields) and the tokenizer; an adapter if peft."""
+        """Write weights (official names), config.json (official fields) and the tokenizer; an adapter if peft.
+
+        Raises:
+            ValueError: the weights are quantised, which the official layout has no fields for.
+        """
+        if self.quantized and not isinstance(self.module, PeftModel):
+            raise ValueError("quantised weights have no official layout to be saved in: load them without quantisation")
         self.module.save_pretrained(str(folder), **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))
+
+
+def is_quantized(module: Any) -> bool:
+    """Whether transformers quantised the module, or the base that an adapter is on, when it was loaded."""
+    return getattr(module, "hf_quantizer", None) is not None

@@ -1,11 +1,12 @@
 """`vrpo.load`: from a hub name or a folder to a denoiser, by `architectures[0]`; runs no remote code."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
 from vrpo.models import llada
@@ -21,6 +22,7 @@ def load(
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
     attn_implementation: str | None = None,
+    quantization_config: Any = None,
 ) -> HFDenoiser:
     """Load a diffusion language model in its official layout, from the hub or a folder, in evaluation mode.
 
@@ -30,23 +32,53 @@ def load(
         dtype: of the weights; "auto": as config.json says.
         adapter: a peft adapter to put on top, trainable parameters frozen.
         attn_implementation: transformers' name, such as "sdpa" or "flex_attention".
+        quantization_config: transformers' BitsAndBytesConfig, or another of its quantisation configurations: the linear
+            layers of the blocks are quantised while they are read; head, embedding and norms stay as they are. For
+            inference, and as the frozen base of an adapter.
 
     Raises:
-        ValueError: the architecture has no adapter here, or its configuration is incomplete.
+        ValueError: the architecture has no adapter here, or its configuration is incomplete, or what quantises is not
+            installed.
     """
     name_or_path = str(name_or_path)
+    if isinstance(quantization_config, BitsAndBytesConfig):
+        require_bitsandbytes()
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, _base_of(name_or_path)
-    loaded: Any = model_class(name_or_path).from_pretrained(
-        name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
-    )
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if quantization_config is not None:  # quantised where it will stay
+        options |= {"quantization_config": quantization_config}
+        options |= {} if device is None else {"device_map": {"": device}}
+    loaded: Any = model_class(name_or_path).from_pretrained(name_or_path, output_loading_info=True, **options)
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(f"{name_or_path}: {problem.replace('_', ' ')}: {sorted(info[problem])[:5]}")
+    _keep_layout(module)
     if adapter is not None:
         module = PeftModel.from_pretrained(module, str(adapter))
     return adapt(module.eval().to(device), load_tokenizer(name_or_path))
+
+
+def require_bitsandbytes() -> None:
+    """What 4-bit and 8-bit weights need is installed.
+
+    Raises:
+        ValueError: it is not; names the extra.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ValueError('quantised weights need bitsandbytes: pip install "vrpo[quant]"')
+
+
+def _keep_layout(module: Any) -> None:
+    """Hold 4-bit weights in the layout that can be trained through.
+
+    On a CPU with AVX512-BF16 bitsandbytes repacks them at the first evaluation, for a product without a gradient, which
+    later training steps would use too: what should reach the layers below would be lost without an error.
+    """
+    for layer in module.modules():
+        if type(layer).__name__ == "Linear4bit":
+            layer.support_avx512bf16_for_cpu = False
 
 
 def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:

@@ -30,8 +30,9 @@ from transformers import (
 from transformers.utils import logging
 
 from vrpo.data.collate import tokens_of
-from vrpo.models.hf import HFDenoiser
+from vrpo.models.hf import HFDenoiser, is_quantized
 from vrpo.models.load import adapt, load
+from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.metrics import GradientNoise, Window, mean_and_error
@@ -50,6 +51,7 @@ class DiffusionTrainer(Trainer, ABC):
     args: DiffusionConfig
     method: str  # for the model card
     ids_column: str  # which a dataset has if it is tokenised already
+    token_columns: tuple[str, ...]  # whose tokens the model reads, once for each mention
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
@@ -76,6 +78,8 @@ class DiffusionTrainer(Trainer, ABC):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise ValueError("FSDP needs fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml)")
+        if self.denoiser.quantized:
+            raise ValueError("FSDP with quantised weights is not offered: plain data parallelism, or no quantisation")
         if plugin.mixed_precision_policy is not None:
             plugin.mixed_precision_policy = dataclasses.replace(
                 plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
@@ -114,6 +118,16 @@ class DiffusionTrainer(Trainer, ABC):
         return self.tokenize(dataset, self.denoiser.tokenizer)
 
     # Training --------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """transformers' loader; in random order, the examples of each step are balanced over processes."""
+        loader = super().get_train_dataloader()
+        wanted = self.args.balance_batches and self.args.train_sampling_strategy == "random"
+        alone = self.args.world_size * self.args.gradient_accumulation_steps == 1
+        if wanted and not alone and isinstance(self.train_dataset, Dataset):
+            sizes = token_counts(self.train_dataset, self.token_columns)
+            balance(loader, sizes, self.args.gradient_accumulation_steps)
+        return loader
 
     @property
     def draw_epoch(self) -> int:
@@ -295,8 +309,10 @@ def check_trainable(module: Any) -> None:
     Raises:
         ValueError: a trainable parameter has less than float32, in which a step of 5e-7 rounds away; or a dropout is
             active, which would make the value and the gradient of a step belong to different networks; or nothing is
-            trainable at all.
+            trainable at all; or the weights are quantised.
     """
+    if is_quantized(module) and not isinstance(module, PeftModel):
+        raise ValueError("quantised weights cannot be trained: train an adapter on them (peft_config, --use_peft)")
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
             "nothing to train: the model's adapter is frozen. Merge it (vrpo.load(...).merged()), or load the adapter "

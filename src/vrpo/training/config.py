@@ -91,6 +91,13 @@ class DiffusionConfig(TrainingArguments):
         default=None,
         metadata={"help": "Tokens, padding included, per call of the model. None: one draw of every row of the batch."},
     )
+    balance_batches: bool = field(
+        default=True,
+        metadata={
+            "help": "Deal the examples of an optimizer step over processes and micro-steps by their number of tokens; "
+            "the step sees the same ones."
+        },
+    )
     log_gradient_snr: bool = field(
         default=True,
         metadata={"help": "Log the signal-to-noise ratio of the steps' gradients; not with FSDP, DeepSpeed or fp16."},

@@ -20,7 +20,7 @@ from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.estimator import plan_packs
 from vrpo.models.adapter import with_adapter
-from vrpo.models.fingerprint import weights_fingerprint
+from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, Thin, backward_by_draw, backward_in_one_pass, preference_loss, unchanged
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
@@ -49,6 +49,7 @@ class VRPOTrainer(DiffusionTrainer):
     args: VRPOConfig
     method = "VRPO"
     ids_column = "chosen_ids"
+    token_columns = ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")
 
     def __init__(
         self,
@@ -150,9 +151,8 @@ class VRPOTrainer(DiffusionTrainer):
     def _terms_settings(self, plan: Plan) -> dict[str, str]:
         """What terms depend on, besides keys and tokens."""
         module = self.denoiser.module if self.ref_model is None else self.ref_model.module
-        frozen = (item for item in module.named_parameters() if "lora_" not in item[0])
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "as stored"
-        return {"reference": weights_fingerprint(frozen), "plan": repr(plan), "precision": precision}
+        return {"reference": weights_fingerprint(frozen_weights(module)), "plan": repr(plan), "precision": precision}
 
     def _rows(self, examples: list[Any], epoch: int) -> tuple[Tokens, Pairs]:
         batch = {name: part.to(self.args.device) for name, part in self.data_collator(examples).items()}

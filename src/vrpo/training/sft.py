@@ -30,6 +30,7 @@ class SFTTrainer(DiffusionTrainer):
     args: SFTConfig
     method = "masked-diffusion SFT"
     ids_column = "response_ids"
+    token_columns = ("prompt_ids", "response_ids")
 
     def __init__(
         self,
