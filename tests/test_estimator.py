@@ -92,6 +92,16 @@ def test_packs_respect_the_budget_and_cover_everything_once(max_tokens: int | No
     assert sorted(map(tuple, items.tolist())) == [(n, k) for n in range(4) for k in range(3)]
 
 
+def test_rows_of_different_length_do_not_share_a_pack() -> None:
+    """No item is shorter than 4/5 of its pack's longest, if there is a limit; without one they fill a rectangle.
+    Kills: padding up to the budget; a pack that leaves out what is as long as 4/5."""
+    tokens = make_tokens([Row((1,), tuple([2] * length), length) for length in (9, 7, 6, 4, 3)])
+    draws = FixedCount(1)(tokens)
+    for limit, expected in ((100, [[10, 8], [7], [5, 4]]), (None, [[10, 8, 7, 5, 4]])):
+        packs = plan_packs(tokens, draws, draws.in_use, limit)
+        assert [tokens.size[pack[:, 0]].tolist() for pack in packs] == expected
+
+
 def test_empty_packs_only_add_calls() -> None:
     """`agree` asks for 3 packs more: 3 calls more, the same terms and the same gradient."""
     tokens = make_tokens(ROWS)

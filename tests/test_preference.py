@@ -166,6 +166,30 @@ def test_the_first_pack_runs_once(max_tokens: int | None, extra: int) -> None:
     assert rows_called(recorder, with_graph=False) == extra
 
 
+def test_as_many_graphs_are_kept_as_fit() -> None:
+    """Rows of sizes 6, 5, 5 and 3 in packs of similar lengths, [6, 5], [5] and [3]: the first two fit into a budget of
+    17 together. Where another process can keep only one, so does this one. Kills: one pack's graph only; graphs beyond
+    the budget; processes that call the model unequally often."""
+    tokens = make_tokens([Row((1,), tuple([2] * length), key) for key, length in enumerate((5, 4, 4, 2))])
+    draws = FixedCount(1)(tokens, PAIRS)
+    reference = FrozenReference(exact.Table(seed=9))
+    found = []
+    for more in (0, 1):
+        recorder = Recorder(exact.Table())
+        backward_by_draw(
+            recorder,
+            reference,
+            tokens,
+            PAIRS,
+            draws,
+            DPO(),
+            max_tokens=17,
+            agree=lambda packs, more=more: packs + more * (packs < 3),  # more packs without a graph elsewhere
+        )
+        found.append((rows_called(recorder, with_graph=False), rows_called(recorder, with_graph=True)))
+    assert found == [(1, 4), (2, 5)]  # at last with an empty pack
+
+
 def test_surplus_draws_are_never_run() -> None:
     masks = [torch.ones(1 + n, len(row.response)) for n, row in enumerate(ROWS)]
     recorder = Recorder(exact.Table())

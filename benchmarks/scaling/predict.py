@@ -46,6 +46,9 @@ class Inputs:
         return min(self.nvlink, self.node * self.network), self.network
 
 
+SIMILAR = 0.8  # vrpo.estimator.SIMILAR
+
+
 @dataclass(frozen=True)
 class Pair:
     """What one pair costs: executed operations of both modes, packs in two passes and, row by row, in one."""
@@ -57,14 +60,16 @@ class Pair:
 
 
 def packs(pair: list[int], draws: int, budget: int) -> list[int]:
-    """Tokens of each pack, longest items first and as many as fit by the longest: `vrpo.estimator.plan_packs`."""
+    """Tokens of each pack, longest items first, as many as fit by the longest and are as long as SIMILAR of it:
+    `vrpo.estimator.plan_packs`."""
     prompt, *answers = pair
     items = sorted((prompt + answer for answer in answers for _ in range(draws)), reverse=True)
     found, start = [], 0
     while start < len(items):
-        size = max(1, budget // items[start])
-        found.append(sum(items[start : start + size]))
-        start += size
+        end = start + max(1, budget // items[start])
+        pack = [item for item in items[start:end] if item >= SIMILAR * items[start]]
+        found.append(sum(pack))
+        start += len(pack)
     return found
 
 
@@ -123,8 +128,9 @@ SCHEMES = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """One optimizer step. Seconds: `compute` if work were split evenly; `slowest` with ranks waiting for each other at
-    every micro-batch of one pair; `network`, at best and at worst."""
+    """One optimizer step. Seconds: `compute` if work were split evenly; `slowest` with random pairs on each rank, which
+    wait for each other at every micro-batch of one pair (two passes: they agree on the number of packs) or at the end of
+    the step (one pass); `network`, at best and at worst."""
 
     mode: str
     gpus: int
@@ -157,7 +163,7 @@ def predict(given: Inputs, mode: str, gpus: int) -> Prediction:
         gpus=gpus,
         batch=batch,
         compute=micro * mean(work) / given.speed,
-        slowest=micro * largest(work, gpus) / given.speed,
+        slowest=(largest_of_sums(work, gpus, micro) if mode == LORA else micro * largest(work, gpus)) / given.speed,
         network=(best, worst),
         pairs=given.pairs,
     )

@@ -29,7 +29,7 @@ SHAPES = {  # about 26M and 124M parameters, embedding and head tied
     "125M": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
 }
 MAX_LENGTH = 1024
-MAX_TOKENS = 2048  # per call of the model, ours
+MAX_TOKENS = 4096  # per call of the model, ours: the default
 PAIRS = 8  # per batch
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 Batch = dict[str, Tensor]
@@ -46,10 +46,15 @@ def backbone_config(shape: str) -> dict[str, Any]:
     }
 
 
-def model(shape: str) -> LLaDA:
+def model(shape: str, dtype: torch.dtype = torch.float32) -> LLaDA:
     """A LLaDA-layout model with random weights."""
     torch.manual_seed(0)
-    return LLaDA(LLaDAConfig(**backbone_config(shape), mask_token_id=MASK_ID, use_cache=False))
+    return LLaDA(LLaDAConfig(**backbone_config(shape), mask_token_id=MASK_ID, use_cache=False)).to(dtype)
+
+
+def base_dtype(adapter: bool, bf16: bool) -> torch.dtype:
+    """Trained weights are float32 masters; a frozen base is stored as it is computed with."""
+    return torch.bfloat16 if adapter and bf16 else torch.float32
 
 
 def lora() -> LoraConfig:
@@ -83,6 +88,14 @@ def batches(rows: Sequence[dict[str, Any]], count: int, pairs: int = PAIRS, seed
     return [collate([rows[i] for i in order[pairs * b : pairs * (b + 1)]]) for b in range(count)]
 
 
+def first(batch: Batch, pairs: int) -> Batch:
+    """The first pairs of a batch, padded as in the batch."""
+    rows = torch.cat([batch["chosen"][:pairs], batch["rejected"][:pairs]])
+    index = torch.arange(pairs)
+    part = {name: batch[name][rows] for name in ("ids", "response", "attention", "example_id", "side")}
+    return {**part, "chosen": index, "rejected": index + pairs}
+
+
 def trainer(
     shape: str,
     rows: Any,
@@ -110,7 +123,8 @@ def trainer(
         **fields,
     )
     options = {"peft_config": lora()} if adapter else {}
-    made = vrpo.VRPOTrainer(model(shape), args=args, train_dataset=Dataset.from_list(rows), **options)
+    base = model(shape, base_dtype(adapter, bf16))
+    made = vrpo.VRPOTrainer(base, args=args, train_dataset=Dataset.from_list(rows), **options)
     made.create_optimizer()
     made.model_wrapped = made.accelerator.prepare_model(made.model)
     return made
@@ -144,7 +158,7 @@ class Straightforward:
     def of(shape: str, *, adapter: bool, bf16: bool, num_draws: int, pairs_at_a_time: int) -> "Straightforward":
         from peft import get_peft_model
 
-        base = model(shape)
+        base = model(shape, base_dtype(adapter, bf16))
         reference = copy.deepcopy(base).requires_grad_(False)
         module = get_peft_model(base, lora()) if adapter else base
         optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-6)
@@ -185,7 +199,7 @@ def autocast(dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
 
 
-def counted(run: Callable[[], Any]) -> float:
+def counted(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of matrix products and attention that a function executes."""
     aten = torch.ops.aten
     attention = {
@@ -197,20 +211,20 @@ def counted(run: Callable[[], Any]) -> float:
         ),
     }
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
-        run()
+        function(*args)
     return float(counter.get_total_flops())
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(function: Callable[..., Any], *args: Any) -> float:
     start = time.perf_counter()
-    run()
+    function(*args)
     return time.perf_counter() - start
 
 
 def matmul_speed(dtype: torch.dtype | None) -> float:
     """FLOP/s of a product of 2048 x 2048 matrices here and now: the fastest of ten."""
     a, b = (torch.ones(2048, 2048, dtype=dtype or torch.float32) for _ in range(2))
-    return 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(10))
+    return 2 * 2048**3 / min(seconds(torch.mm, a, b) for _ in range(10))
 
 
 def middle(values: Sequence[float]) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vrpo.draws import Enumerate
 from vrpo.types import AnyDraws, AnyTokens, Denoiser, Estimate, Tokens
 
+SIMILAR = 0.8  # more calls, or more padding: benchmarks/step_cost has the shares of real tokens
 Pack = Int[Tensor, "_ 2"]  # (row, draw) items that share one call of the denoiser
 Agree = Callable[[int], int]  # from this process's number of packs to the number that all processes run
 
@@ -43,16 +44,19 @@ def plan_packs(
 ) -> list[Pack]:
     """Group the kept (row, draw) items by length into packs of at most `max_tokens` tokens, padding included.
 
-    Items of similar length share a pack, so little padding is computed. Every pack holds at least one item. If `agree`
-    asks for more packs than there is work for, the surplus packs are empty.
+    Items of similar length share a pack, so little padding is computed: none is shorter than SIMILAR of its pack's
+    longest, if there is a limit. Every pack holds at least one item. If `agree` asks for more packs than there is work
+    for, the surplus packs are empty.
     """
     budget = len(tokens.size) * int(tokens.size.max()) if max_tokens is None else max_tokens
+    similar = 0.0 if max_tokens is None else SIMILAR
     items = keep.nonzero().cpu()
     width = tokens.size.cpu()[items[:, 0]]
     width, order = width.sort(descending=True, stable=True)
     packs, start = [], 0
     while start < len(items):
         size = max(1, budget // int(width[start]))
+        size = int((width[start : start + size] >= similar * width[start]).sum())
         packs.append(items[order[start : start + size]].to(keep.device))
         start += size
     surplus = agree(len(packs)) - len(packs)

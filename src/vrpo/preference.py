@@ -8,12 +8,13 @@ and pushed back with its slopes. Nothing is approximated.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vrpo.estimator import Agree, elbo, pack_terms, plan_packs, terms_of
+from vrpo.estimator import Agree, Pack, elbo, pack_terms, plan_packs, terms_of
 from vrpo.losses import Objective
 from vrpo.reference import Reference
 from vrpo.types import AnyDraws, AnyTokens, Denoiser, Draws, Structure, Tokens
@@ -77,9 +78,9 @@ def backward_by_draw(
     """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
 
     The same gradient as `scale * preference_loss(...).loss.backward()`, at an activation memory that does not grow with
-    the number of draws: by default that of one draw of every row. Every pack but the first costs an extra forward pass
-    without a graph; where there is only one, the step costs what the loss with all its graphs costs. Items whose slope
-    is zero are not run again. The policy must be deterministic (no dropout), since its terms are computed twice.
+    the number of draws: by default that of one draw of every row. The first packs, as many as fit into the budget
+    together, keep their graphs; every other costs an extra forward pass without one. Items whose slope is zero are not
+    run again. The policy must be deterministic (no dropout), since its terms are computed twice.
 
     Args:
         max_tokens: tokens (padding included) per call; None: as many as one draw of every row.
@@ -92,33 +93,44 @@ def backward_by_draw(
             preserve the expectation of every slope, or the gradient is biased. The returned loss does not change.
     """
     packs = plan_packs(tokens, draws, draws.in_use, max_tokens, agree)
+    kept = kept_packs(packs, tokens, max_tokens, agree) if thin is unchanged else 0
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
     with torch.no_grad():
-        values = terms_of(policy, tokens, draws, packs[1:])
-    row, draw = packs[0].unbind(1)
-    keep = thin is unchanged  # the graph of the first pack, which then needs no second forward pass
-    only = keep and len(packs) == 1
-    with around(only) if keep else nullcontext():
-        with torch.set_grad_enabled(keep):
-            first = pack_terms(policy, tokens, draws, packs[0])
-        terms = values.index_put((row, draw), first.detach()).requires_grad_()
+        values = terms_of(policy, tokens, draws, packs[kept:])
+    only = kept == len(packs)
+    with around(only) if kept else nullcontext():
+        first = [pack_terms(policy, tokens, draws, pack) for pack in packs[:kept]]
+        items = torch.cat(packs[:kept]) if kept else packs[0][:0]
+        done = torch.zeros_like(draws.in_use).index_put(items.unbind(1), torch.ones_like(items[:, 0], dtype=torch.bool))
+        for pack, found in zip(packs[:kept], first, strict=True):
+            values[pack[:, 0], pack[:, 1]] = found.detach()
+        terms = values.requires_grad_()
         loss = objective(terms, reference_terms, structure)
         slope = thin(*torch.autograd.grad(loss, terms))
-        if keep:
-            backward(scale * (first * slope[row, draw]).sum())
-    rest = (slope != 0) & draws.in_use
-    graphs = rest.index_put((row, draw), rest[row, draw] | keep)
-    step = Step(loss.detach(), terms.detach(), reference_terms, graphs)
+        if kept:
+            backward(scale * (torch.cat(first) * slope[items.unbind(1)]).sum())
     del first  # and its graph
+    again = (slope != 0) & draws.in_use
+    step = Step(loss.detach(), terms.detach(), reference_terms, again | done)
     if only:
         return step
-    rest = rest.index_put((row, draw), rest[row, draw] & (not keep))
-    packs = plan_packs(tokens, draws, rest, max_tokens, agree)
+    packs = plan_packs(tokens, draws, again & ~done, max_tokens, agree)
     for index, pack in enumerate(packs):
         with around(index == len(packs) - 1):
-            again = pack_terms(policy, tokens, draws, pack)
-            backward(scale * (again * slope[pack[:, 0], pack[:, 1]]).sum())
+            repeated = pack_terms(policy, tokens, draws, pack)
+            backward(scale * (repeated * slope[pack[:, 0], pack[:, 1]]).sum())
     return step
+
+
+def kept_packs(packs: Sequence[Pack], tokens: AnyTokens, max_tokens: int | None, agree: Agree = int) -> int:
+    """How many packs, from the first, keep their graphs: as many as fill one pack's budget; the same on all
+    processes."""
+    if max_tokens is None:
+        return 1
+    size = tokens.size
+    total = [0 if not len(pack) else len(pack) * int(size[pack[:, 0]].max()) for pack in packs]
+    fits = sum(1 for some in accumulate(total) if some <= max_tokens)
+    return max(1, len(packs) - agree(len(packs) - fits))
 
 
 def backward_in_one_pass(

@@ -227,6 +227,40 @@ def test_a_frozen_head_has_the_gradient_of_a_trained_one(dtype: torch.dtype, mon
         torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_trained_head_has_the_gradients_of_autograd(
+    dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states' and weight's, over chunks of 5 and blocks of 10 positions of 23, within the rounding of the dtype
+    that is computed in. Kills: a block whose residuals overwrite another's; the last, shorter block filled with the one
+    before; a weight's gradient of one block; slopes of other positions; bfloat16 sums over blocks."""
+    monkeypatch.setattr(head, "HEAD_CHUNK", 5)
+    monkeypatch.setattr(head, "_RESIDUAL_BYTES", 10 * 27 * (2 if autocast else dtype.itemsize))
+    bits = uniform(fold(torch.arange(50)[:, None], torch.arange(8)))
+    weight, hidden = ((bits[:27] - 0.5) * 4).requires_grad_(), (bits[27:] * 2).requires_grad_()
+    target, above = torch.arange(23), bits[:23, 0] - 0.5
+    logp = (hidden @ weight.T).log_softmax(-1).gather(1, target[:, None])[:, 0]
+    expected = torch.autograd.grad(logp @ above, (hidden, weight))
+    module = torch.nn.Linear(8, 27, bias=False).to(dtype)
+    module.weight = torch.nn.Parameter(weight.detach().to(dtype))
+    leaf = hidden.detach().to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = head.target_logp(module, leaf, target)
+    gradients = torch.autograd.grad(found @ above.to(found.dtype), (leaf, module.weight))
+    tolerance = 0.04 if autocast else {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.04}[dtype]
+    for one, other in zip(gradients, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+def test_chunks_of_the_head_on_a_cpu() -> None:
+    """Float32 logits of a chunk stay below the 32 MiB from which the C library maps memory anew. Kills: a constant."""
+    device = torch.device("cpu")
+    assert [head.chunk_size(vocab, device) for vocab in (1000, 50_304, 126_464, 10**8)] == [256, 161, 64, 1]
+    assert head.chunk_size(126_464, torch.device("cuda")) == 256
+
+
 @pytest.mark.parametrize("kind", ["bias", "hook", "adapter"])
 def test_other_heads_are_called(kind: str) -> None:
     """Kills: a bias, a hook (FSDP's, a quantised layer's) or an adapter of the head that is passed over."""

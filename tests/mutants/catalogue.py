@@ -280,17 +280,17 @@ CORE = [
     ),
     Mutant("slope of wrong sign", "preference.py", ((PACK_SLOPE, "-" + PACK_SLOPE),), PREFERENCE),
     Mutant("1 / K twice", "preference.py", ((PACK_SLOPE, PACK_SLOPE + " / slope.shape[1]"),), PREFERENCE),
-    Mutant("scale ignored", "preference.py", (("backward(scale * (again", "backward((again"),), PREFERENCE),
+    Mutant("scale ignored", "preference.py", (("backward(scale * (repeated", "backward((repeated"),), PREFERENCE),
     Mutant(
         "scale of the first pack ignored",
         "preference.py",
-        (("backward(scale * (first", "backward((first"),),
+        (("backward(scale * (torch.cat(first)", "backward((torch.cat(first)"),),
         PREFERENCE,
     ),
     Mutant(
         "the first pack pushed back twice",
         "preference.py",
-        (("rest[row, draw] & (not keep)", "rest[row, draw]"),),
+        (("again & ~done, max_tokens", "again, max_tokens"),),
         PREFERENCE,
     ),
     Mutant(
@@ -323,14 +323,31 @@ CORE = [
         "all graphs kept alive",
         "preference.py",
         (
-            ("            backward(scale * (again", "            kept = (kept if index else 0) + (scale * (again"),
+            (
+                "            backward(scale * (repeated",
+                "            held = (held if index else 0) + (scale * (repeated",
+            ),
             (
                 PACK_SLOPE + ").sum())",
-                PACK_SLOPE + ").sum())\n            if index == len(packs) - 1:\n                backward(kept)",
+                PACK_SLOPE + ").sum())\n            if index == len(packs) - 1:\n                backward(held)",
             ),
         ),
         PREFERENCE,
     ),
+    Mutant(
+        "one pack's graph kept where more fit",
+        "preference.py",
+        (("    if max_tokens is None:\n        return 1", "    if True:\n        return 1"),),
+        PREFERENCE,
+    ),
+    Mutant("graphs kept beyond the budget", "preference.py", (("if some <= max_tokens)", "if some)"),), PREFERENCE),
+    Mutant(
+        "graphs kept without the other processes",
+        "preference.py",
+        (("len(packs) - agree(len(packs) - fits)", "fits"),),
+        PREFERENCE,
+    ),
+    Mutant("short rows padded to their pack's longest", "estimator.py", (("else SIMILAR", "else 0.0"),), ESTIMATOR),
     Mutant("items without slope run again", "preference.py", (("slope != 0", "slope == slope"),), PREFERENCE),
     Mutant("first backward called the last", "preference.py", (("index == len(packs) - 1", "index == 0"),), PREFERENCE),
 ]
@@ -366,22 +383,53 @@ MODELS = [
     Mutant(
         "only the first chunk of the head",
         "models/head.py",
-        (
-            ("_logp(head, *part) for part in parts])", "_logp(head, *part) for part in [*parts][:1]])"),
-            ("False) for part in parts])", "False) for part in [*parts][:1]])"),
-        ),
+        (("found.append(logp[:, 0])", "found = found or [logp[:, 0]]"),),
         FORWARD,
     ),
     Mutant(
         "p without the one-hot",
         "models/head.py",
-        (("residual.scatter_add_(", "residual.clone().scatter_add_("),),
+        (("scatter_add_(1, target[part, None], torch.ones_like(logp))", "mul_(1)"),),
         FORWARD,
     ),
     Mutant(
         "slope of a frozen head not scaled", "models/head.py", (("gradients[0][:, None] * slope", "slope"),), FORWARD
     ),
-    Mutant("hooks of the head passed over", "models/head.py", (("and not hooked", ""),), FORWARD),
+    Mutant(
+        "hooks of the head passed over",
+        "models/head.py",
+        ((" and not (head._forward_hooks or head._forward_pre_hooks)", ""),),
+        FORWARD,
+    ),
+    Mutant(
+        "a trained head without the one-hot",
+        "models/head.py",
+        (("            share.scatter_add_(1, target[at, None], -torch.ones_like(share[:, :1]))\n", ""),),
+        FORWARD,
+    ),
+    Mutant(
+        "residuals of the block before at the end of a trained head",
+        "models/head.py",
+        (
+            (
+                "rows = residual[: len(block)].t()",
+                "rows, block = residual.t(), hidden[: len(residual)].to(weight.dtype)",
+            ),
+        ),
+        FORWARD,
+    ),
+    Mutant(
+        "a trained head's gradient of its first block",
+        "models/head.py",
+        (("total = total.addmm_(rows, block) if wide == block.dtype else total.add_(rows @ block)", "pass"),),
+        FORWARD,
+    ),
+    Mutant(
+        "slopes of other positions at a trained head",
+        "models/head.py",
+        (("at = slice(first + start, first + start + len(share))", "at = slice(start, start + len(share))"),),
+        FORWARD,
+    ),
     Mutant(
         "rows without padding see each other",
         "models/hf.py",

@@ -98,6 +98,7 @@ def settings(folder: Path | str, **fields: Any) -> dict[str, Any]:
 
 def vrpo_config(folder: Path | str, **fields: Any) -> VRPOConfig:
     fast = {"plan": "fixed_count", "num_times": 2, "beta": 1.0, "eval_num_times": 2, "warn_displacement": False}
+    fast["max_tokens_per_forward"] = None  # packs of one draw, so that several are needed
     return VRPOConfig(**settings(folder, **{**fast, **fields}))
 
 

@@ -1,13 +1,13 @@
 """`vrpo plan`: what a training step will take, in memory and time, before anything is loaded.
 
-From the fields of `vrpo train`: config.json, the tokenizer and a sample of the rows say the shapes; plan_step.py records
-a step of these shapes; diagnostics/cost.py charges it to a machine. No weights are read.
+From the fields of `vrpo train`: config.json, the tokenizer and a sample of the rows say the shapes; plan_step.py
+records a step of these shapes; diagnostics/cost.py charges it to a machine. No weights are read.
 """
 
+import copy
 import json
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, parse
+from vrpo.commands.plan_report import PROCESS, Plan, show, show_advice
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config, dtype_of
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
@@ -28,10 +28,9 @@ from vrpo.data.tokenize import tokenize_preferences
 from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured
 from vrpo.estimator import plan_packs
 from vrpo.models.load import load_tokenizer, model_class
+from vrpo.preference import kept_packs
 from vrpo.training.config import VRPOConfig
 from vrpo.types import Tokens
-
-PROCESS = 0.5e9  # bytes of an interpreter with torch and transformers, beside the tensors
 
 
 @dataclass
@@ -41,8 +40,8 @@ class PlanArguments:
     device: str | None = field(
         default=None,
         metadata={
-            "help": f"A GPU of the table ({', '.join(GPUS)}), whose times are floors from data sheets; or cpu or cuda, the "
-            "machine at hand, on which operations are timed. None: cuda if there is one, else cpu."
+            "help": f"A GPU of the table ({', '.join(GPUS)}), whose times are floors from data sheets; or cpu or cuda, "
+            "the machine at hand, on which operations are timed. None: cuda if there is one, else cpu."
         },
     )
     sample_pairs: int = field(default=64, metadata={"help": "How many training pairs show the lengths."})
@@ -51,36 +50,11 @@ class PlanArguments:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Seconds of an optimizer step by pass and kind of operation; bytes by component; what the sample looked like."""
-
-    device: str
-    memory: float
-    passes: str
-    held: dict[str, float]
-    activations: float
-    highest: float
-    at: str
-    seconds: dict[str, dict[str, float]]
-    calls: dict[str, float]
-    pairs_per_step: int
-    real_tokens: float
-
-    @property
-    def step(self) -> float:
-        return sum(sum(kinds.values()) for kinds in self.seconds.values())
-
-    @property
-    def fits(self) -> bool:
-        return self.highest <= self.memory
-
-
-@dataclass(frozen=True)
 class Batches:
-    """Calls of the model in sampled batches, for gradients and values (all) and for the first pack of each batch."""
+    """Calls of the model in sampled batches, and those among them that keep their graphs."""
 
     calls: list[list[Call]]
-    first: list[Call]
+    kept: list[Call]
     real: float  # share of computed tokens that are no padding
 
     @property
@@ -106,13 +80,13 @@ def plan(argv: Sequence[str]) -> None:
     examples = tokenized(rows.select(range(min(len(rows), wanted.sample_pairs))), tokenizer, config)
     with quiet_transformers():
         found = plan_of(model, config, examples, machine)
-        table_of(found, Console())
-        if not found.fits:
-            advise(model, config, examples, machine)
+        show(found, Console())
+        advice = [] if found.fits else advise(model, config, examples, machine, found)
+    if not found.fits:
+        show_advice(found, advice, Console())
     if wanted.plan_file is not None:
-        Path(wanted.plan_file).write_text(
-            json.dumps({**asdict(found), "seconds_per_step": found.step}, indent=1) + "\n"
-        )
+        entry = {**asdict(found), "switches": [{"switch": text, **asdict(after)} for text, after in advice]}
+        Path(wanted.plan_file).write_text(json.dumps(entry, indent=1) + "\n")
 
 
 def machine_of(wanted: PlanArguments) -> Machine:
@@ -167,28 +141,31 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
         copied_reference=not config.precompute_ref_log_probs
         and (model.ref_model_name_or_path is not None or not model.use_peft),
         accumulates=micro > 1 or max(map(len, batches.calls)) > 1,
+        load_in_4bit=model.load_in_4bit,
     )
     simulation = simulate(setup, points_of(batches.all))
     at = max(simulation.peak, key=lambda part: simulation.peak[part])
-    floor = sum(simulation.held.values())
     return Plan(
-        machine.name,
-        machine.memory,
-        "one" if one else "two",
-        simulation.held,
-        simulation.highest - floor,
-        simulation.highest + (PROCESS if machine.name == "this CPU" else 0.0),
-        at.removesuffix(" 0"),
-        _seconds(simulation, batches, machine, one, micro),
-        {name: micro * count for name, count in _counts(batches, one).items()},
-        micro * config.per_device_train_batch_size,
-        batches.real,
+        device=machine.name,
+        memory=machine.memory,
+        floor=not isinstance(machine, Measured),
+        passes="one" if one else "two",
+        held=simulation.held,
+        activations=simulation.highest - sum(simulation.held.values()),
+        process=PROCESS,
+        highest_in=at.removesuffix(" 0"),
+        seconds=_seconds(simulation, batches, machine, micro),
+        calls={name: micro * count for name, count in _counts(batches, setup).items()},
+        pairs_per_step=micro * config.per_device_train_batch_size,
+        real_tokens=batches.real,
+        longest=max(call.width for call in batches.all),
+        layers=model_config.num_hidden_layers,
     )
 
 
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
     assert model.model_name_or_path is not None
-    klass = model_class(model.model_name_or_path)
+    klass: Any = model_class(model.model_name_or_path)
     return klass.config_class.from_pretrained(model.model_name_or_path), klass
 
 
@@ -203,7 +180,7 @@ def _dtype(model: ModelArguments, model_config: Any) -> torch.dtype:
 def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:
     """The calls of the model that batches of these examples need."""
     collate, size, draws_of = PreferenceCollator(0), config.per_device_train_batch_size, config.training_plan()
-    calls, first, real, computed = [], [], 0, 0
+    calls, kept, real, computed = [], [], 0, 0
     for start in range(0, len(examples) - size + 1, size):
         batch = collate([examples[index] for index in range(start, start + size)])
         tokens = tokens_of(batch, seed=0, epoch=0)
@@ -219,8 +196,8 @@ def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:
         real += int((tokens.size[:, None] * wanted).sum())
         computed += sum(call.tokens for call in found)
         calls.append(found)
-        first.append(found[0])
-    return Batches(calls, first, real / computed)
+        kept += found if one_pass else found[: kept_packs(packs, tokens, config.max_tokens_per_forward)]
+    return Batches(calls, kept, real / computed)
 
 
 def _call(tokens: Tokens, scored: torch.Tensor, pack: torch.Tensor) -> Call:
@@ -228,60 +205,56 @@ def _call(tokens: Tokens, scored: torch.Tensor, pack: torch.Tensor) -> Call:
     return Call(len(pack), int(tokens.size[row].max()), int(scored[row, draw].sum()))
 
 
-def _counts(batches: Batches, one: bool) -> dict[str, float]:
+def _counts(batches: Batches, setup: Setup) -> dict[str, float]:
     calls = len(batches.all) / len(batches.calls)
-    return {"reference": calls, "values": 0.0 if one else calls - 1, "gradient": calls}
+    known = setup.args.precompute_ref_log_probs
+    again = calls - len(batches.kept) / len(batches.calls)
+    return {"reference": 0.0 if known else calls, "values": again, "gradient": calls}
 
 
-def _seconds(
-    simulation: Simulation, batches: Batches, machine: Machine, one: bool, micro: int
-) -> dict[str, dict[str, float]]:
+def _seconds(simulation: Simulation, batches: Batches, machine: Machine, micro: int) -> dict[str, dict[str, float]]:
     """Of an optimizer step, by pass and kind of operation: the mean over the sampled batches."""
     every = torch.tensor([call.features for call in batches.all], dtype=torch.float64).sum(0)
-    kept = torch.tensor([call.features for call in batches.first], dtype=torch.float64).sum(0)
+    kept = torch.tensor([call.features for call in batches.kept], dtype=torch.float64).sum(0)
     total = {}
     for name in tqdm(PASSES, desc="timing operations", file=sys.stderr, disable=not isinstance(machine, Measured)):
-        features = every - kept if name == "values" and not one else every
+        features = every - kept if name == "values" else every
         kinds = micro * features @ simulation.call_seconds(name, machine) / len(batches.calls)
         total[name] = dict(zip(KINDS, kinds.clamp(min=0).tolist(), strict=True))
     total["optimizer"] = simulation.recorder.seconds("optimizer", machine, simulation.vocab)
     return total
 
 
-def table_of(found: Plan, console: Console) -> None:
-    """The plan as two tables."""
-    memory = Table(title=f"peak memory, {found.device}")
-    memory.add_column("component")
-    memory.add_column("GB", justify="right")
-    for name, size in found.held.items():
-        if size:
-            memory.add_row(name, f"{size / 1e9:.2f}")
-    memory.add_row(f"activations, head and buffers (highest in: {found.at})", f"{found.activations / 1e9:.2f}")
-    if found.highest > sum(found.held.values()) + found.activations:
-        memory.add_row("the process itself", f"{PROCESS / 1e9:.2f}")
-    memory.add_row("in all", f"{found.highest / 1e9:.2f}", style="bold")
-    console.print(memory)
-    seconds = Table(title="seconds of an optimizer step" + ("" if "CPU" in found.device else ", at least"))
-    for name in ("pass", "calls", *KINDS, "in all"):
-        seconds.add_column(name, justify="left" if name == "pass" else "right")
-    for name, kinds in found.seconds.items():
-        count = f"{found.calls[name]:.1f}" if name in found.calls else ""
-        seconds.add_row(name, count, *(_figure(kinds[kind]) for kind in KINDS), _figure(sum(kinds.values())))
-    seconds.add_row("in all", "", *[""] * len(KINDS), _figure(found.step), style="bold")
-    console.print(seconds)
-    console.print(
-        f"{found.pairs_per_step} pairs a step: {_figure(found.step / found.pairs_per_step)} s a pair; gradients in "
-        f"{found.passes} pass{'es' * (found.passes == 'two')}; {100 * found.real_tokens:.0f} % of the computed tokens are "
-        f"no padding."
-    )
-    verdict = "fits" if found.fits else "does NOT fit"
-    console.print(f"It {verdict}: {found.highest / 1e9:.2f} of {found.memory / 1e9:.2f} GB.")
+def advise(
+    model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine, at_first: Plan
+) -> list[tuple[str, Plan]]:
+    """Flip one switch after the other, the cheapest first, until the plan fits, and say what each leads to."""
+    found = []
+    for text, model, config in switches(model, config, at_first):  # noqa: B020
+        found.append((text, plan_of(model, config, examples, machine)))
+        if found[-1][1].fits:
+            break
+    return found
 
 
-def _figure(value: float) -> str:
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
-
-
-def advise(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> None:
-    """Flip one switch after the other, the cheapest first, until it fits; print what each does to the peak."""
-    raise NotImplementedError
+def switches(model: ModelArguments, config: VRPOConfig, now: Plan) -> Iterator[tuple[str, ModelArguments, VRPOConfig]]:
+    """What saves memory, in the order of what it costs, each on top of those before."""
+    model, config = copy.copy(model), copy.copy(config)
+    if config.max_tokens_per_forward is None or config.max_tokens_per_forward > now.longest:
+        config.max_tokens_per_forward = now.longest
+        yield f"max_tokens_per_forward: {now.longest}", copy.copy(model), copy.copy(config)
+    if not config.gradient_checkpointing:
+        config.gradient_checkpointing = True
+        yield "gradient_checkpointing: true", copy.copy(model), copy.copy(config)
+    if now.held["reference copy"] and config.share_draws:
+        config.precompute_ref_log_probs = True
+        yield "precompute_ref_log_probs: true", copy.copy(model), copy.copy(config)
+    if not model.use_peft:
+        model.use_peft = True
+        yield "use_peft: true", copy.copy(model), copy.copy(config)
+    if model.dtype not in (None, "auto", "bfloat16"):
+        model.dtype = "bfloat16"
+        yield "dtype: bfloat16", copy.copy(model), copy.copy(config)
+    if not model.load_in_4bit:
+        model.load_in_4bit = True
+        yield "load_in_4bit: true (needs bitsandbytes)", copy.copy(model), copy.copy(config)

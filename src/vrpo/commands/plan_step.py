@@ -61,7 +61,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Bytes that stay, by component; the highest total of each part of a step; and what a call of each pass executes."""
+    """Bytes that stay, by component; the highest total of each part of a step; what a call of each pass executes."""
 
     held: dict[str, float]
     peak: dict[str, float]

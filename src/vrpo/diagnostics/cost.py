@@ -82,8 +82,12 @@ class Operation:
 class Machine(Protocol):
     """Says how long an operation takes."""
 
-    name: str
-    memory: float  # bytes that a run may use
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def memory(self) -> float:
+        """Bytes that a run may use."""
 
     def seconds(self, operation: Operation) -> float: ...
 
@@ -224,11 +228,11 @@ class Recorder(TorchDispatchMode):
         before = {tensor.untyped_storage()._cdata for tensor in given}
         view = not func._schema.is_mutable and all(tensor.untyped_storage()._cdata in before for tensor in made)
         if not view and self._part:
-            described = tree_map_only(Tensor, Shape.of, (args, kwargs))
+            described: Any = tree_map_only(Tensor, Shape.of, (args, kwargs))
             key = repr((func, described))
             if key not in self.details:
                 flops = _flops(func, args, kwargs, result)
-                self.details[key] = Operation(func, *described, tuple(map(Shape.of, made)), flops)
+                self.details[key] = Operation(func, described[0], described[1], tuple(map(Shape.of, made)), flops)
             self.operations[self._part][key] += 1
         return result
 

@@ -9,26 +9,43 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 HEAD_CHUNK = 256  # positions whose logits exist at a time
+_CPU_BYTES = 2**25 - 2**20  # of a block that the C library keeps when freed; a larger one is mapped anew each time
+_RESIDUAL_BYTES = 2**26  # of the residuals that share one product with the hidden states, for a trained head
 
 
 def target_logp(head: nn.Module, hidden: Float[Tensor, "S D"], target: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
-    """log softmax(head(hidden))[target], HEAD_CHUNK positions at a time; at least float32 whatever the model's dtype.
+    """log softmax(head(hidden))[target], a chunk of positions at a time; at least float32 whatever the model's dtype.
 
     A head that is trained, directly or by an adapter, computes its chunk again in the backward pass: four products of
     D x V per position. One that is not has its part of the gradient computed while the logits are there: two.
     """
-    parts = zip(hidden.split(HEAD_CHUNK), target.split(HEAD_CHUNK), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([_logp(head, *part) for part in parts])
-    if _plain_and_frozen(head):
-        weight = head.weight.to(_compute_dtype(hidden))  # once, and not for every chunk
-        return torch.cat([_FrozenHead.apply(*part, weight) for part in parts])
-    return torch.cat([checkpoint(_logp, head, *part, use_reentrant=False) for part in parts])
+    if torch.is_grad_enabled() and not _plain(head):
+        parts = zip(*_chunks(head, hidden, target), strict=True)
+        return torch.cat([checkpoint(_logp, head, *part, use_reentrant=False) for part in parts])
+    if torch.is_grad_enabled():
+        function = _TrainedHead if head.weight.requires_grad else _FrozenHead
+        return function.apply(hidden, target, head.weight, _compute_dtype(hidden))
+    if _plain(head):
+        weight: Any = head.weight
+        return _values(hidden.to(_compute_dtype(hidden)), target, weight.to(_compute_dtype(hidden)))
+    return torch.cat([_logp(head, *part) for part in zip(*_chunks(head, hidden, target), strict=True)])
 
 
 def logits_of(head: nn.Module, hidden: Float[Tensor, "S D"]) -> Float[Tensor, "S V"]:
     """At least in float32."""
     return _wide(head(hidden))
+
+
+def chunk_size(vocab: int, device: torch.device) -> int:
+    """Positions whose logits exist at a time: on a CPU so few that their memory is used again and again."""
+    if device.type != "cpu":
+        return HEAD_CHUNK
+    return max(1, min(HEAD_CHUNK, _CPU_BYTES // (4 * vocab)))
+
+
+def _chunks(head: Any, *parts: Tensor) -> list[tuple[Tensor, ...]]:
+    size = chunk_size(head.weight.shape[0] if isinstance(head, nn.Linear) else HEAD_CHUNK, parts[0].device)
+    return [part.split(size) for part in parts]
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -39,10 +56,9 @@ def _logp(head: nn.Module, hidden: Float[Tensor, "S D"], target: Int[Tensor, " S
     return -cross_entropy(logits_of(head, hidden), target, reduction="none")
 
 
-def _plain_and_frozen(head: Any) -> bool:
-    """A linear map without bias, adapter, quantisation or hooks, whose weight is not trained."""
-    hooked = head._forward_hooks or head._forward_pre_hooks
-    return type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad and not hooked
+def _plain(head: Any) -> bool:
+    """A linear map without bias, adapter, quantisation or hooks."""
+    return type(head) is nn.Linear and head.bias is None and not (head._forward_hooks or head._forward_pre_hooks)
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -51,20 +67,74 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
+def _values(hidden: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """The log-probabilities, for a weight in the dtype to compute in."""
+    size = chunk_size(len(weight), hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.cat(
+            [
+                -cross_entropy(_wide(linear(part, weight)), wanted, reduction="none")
+                for part, wanted in zip(hidden.split(size), target.split(size), strict=True)
+            ]
+        )
+
+
 class _FrozenHead(torch.autograd.Function):
     """d logp / d hidden = W^T (onehot - p), which is linear in what comes from above: kept in place of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        size, weight = chunk_size(len(weight), hidden.device), weight.to(dtype)
+        found, slope = [], torch.empty_like(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            everything = _wide(linear(hidden.to(weight.dtype), weight)).log_softmax(-1)
-            logp = everything.gather(1, target[:, None])[:, 0]  # bit for bit what `_logp` says
-            residual = everything.exp_().neg_()
-            residual.scatter_add_(1, target[:, None], torch.ones_like(logp)[:, None])
-            ctx.save_for_backward((residual.to(weight.dtype) @ weight).to(hidden.dtype))
-        return logp
+            for start in range(0, len(hidden), size):
+                part = slice(start, start + size)
+                everything = _wide(linear(hidden[part].to(dtype), weight)).log_softmax(-1)
+                logp = everything.gather(1, target[part, None])  # bit for bit what `_logp` says
+                residual = everything.exp_().neg_().scatter_add_(1, target[part, None], torch.ones_like(logp))
+                slope[part] = residual.to(dtype) @ weight
+                found.append(logp[:, 0])
+        ctx.save_for_backward(slope)
+        return torch.cat(found) if found else slope.new_zeros(0, dtype=torch.promote_types(dtype, torch.float32))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
-        return (gradients[0][:, None] * slope).to(slope.dtype), None, None
+        return (gradients[0][:, None] * slope).to(slope.dtype), None, None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    """The logits again in the backward pass, of a chunk; its residuals, slope * (onehot - p), meet weight and hidden
+    states in one product each, and the weight's gradient adds up at least in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        cast = weight.to(dtype)
+        ctx.save_for_backward(hidden, target, cast)
+        ctx.weight_dtype = weight.dtype
+        return _values(hidden.to(dtype), target, cast)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        hidden, target, weight = ctx.saved_tensors
+        size = chunk_size(len(weight), hidden.device)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        several = size * max(1, _RESIDUAL_BYTES // (size * len(weight) * weight.element_size()))
+        found, total = torch.empty_like(hidden), weight.new_zeros(0, dtype=wide)
+        residual = weight.new_empty(min(several, len(hidden)), len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for first in range(0, len(hidden), several):
+                block = hidden[first : first + several].to(weight.dtype)
+                for start in range(0, len(block), size):
+                    share = _wide(linear(block[start : start + size], weight))
+                    share = torch.softmax(share, -1, out=share)
+                    at = slice(first + start, first + start + len(share))
+                    share.scatter_add_(1, target[at, None], -torch.ones_like(share[:, :1]))
+                    residual[start : start + len(share)] = share.mul_(-gradients[0][at, None])
+                found[first : first + several] = residual[: len(block)] @ weight
+                rows = residual[: len(block)].t()
+                if first == 0:
+                    total = (rows @ block).to(wide)
+                else:
+                    total = total.addmm_(rows, block) if wide == block.dtype else total.add_(rows @ block)
+        return found, None, (total if len(hidden) else torch.zeros_like(weight)).to(ctx.weight_dtype), None

@@ -235,6 +235,13 @@ class VRPOConfig(DiffusionConfig):
             "is the paper's, and plan=bernoulli."
         },
     )
+    max_tokens_per_forward: int | None = field(
+        default=4096,
+        metadata={
+            "help": "Tokens, padding included, per call of the model: rows and draws of similar length share one. "
+            "None: as many as one draw of every row of the batch."
+        },
+    )
     slope: str = field(
         default="plain",
         metadata={
@@ -248,8 +255,9 @@ class VRPOConfig(DiffusionConfig):
         default="auto",
         metadata={
             "help": "How a step avoids holding all draws' graphs: two, values first and then a second forward pass of "
-            "all packs but one; one, each row pushed back as it comes into a buffer of the trained parameters' size. "
-            "Equal gradients. auto: one for adapters, where the buffer is small, if a step needs several packs."
+            "what does not fit into one; one, each row pushed back as it comes into a buffer of the trained "
+            "parameters' size. Equal gradients. auto: one for adapters, where the buffer is small, and two for all "
+            "weights; with one draw and no max_tokens_per_forward a step is a single pack, which needs neither."
         },
     )
     precompute_ref_log_probs: bool = field(
@@ -295,6 +303,14 @@ class VRPOConfig(DiffusionConfig):
         except ValueError as error:
             raise ValueError(f"num_draws = {self.num_draws} (3/2 of num_times = {self.num_times}): {error}") from error
         self.training_objective()
+
+    def one_pass(self, *, adapter: bool) -> bool:
+        """Whether a step pushes each row back as it comes (`preference.backward_in_one_pass`). A function of the
+        configuration alone, so that processes agree on it without a word."""
+        if self.gradient_passes != "auto":
+            return self.gradient_passes == "one"
+        several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
+        return adapter and several and self.num_draws != "auto" and self.share_draws and not self.fp16
 
     def training_plan(self) -> Plan:
         """The plan of a training step; with num_draws=auto, of the values of a step."""

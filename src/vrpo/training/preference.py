@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
-from vrpo.estimator import plan_packs
 from vrpo.models.adapter import with_adapter
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
@@ -195,7 +194,7 @@ class VRPOTrainer(DiffusionTrainer):
         common: dict[str, Any] = {"max_tokens": self.args.max_tokens_per_forward, "scale": scale}
         common["around"] = self.around(self.model_wrapped)
         given = (policy, reference, tokens, pairs, draws, self.args.training_objective())
-        if self.one_pass(tokens, draws):
+        if self.one_pass:
             by_group = self.args.slope != "plain"
             step = backward_in_one_pass(*given, self.trained, pairs.family, by_group=by_group, **common)
             self._synchronise()
@@ -210,22 +209,18 @@ class VRPOTrainer(DiffusionTrainer):
         assert self.model is not None
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def one_pass(self, tokens: Tokens, draws: Draws) -> bool:
-        """Whether this step pushes rows back as they come; the same on all processes.
+    @property
+    def one_pass(self) -> bool:
+        """Whether steps push rows back as they come.
 
         Raises:
             ValueError: it is asked for and not possible.
         """
         wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16
-        if self.args.gradient_passes == "one":
-            if wrapped:
-                raise ValueError("gradient_passes=one: FSDP, DeepSpeed and fp16 need their own backward; leave it out")
-            return True
+        if wrapped and self.args.gradient_passes == "one":
+            raise ValueError("gradient_passes=one: FSDP, DeepSpeed and fp16 need their own backward; leave it out")
         adapter = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
-        other = self.args.gradient_passes == "two" or self.budget is not None or not self.args.share_draws
-        if wrapped or other or not adapter:
-            return False
-        return self.agree(len(plan_packs(tokens, draws, draws.in_use, self.args.max_tokens_per_forward))) > 1
+        return not wrapped and self.args.one_pass(adapter=adapter)
 
     def _synchronise(self) -> None:
         """Mean of the accumulated gradients over processes, when a step's last micro-batch is done."""

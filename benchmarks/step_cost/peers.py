@@ -1,0 +1,90 @@
+"""Ours at n = 1 against TRL's DPOTrainer on a Llama of the same shape, on the same token ids and in the same precision.
+
+TRL's side is the released trainer, gradient checkpointing off as in ours: its default collator's batch (the padded
+rectangle), its chunked head over completion tokens, its reference (adapter off, or a copy).
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import (
+    PAIRS,
+    backbone_config,
+    base_dtype,
+    batches,
+    counted,
+    examples,
+    first,
+    lora,
+    seconds,
+    trainer,
+    training_step,
+)
+
+REPEATS = 5
+
+
+def trl(data: Path) -> list[dict[str, Any]]:
+    """Seconds per pair on batches of 8 pairs, alternating."""
+    rows, found = examples(data), []
+    shuffled = batches(rows, REPEATS + 1, seed=1)
+    for bf16 in (True, False):
+        for adapter in (True, False):
+            case = {"precision": "bf16" if bf16 else "float32", "mode": "LoRA" if adapter else "full"}
+            folder = tempfile.mkdtemp(prefix="step_cost_")
+            ours = trainer("25M", rows[:16], folder, adapter=adapter, bf16=bf16, num_draws=1)
+            theirs = dpo_trainer(folder, adapter=adapter, bf16=bf16)
+            training_step(ours, first(shuffled[-1], 1), 1)  # warm
+            training_step(theirs, as_trl(first(shuffled[-1], 1)), 1)
+            for batch in shuffled[:REPEATS]:
+                row = {**case, "ours": seconds(training_step, ours, batch) / PAIRS}
+                row["trl"] = seconds(training_step, theirs, as_trl(batch)) / PAIRS
+                found.append(row)
+                print(row, flush=True)
+            counts = {"ours": counted(training_step, ours, shuffled[0]) / PAIRS}
+            counts["trl"] = counted(training_step, theirs, as_trl(shuffled[0])) / PAIRS
+            found.append({**case, "flops": counts})
+            print(found[-1], flush=True)
+    return found
+
+
+def as_trl(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our batch in the fields of TRL's collator: chosen rows first, then rejected ones, as ours."""
+    return {
+        "input_ids": batch["ids"],
+        "attention_mask": batch["attention"].long(),
+        "completion_mask": batch["response"].long(),
+    }
+
+
+def dpo_trainer(folder: str, *, adapter: bool, bf16: bool) -> Any:
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from trl import DPOConfig, DPOTrainer
+
+    from vrpo.models.tiny import train_tokenizer
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**backbone_config("25M"), use_cache=False)).to(base_dtype(adapter, bf16))
+    model.config.name_or_path = folder
+    args = DPOConfig(
+        output_dir=folder,
+        bf16=bf16,
+        use_cpu=True,
+        learning_rate=1e-6,
+        beta=0.2,
+        gradient_checkpointing=False,
+        per_device_train_batch_size=PAIRS,
+        report_to="none",
+    )
+    tokenizer = train_tokenizer(["a"], 300)  # of the dummy row below; the steps are given token ids
+    tokenizer.pad_token_id = tokenizer.eos_token_id
+    rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    ours: dict[str, Any] = {"peft_config": lora()} if adapter else {"ref_model": LlamaForCausalLM(model.config)}
+    made = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, **ours)
+    assert made.model.config.pad_token_id is not None
+    made.create_optimizer()
+    made.model_wrapped = made.accelerator.prepare_model(made.model)
+    return made

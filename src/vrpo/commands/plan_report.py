@@ -1,0 +1,109 @@
+"""What `vrpo plan` found, and how it is shown."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from vrpo.diagnostics.cost import KINDS
+
+PROCESS = 0.5e9  # bytes of an interpreter with torch and transformers, or of a CUDA context, beside the tensors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by component and seconds of an optimizer step by pass and kind of operation, on one device."""
+
+    device: str
+    memory: float
+    floor: bool  # the seconds are those of a data sheet
+    passes: str
+    held: dict[str, float]
+    activations: float
+    process: float
+    highest_in: str
+    seconds: dict[str, dict[str, float]]
+    calls: dict[str, float]
+    pairs_per_step: int
+    real_tokens: float
+    longest: int
+    layers: int
+
+    @property
+    def peak(self) -> float:
+        return sum(self.held.values()) + self.activations + self.process
+
+    @property
+    def step(self) -> float:
+        return sum(sum(kinds.values()) for kinds in self.seconds.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.memory
+
+    def sharded(self, devices: int) -> float:
+        """Bytes on each of some devices with everything that stays sharded (FSDP2), two layers gathered at a time."""
+        stays = sum(self.held.values())
+        return stays / devices + 2 * self.held["weights"] / self.layers + self.activations + self.process
+
+
+def show(found: Plan, console: Console) -> None:
+    """The plan as two tables and a verdict."""
+    memory = Table(title=f"peak memory, {found.device}")
+    memory.add_column("component")
+    memory.add_column("GB", justify="right")
+    for name, size in found.held.items():
+        if size:
+            memory.add_row(name, _gb(size))
+    memory.add_row(f"activations, head, buffers (highest in: {found.highest_in})", _gb(found.activations))
+    memory.add_row("the process itself", _gb(found.process))
+    memory.add_row("in all", _gb(found.peak), style="bold")
+    console.print(memory)
+    seconds = Table(title="seconds of an optimizer step" + (", at least" if found.floor else ""))
+    for name in ("pass", "calls", *KINDS, "in all"):
+        seconds.add_column(name, justify="left" if name == "pass" else "right")
+    for name, kinds in found.seconds.items():
+        count = f"{found.calls[name]:.1f}" if name in found.calls else ""
+        seconds.add_row(name, count, *(_figure(kinds[kind]) for kind in KINDS), _figure(sum(kinds.values())))
+    seconds.add_row("in all", "", *[""] * len(KINDS), _figure(found.step), style="bold")
+    console.print(seconds)
+    console.print(
+        f"{found.pairs_per_step} pairs a step, {_figure(found.step / found.pairs_per_step)} s a pair; gradients in "
+        f"{found.passes} pass{'es' * (found.passes == 'two')}; {100 * found.real_tokens:.0f} % of the computed tokens "
+        f"are no padding; the longest sampled row has {found.longest} tokens, and memory is for rows no longer."
+    )
+    verdict = "It fits" if found.fits else "It does NOT fit"
+    console.print(f"{verdict}: {_gb(found.peak)} of {_gb(found.memory)} GB.")
+
+
+def show_advice(found: Plan, advice: Sequence[tuple[str, Plan]], console: Console) -> None:
+    """What each switch leads to, and where the plan fits."""
+    table = Table(title="switches, each on top of those above it")
+    for name in ("switch", "peak, GB", "seconds of a step", "fits"):
+        table.add_column(name, justify="left" if name == "switch" else "right")
+    table.add_row("as given", _gb(found.peak), _figure(found.step), "no")
+    for text, after in advice:
+        table.add_row(text, _gb(after.peak), _figure(after.step), "yes" if after.fits else "no")
+    console.print(table)
+    last = advice[-1][1] if advice else found
+    if last.fits:
+        console.print(f"Set the switches down to {advice[-1][0]}.")
+        return
+    devices = next((2**power for power in range(1, 11) if last.sharded(2**power) <= last.memory), None)
+    if devices is None:
+        console.print("No switch makes it fit, and sharding does not either: a smaller model, or a larger device.")
+        return
+    console.print(
+        f"No switch makes it fit on one device. Sharded over {devices} (recipes/accelerate/fsdp2.yaml) it takes about "
+        f"{_gb(last.sharded(devices))} GB on each."
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
