@@ -129,8 +129,8 @@ SCHEMES = (
 @dataclass(frozen=True)
 class Prediction:
     """One optimizer step. Seconds: `compute` if work were split evenly; `slowest` with random pairs on each rank, which
-    wait for each other at every micro-batch of one pair (two passes: they agree on the number of packs) or at the end of
-    the step (one pass); `network`, at best and at worst."""
+    wait for each other at every micro-batch of one pair (two passes: they agree on the number of packs) or at the end
+    of the step (one pass); `network`, at best and at worst."""
 
     mode: str
     gpus: int

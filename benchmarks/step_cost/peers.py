@@ -86,5 +86,6 @@ def dpo_trainer(folder: str, *, adapter: bool, bf16: bool) -> Any:
     made = DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, **ours)
     assert made.model.config.pad_token_id is not None
     made.create_optimizer()
+    made.current_gradient_accumulation_steps = 1  # as `train` sets it
     made.model_wrapped = made.accelerator.prepare_model(made.model)
     return made

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SHAPES, VOCAB, batches, counted, examples, first, matmul_speed, seconds, trainer, training_step
+from common import (
+    MAX_TOKENS,
+    SHAPES,
+    VOCAB,
+    batches,
+    counted,
+    examples,
+    first,
+    matmul_speed,
+    seconds,
+    trainer,
+    training_step,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -16,6 +28,7 @@ import vrpo
 from vrpo.data.collate import pairs_of, tokens_of
 from vrpo.diagnostics.cost import Operation, Shape
 from vrpo.estimator import plan_packs
+from vrpo.preference import kept_packs
 
 CASES = [(precision, mode) for precision in ("bf16", "float32") for mode in ("LoRA", "full")]
 
@@ -56,15 +69,15 @@ def needed(shape: str, mode: str, batch: Any, n: int) -> float:
 
     A forward F is 2 per weight of the blocks and token, 4 D L^2 per row of L tokens and layer, and 2 D V per scored
     position. LoRA, one pass: F of the policy, its backward (weights frozen: F for products, twice for attention), F of
-    the reference; the adapter's own are left out. Full, two passes: F of the values for all packs but the first, F, 2 F
-    and F.
+    the reference; the adapter's own are left out. Full, two passes: F of the values for packs whose graphs are not
+    kept, F, 2 F and F.
     """
     fields = SHAPES[shape]
     d, layers = fields["hidden_size"], fields["num_hidden_layers"]
     blocks = layers * (4 * d * d + 3 * d * fields["intermediate_size"])
     tokens = tokens_of(batch, seed=0, epoch=0)
     draws = vrpo.FixedCount(n)(tokens, pairs_of(batch))
-    packs = plan_packs(tokens, draws, draws.in_use, 4096)
+    packs = plan_packs(tokens, draws, draws.in_use, MAX_TOKENS)
 
     def parts(items: torch.Tensor) -> torch.Tensor:
         size = tokens.size[items[:, 0]].double()
@@ -74,7 +87,8 @@ def needed(shape: str, mode: str, batch: Any, n: int) -> float:
     every = sum(parts(pack) for pack in packs)
     if mode == "LoRA":
         return float((every * torch.tensor([3.0, 4.0, 3.0])).sum())
-    return float(5 * every.sum() - parts(packs[0]).sum())
+    kept = sum(parts(pack) for pack in packs[: kept_packs(packs, tokens, MAX_TOKENS)])
+    return float(5 * every.sum() - kept.sum())
 
 
 def profile(data: Path) -> list[dict[str, Any]]:

@@ -57,6 +57,44 @@ def ratio(data: Path) -> list[dict[str, Any]]:
     return found
 
 
+def optimizer(data: Path) -> list[dict[str, Any]]:
+    """Seconds of the straightforward implementation's optimizer step, which `ratio` has it do for 2 pairs instead of 8."""
+    import statistics
+
+    from common import Straightforward, batches, examples, first, seconds
+
+    found = []
+    for mode in MODES:
+        made = Straightforward.of("25M", adapter=mode == "LoRA", bf16=False, num_draws=1, pairs_at_a_time=1)
+        made.step(first(batches(examples(data, 8), 1)[0], 1))
+        for parameter in made.optimizer.param_groups[0]["params"]:
+            parameter.grad = parameter.detach().clone()
+        found.append({"mode": mode, "seconds": statistics.median(seconds(made.optimizer.step) for _ in range(7))})
+        say(found[-1])
+    return found
+
+
+def passes(data: Path) -> list[dict[str, Any]]:
+    """Seconds per pair of the trainer's step with an adapter, in one pass and in two, alternating."""
+    from common import batches, examples, first, seconds, trainer, training_step
+
+    rows, found = examples(data), []
+    for bf16 in (True, False):
+        for n, pairs in ((1, 8), (4, 2), (8, 2)):
+            options = {"adapter": True, "bf16": bf16, "num_draws": n}
+            made = {
+                each: trainer("25M", rows[:16], scratch(), gradient_passes=each, **options) for each in ("one", "two")
+            }
+            shuffled = batches(rows, 4, pairs=pairs, seed=4)
+            for each in made.values():
+                training_step(each, first(shuffled[-1], 1), 1)
+            for batch in shuffled[:3]:
+                row = {name: seconds(training_step, each, batch, pairs) / pairs for name, each in made.items()}
+                found.append({"precision": "bf16" if bf16 else "float32", "n": n, **row})
+                say(found[-1])
+    return found
+
+
 def memory(data: Path) -> list[dict[str, Any]]:
     """Peak memory of one step above what is resident before it, each in a process of its own; bf16."""
     found = []
@@ -134,11 +172,13 @@ def packing(data: Path) -> list[dict[str, Any]]:
 
     import vrpo
     from vrpo.data.collate import pairs_of, tokens_of
-    from vrpo.estimator import plan_packs
+    from vrpo import estimator
+    from vrpo.estimator import SIMILAR, plan_packs
 
     rows, found = examples(data), []
     for n in (1, 8):
-        for budget in (2048, 4096, None):
+        for budget, similar in ((2048, SIMILAR), (4096, SIMILAR), (4096, 0.0), (None, 0.0)):
+            estimator.SIMILAR = similar
             real = computed = alone = 0
             for batch in batches(rows, len(rows) // 8):
                 tokens = tokens_of(batch, seed=0, epoch=0)
@@ -147,8 +187,10 @@ def packing(data: Path) -> list[dict[str, Any]]:
                     size = tokens.size[pack[:, 0]]
                     real, computed = real + int(size.sum()), computed + len(pack) * int(size.max())
                 alone += n * int(torch.ones_like(tokens.ids).sum())
-            found.append({"n": n, "max_tokens": budget, "real": real / computed, "rectangle": real / alone})
+            row = {"n": n, "max_tokens": budget, "similar": similar}
+            found.append({**row, "real": real / computed, "rectangle": real / alone})
             say(found[-1])
+    estimator.SIMILAR = SIMILAR
     return found
 
 
@@ -183,7 +225,7 @@ def main() -> None:
     from report import write
 
     stages = {"packing": packing, "loader": loader, "trl": trl, "floor": floor, "profile": profile, "memory": memory}
-    stages["ratio"] = ratio
+    stages |= {"ratio": ratio, "optimizer": optimizer, "passes": passes}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("VRPO_DATA"), required="VRPO_DATA" not in os.environ

@@ -73,6 +73,7 @@ def backward_by_draw(
     scale: float = 1.0,
     backward: Backward = Tensor.backward,
     around: Around = nullcontext,
+    together: Callable[[], AbstractContextManager[object]] = nullcontext,
     thin: Thin = unchanged,
 ) -> Step:
     """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
@@ -89,6 +90,8 @@ def backward_by_draw(
         backward: instead of `Tensor.backward`, for trainers that scale losses.
         around: context of each pack's forward and backward, given whether it is the last one: where a trainer defers
             the synchronisation of gradients.
+        together: context of the forwards whose graphs are alive at once, where they can share what they have in common:
+            the weights that an autocast has cast.
         thin: applied to the slopes before the passes with a graph, to save some of them (`roulette.Roulette`). It must
             preserve the expectation of every slope, or the gradient is biased. The returned loss does not change.
     """
@@ -99,7 +102,8 @@ def backward_by_draw(
         values = terms_of(policy, tokens, draws, packs[kept:])
     only = kept == len(packs)
     with around(only) if kept else nullcontext():
-        first = [pack_terms(policy, tokens, draws, pack) for pack in packs[:kept]]
+        with together():
+            first = [pack_terms(policy, tokens, draws, pack) for pack in packs[:kept]]
         items = torch.cat(packs[:kept]) if kept else packs[0][:0]
         done = torch.zeros_like(draws.in_use).index_put(items.unbind(1), torch.ones_like(items[:, 0], dtype=torch.bool))
         for pack, found in zip(packs[:kept], first, strict=True):
@@ -128,9 +132,9 @@ def kept_packs(packs: Sequence[Pack], tokens: AnyTokens, max_tokens: int | None,
     if max_tokens is None:
         return 1
     size = tokens.size
-    total = [0 if not len(pack) else len(pack) * int(size[pack[:, 0]].max()) for pack in packs]
-    fits = sum(1 for some in accumulate(total) if some <= max_tokens)
-    return max(1, len(packs) - agree(len(packs) - fits))
+    total = [len(pack) * int(size[pack[:, 0]].max()) if len(pack) else int(size[0]) for pack in packs]
+    fits = max(1, sum(1 for some in accumulate(total) if some <= max_tokens))
+    return len(packs) + 1 - agree(len(packs) + 1 - fits)  # the least of any; `agree` gives 1 at least
 
 
 def backward_in_one_pass(

@@ -90,7 +90,7 @@ def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, 
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)  # the loss is logged in float32
 
 
-@pytest.mark.parametrize("name", ["sharded", "sharded_once"])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("sharded")])
 def test_fsdp2_gradients(both: Callable[[str], tuple[Result, Result]], name: str) -> None:
     """Kills: a head called outside the module's forward (raises on DTensors); packs not agreed on (deadlock); an empty
     pack that changes a gradient."""

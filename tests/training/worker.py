@@ -61,10 +61,11 @@ def auto(folder: Path, world: int, **fields: Any) -> Result:
     return trained(folder, world, **fields)
 
 
-def sharded(folder: Path, world: int, *, once: bool = False) -> Result:
+def sharded(folder: Path, world: int, *, once: bool = False, max_tokens: int = 30) -> Result:
     """Gradients of one step of backward_by_draw through FSDP2; as many packs on each process as on the busiest one.
 
     `once`: gradients are reduced at the last pack only, as `DiffusionTrainer.around` has it, not at every pack.
+    `max_tokens`: 30 keeps one graph, 70 several, 1000 all.
     """
     policy, reference = tiny(seed=1), frozen_copy(tiny())
     module: nn.Module = policy.module
@@ -92,7 +93,7 @@ def sharded(folder: Path, world: int, *, once: bool = False) -> Result:
         structure,
         FixedCount(2)(tokens),
         DPO(1.0),
-        max_tokens=30,
+        max_tokens=max_tokens,
         agree=agreed(world, counts),
         around=around,
     )
@@ -107,7 +108,7 @@ def agreed(world: int, counts: list[int]) -> Callable[[int], int]:
 
     def agree(packs: int) -> int:
         counts.append(packs)
-        count = torch.tensor(packs)
+        count = torch.tensor(max(packs, 1) if world > 1 else packs)  # as `DiffusionTrainer.agree`
         if world > 1:
             dist.all_reduce(count, op=dist.ReduceOp.MAX)
         return int(count)
@@ -140,6 +141,10 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "sft_packed": lambda folder, world: supervised(folder, world, max_tokens_per_forward=20),
     "sharded": sharded,
     "sharded_once": lambda folder, world: sharded(folder, world, once=True),
+    "sharded_kept": lambda folder, world: sharded(folder, world, once=True, max_tokens=70),
+    "sharded_whole": lambda folder, world: sharded(folder, world, once=True, max_tokens=1000),
+    "kept": lambda folder, world: unequal(folder, world, max_tokens_per_forward=70),
+    "whole": lambda folder, world: unequal(folder, world, max_tokens_per_forward=1000),
 }
 
 

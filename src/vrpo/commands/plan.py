@@ -128,7 +128,7 @@ def tokenized(rows: Any, tokenizer: PreTrainedTokenizerBase, config: VRPOConfig)
 def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> Plan:
     """The plan of one optimizer step on this machine."""
     model_config, klass = _shape_of(model)
-    one = config.one_pass(adapter=model.use_peft)
+    one = config.one_pass(small=small)
     batches = calls_of(examples, config, one)
     micro = config.gradient_accumulation_steps
     setup = Setup(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -79,6 +79,7 @@ class Operation:
         return "linear layers" if self.flops else "elementwise"
 
 
+@runtime_checkable
 class Machine(Protocol):
     """Says how long an operation takes."""
 
@@ -119,13 +120,13 @@ def _gpu(name: str, bf16: float, float32: float, bandwidth: float, memory: float
 GPUS = {  # dense tensor-core rates without sparsity; float32 without TF32, as torch multiplies by default
     gpu.name: gpu
     for gpu in (
-        _gpu("rtx3090", 71, 35.6, 936, 24),
-        _gpu("rtx4090", 165, 82.6, 1008, 24),
-        _gpu("l40s", 362, 91.6, 864, 48),
-        _gpu("a100-40gb", 312, 19.5, 1555, 40),
-        _gpu("a100-80gb", 312, 19.5, 2039, 80),
-        _gpu("h100", 989, 66.9, 3350, 80),
-        _gpu("h200", 989, 66.9, 4800, 141),
+        _gpu("rtx3090", 71.0, 35.6, 936.0, 24.0),
+        _gpu("rtx4090", 165.0, 82.6, 1008.0, 24.0),
+        _gpu("l40s", 362.0, 91.6, 864.0, 48.0),
+        _gpu("a100-40gb", 312.0, 19.5, 1555.0, 40.0),
+        _gpu("a100-80gb", 312.0, 19.5, 2039.0, 80.0),
+        _gpu("h100", 989.0, 66.9, 3350.0, 80.0),
+        _gpu("h200", 989.0, 66.9, 4800.0, 141.0),
     )
 }
 

@@ -2,11 +2,22 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from vrpo.models.hf import HFDenoiser
+
+
+SMALL = 0.1  # share of the parameters that are trained, up to which buffers of their size cost little
+
+
+def is_small(module: Any) -> bool:
+    """Whether the module is an adapter on a base that is at least nine times as large."""
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    return isinstance(module, PeftModel) and trained <= SMALL * whole
 
 
 def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HFDenoiser:

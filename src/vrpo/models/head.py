@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
@@ -13,22 +14,27 @@ _CPU_BYTES = 2**25 - 2**20  # of a block that the C library keeps when freed; a 
 _RESIDUAL_BYTES = 2**26  # of the residuals that share one product with the hidden states, for a trained head
 
 
-def target_logp(head: nn.Module, hidden: Float[Tensor, "S D"], target: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
+def target_logp(
+    head: nn.Module, hidden: Float[Tensor, "S D"], target: Int[Tensor, " S"], chunk: int | None = None
+) -> Float[Tensor, " S"]:
     """log softmax(head(hidden))[target], a chunk of positions at a time; at least float32 whatever the model's dtype.
 
     A head that is trained, directly or by an adapter, computes its chunk again in the backward pass: four products of
     D x V per position. One that is not has its part of the gradient computed while the logits are there: two.
     """
-    if torch.is_grad_enabled() and not _plain(head):
-        parts = zip(*_chunks(head, hidden, target), strict=True)
-        return torch.cat([checkpoint(_logp, head, *part, use_reentrant=False) for part in parts])
-    if torch.is_grad_enabled():
-        function = _TrainedHead if head.weight.requires_grad else _FrozenHead
-        return function.apply(hidden, target, head.weight, _compute_dtype(hidden))
-    if _plain(head):
-        weight: Any = head.weight
-        return _values(hidden.to(_compute_dtype(hidden)), target, weight.to(_compute_dtype(hidden)))
-    return torch.cat([_logp(head, *part) for part in zip(*_chunks(head, hidden, target), strict=True)])
+    weight: Any = getattr(head, "weight", None)
+    if chunk is None:
+        chunk = chunk_size(HEAD_CHUNK if weight is None else len(weight), hidden.device)
+    if not _plain(head):
+        parts = zip(hidden.split(chunk), target.split(chunk), strict=True)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(_logp, head, *part, use_reentrant=False) for part in parts])
+        return torch.cat([_logp(head, *part) for part in parts])
+    dtype = _compute_dtype(hidden)
+    if not torch.is_grad_enabled():
+        return _values(hidden.to(dtype), target, weight.to(dtype), chunk)
+    function = _TrainedHead if weight.requires_grad else _FrozenHead
+    return function.apply(hidden, target, weight, dtype, chunk)
 
 
 def logits_of(head: nn.Module, hidden: Float[Tensor, "S D"]) -> Float[Tensor, "S V"]:
@@ -41,11 +47,6 @@ def chunk_size(vocab: int, device: torch.device) -> int:
     if device.type != "cpu":
         return HEAD_CHUNK
     return max(1, min(HEAD_CHUNK, _CPU_BYTES // (4 * vocab)))
-
-
-def _chunks(head: Any, *parts: Tensor) -> list[tuple[Tensor, ...]]:
-    size = chunk_size(head.weight.shape[0] if isinstance(head, nn.Linear) else HEAD_CHUNK, parts[0].device)
-    return [part.split(size) for part in parts]
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -67,9 +68,8 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _values(hidden: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def _values(hidden: Tensor, target: Tensor, weight: Tensor, size: int) -> Tensor:
     """The log-probabilities, for a weight in the dtype to compute in."""
-    size = chunk_size(len(weight), hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.cat(
             [
@@ -83,8 +83,8 @@ class _FrozenHead(torch.autograd.Function):
     """d logp / d hidden = W^T (onehot - p), which is linear in what comes from above: kept in place of the logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        size, weight = chunk_size(len(weight), hidden.device), weight.to(dtype)
+    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+        weight = weight.to(dtype)
         found, slope = [], torch.empty_like(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), size):
@@ -98,9 +98,10 @@ class _FrozenHead(torch.autograd.Function):
         return torch.cat(found) if found else slope.new_zeros(0, dtype=torch.promote_types(dtype, torch.float32))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slope,) = ctx.saved_tensors
-        return (gradients[0][:, None] * slope).to(slope.dtype), None, None, None
+        return (gradients[0][:, None] * slope).to(slope.dtype), None, None, None, None
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -108,16 +109,16 @@ class _TrainedHead(torch.autograd.Function):
     states in one product each, and the weight's gradient adds up at least in float32."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        cast = weight.to(dtype)
-        ctx.save_for_backward(hidden, target, cast)
-        ctx.weight_dtype = weight.dtype
-        return _values(hidden.to(dtype), target, cast)
+    def forward(ctx: Any, hidden: Tensor, target: Tensor, weight: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+        ctx.save_for_backward(hidden, target, weight)  # not what it is cast to, which graphs would hold one each
+        ctx.dtype, ctx.size = dtype, size
+        return _values(hidden.to(dtype), target, weight.to(dtype), size)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        hidden, target, weight = ctx.saved_tensors
-        size = chunk_size(len(weight), hidden.device)
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+        hidden, target, master = ctx.saved_tensors
+        weight, size = master.to(ctx.dtype), ctx.size
         wide = torch.promote_types(weight.dtype, torch.float32)
         several = size * max(1, _RESIDUAL_BYTES // (size * len(weight) * weight.element_size()))
         found, total = torch.empty_like(hidden), weight.new_zeros(0, dtype=wide)
@@ -137,4 +138,5 @@ class _TrainedHead(torch.autograd.Function):
                     total = (rows @ block).to(wide)
                 else:
                     total = total.addmm_(rows, block) if wide == block.dtype else total.add_(rows @ block)
-        return found, None, (total if len(hidden) else torch.zeros_like(weight)).to(ctx.weight_dtype), None
+        total = total if len(hidden) else torch.zeros_like(weight)
+        return found, None, total.to(master.dtype), None, None

@@ -304,13 +304,13 @@ class VRPOConfig(DiffusionConfig):
             raise ValueError(f"num_draws = {self.num_draws} (3/2 of num_times = {self.num_times}): {error}") from error
         self.training_objective()
 
-    def one_pass(self, *, adapter: bool) -> bool:
-        """Whether a step pushes each row back as it comes (`preference.backward_in_one_pass`). A function of the
-        configuration alone, so that processes agree on it without a word."""
+    def one_pass(self, *, small: bool) -> bool:
+        """Whether a step pushes each row back as it comes (`preference.backward_in_one_pass`), where the trained
+        parameters are few. A function of the configuration, so that processes agree on it without a word."""
         if self.gradient_passes != "auto":
             return self.gradient_passes == "one"
         several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
-        return adapter and several and self.num_draws != "auto" and self.share_draws and not self.fp16
+        return small and several and self.num_draws != "auto" and self.share_draws and not self.fp16
 
     def training_plan(self) -> Plan:
         """The plan of a training step; with num_draws=auto, of the values of a step."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import PreferenceCollator, pairs_of
 from vrpo.data.tokenize import tokenize_preferences
-from vrpo.models.adapter import with_adapter
+from vrpo.models.adapter import is_small, with_adapter
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, Thin, backward_by_draw, backward_in_one_pass, preference_loss, unchanged
@@ -200,7 +200,8 @@ class VRPOTrainer(DiffusionTrainer):
             self._synchronise()
         else:
             thin = self.thin(tokens, pairs, draws)
-            step = backward_by_draw(*given, agree=self.agree, backward=self.backward, thin=thin, **common)
+            common |= {"agree": self.agree, "backward": self.backward, "together": self.accelerator.autocast}
+            step = backward_by_draw(*given, thin=thin, **common)
         self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
         return step.loss
 
@@ -219,16 +220,17 @@ class VRPOTrainer(DiffusionTrainer):
         wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16
         if wrapped and self.args.gradient_passes == "one":
             raise ValueError("gradient_passes=one: FSDP, DeepSpeed and fp16 need their own backward; leave it out")
-        adapter = isinstance(self.accelerator.unwrap_model(self.model), PeftModel)
-        return not wrapped and self.args.one_pass(adapter=adapter)
+        small = is_small(self.accelerator.unwrap_model(self.model))
+        return not wrapped and self.args.one_pass(small=small)
 
     def _synchronise(self) -> None:
         """Mean of the accumulated gradients over processes, when a step's last micro-batch is done."""
-        if self.args.world_size > 1 and self.accelerator.gradient_state.sync_gradients:
-            for parameter in self.trained:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        if self.args.world_size == 1 or not self.accelerator.gradient_state.sync_gradients:
+            return
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.trained]
+        whole = self.accelerator.reduce(torch.cat([each.flatten() for each in gradients]), reduction="mean")
+        for parameter, part in zip(self.trained, whole.split([each.numel() for each in gradients]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     @property
     def budget(self) -> DrawBudget | None:
