@@ -177,7 +177,7 @@ def backward_in_one_pass(
     for number in family.unique():
         rows = family == number
         buffers = []
-        for unit in _units(rows[:, None] & draws.in_use, draws, by_group):
+        for unit in rows_of(rows[:, None] & draws.in_use, draws, by_group):
             found = reference(tokens, draws.only(unit), structure, max_tokens=max_tokens)
             reference_terms = torch.where(unit[:, None], found, reference_terms)
             values, gradient = _pushed_back(policy, tokens, draws, unit, parameters, max_tokens, around)
@@ -197,7 +197,7 @@ def backward_in_one_pass(
     return Step(loss, terms, reference_terms, draws.in_use)
 
 
-def _units(keep: Bool[Tensor, "N K"], draws: Draws, by_group: bool) -> list[Bool[Tensor, "N K"]]:
+def rows_of(keep: Bool[Tensor, "N K"], draws: Draws, by_group: bool) -> list[Bool[Tensor, "N K"]]:
     """The kept items, row by row, and group by group of a row if asked."""
     number = torch.arange(len(keep), device=keep.device)[:, None] * (draws.group.max() + 1)
     number = number + draws.group if by_group else number.expand_as(draws.group)

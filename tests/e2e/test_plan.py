@@ -74,7 +74,7 @@ def test_it_needs_no_weights_and_says_where_the_bytes_go(planned: Callable[..., 
 
 
 def test_an_adapter_holds_little(planned: Callable[..., Any]) -> None:
-    _, _, err, found = planned("--device", "h100", "--use_peft", "true", "--bf16", "true")
+    _, _, err, found = planned("--device", "h100", "--use_peft", "true", "--lora_r", "2", "--bf16", "true")
     held = found["held"]
     assert held["reference copy"] == 0, err
     assert 0 < held["optimizer states"] < held["weights"]
@@ -90,12 +90,24 @@ def test_it_says_which_switch_to_flip(planned: Callable[..., Any]) -> None:
     assert code == 0, err
     assert "does NOT fit" in out
     assert found["switches"]
-    assert f"Set the switches down to {found['switches'][-1]['switch']}" in " ".join(out.split())
+    assert f"set the switches down to {found['switches'][-1]['switch']}" in " ".join(out.split())
     peaks = [sum(each["held"].values()) + each["activations"] + each["process"] for each in found["switches"]]
     assert peaks[-1] <= peak - 4e5 < min([peak, *peaks[:-1]])
     code, out, _, found = planned("--device", "h100", "--memory_gb", "0.1")
     assert [each["switch"].split(":")[0] for each in found["switches"]][-2:] == ["use_peft", "load_in_4bit"]
     assert "No switch makes it fit" in out
+    assert not found["switches"][-1]["shards"]  # FSDP refuses quantised weights
+
+
+def test_what_cannot_be_planned_is_refused_by_name(planned: Callable[..., Any]) -> None:
+    for given, named in (
+        (("--num_draws", "auto"), "num_draws=auto"),
+        (("--optim", "adafactor"), "optim"),
+        (("--memory_gb", "0"), "memory_gb must be above 0"),
+    ):
+        code, _, err, _ = planned("--device", "h100", *given)
+        assert code == 2
+        assert named in err
 
 
 def test_unknown_devices_and_too_few_pairs(planned: Callable[..., Any]) -> None:
@@ -124,7 +136,7 @@ def test_it_counts_the_calls_that_the_trainer_makes(
         report_to="none",
         train_sampling_strategy="sequential",
     )
-    model = ModelArguments(model_name_or_path=str(workplace / "whole"), use_peft=adapter)
+    model = ModelArguments(model_name_or_path=str(workplace / "whole"), use_peft=adapter, lora_r=2)
     rows = load_rows(str(workplace / "pairs.jsonl"))
     denoiser = load(workplace / "whole", dtype=torch.float32)
     assert denoiser.tokenizer is not None

@@ -8,7 +8,7 @@ import copy
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from vrpo.commands.train import adapter_config, dtype_of
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
-from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured
+from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured, Roofline
 from vrpo.estimator import plan_packs
+from vrpo.models.head import HEAD_CHUNK
 from vrpo.models.load import load_tokenizer, model_class
-from vrpo.preference import kept_packs
+from vrpo.preference import kept_packs, rows_of
 from vrpo.training.config import VRPOConfig
 from vrpo.types import Tokens
 
@@ -40,8 +41,8 @@ class PlanArguments:
     device: str | None = field(
         default=None,
         metadata={
-            "help": f"A GPU of the table ({', '.join(GPUS)}), whose times are floors from data sheets; or cpu or cuda, "
-            "the machine at hand, on which operations are timed. None: cuda if there is one, else cpu."
+            "help": f"A GPU of the table ({', '.join(GPUS)}), whose times are floors from data sheets; or cpu, this "
+            "machine's, on which every operation is timed. None: the GPU that is here, if the table has it; else cpu."
         },
     )
     sample_pairs: int = field(default=64, metadata={"help": "How many training pairs show the lengths."})
@@ -54,7 +55,7 @@ class Batches:
     """Calls of the model in sampled batches, and those among them that keep their graphs."""
 
     calls: list[list[Call]]
-    kept: list[Call]
+    kept: list[list[Call]]
     real: float  # share of computed tokens that are no padding
 
     @property
@@ -90,20 +91,32 @@ def plan(argv: Sequence[str]) -> None:
 
 
 def machine_of(wanted: PlanArguments) -> Machine:
-    """
+    """What to plan for, with the memory that was given.
+
     Raises:
-        ValueError: no such device.
+        ValueError: no such device, or a GPU is here that the table does not have.
     """
-    name = wanted.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    memory = None if wanted.memory_gb is None else wanted.memory_gb * 1e9
-    if name in GPUS:
-        gpu = GPUS[name]
-        return gpu if memory is None else type(gpu)(gpu.name, gpu.matmul, gpu.bandwidth, memory)
-    if name == "cuda" and torch.cuda.is_available():
-        return Measured(torch.cuda.get_device_name(), torch.device("cuda"), memory or torch.cuda.mem_get_info()[1])
+    name = wanted.device or (gpu_here() if torch.cuda.is_available() else "cpu")
+    if wanted.memory_gb is not None and wanted.memory_gb <= 0:
+        raise ValueError(f"memory_gb must be above 0, not {wanted.memory_gb}")
     if name == "cpu":
-        return Measured("this CPU", torch.device("cpu"), memory or float(psutil.virtual_memory().available))
-    raise ValueError(f"--device {name}: not here, and not in the table of {', '.join(GPUS)}")
+        machine: Roofline | Measured = Measured("this CPU", float(psutil.virtual_memory().available))
+    elif name in GPUS:
+        machine = GPUS[name]
+    else:
+        raise ValueError(f"--device {name}: neither cpu nor in the table of {', '.join(GPUS)}")
+    return machine if wanted.memory_gb is None else replace(machine, memory=wanted.memory_gb * 1e9)
+
+
+def gpu_here() -> str:
+    """The name in the table of the GPU at hand."""
+    name = torch.cuda.get_device_name()
+    memory = torch.cuda.get_device_properties(0).total_memory
+    words = name.lower().replace(" ", "")
+    found = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words and abs(gpu.memory / memory - 1) < 0.2]
+    if not found:
+        raise ValueError(f"{name} is not in the table of {', '.join(GPUS)}: give --device, the nearest of them, or cpu")
+    return found[0].name
 
 
 def tokenized(rows: Any, tokenizer: PreTrainedTokenizerBase, config: VRPOConfig) -> Any:
@@ -127,23 +140,28 @@ def tokenized(rows: Any, tokenizer: PreTrainedTokenizerBase, config: VRPOConfig)
 
 def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> Plan:
     """The plan of one optimizer step on this machine."""
+    refuse_unknown(config)
     model_config, klass = _shape_of(model)
-    one = config.one_pass(small=small)
-    batches = calls_of(examples, config, one)
-    micro = config.gradient_accumulation_steps
     setup = Setup(
         klass,
         model_config,
         _dtype(model, model_config),
         adapter_config(model),
         config,
-        one_pass=one,
+        one_pass=False,
         copied_reference=not config.precompute_ref_log_probs
         and (model.ref_model_name_or_path is not None or not model.use_peft),
-        accumulates=micro > 1 or max(map(len, batches.calls)) > 1,
-        load_in_4bit=model.load_in_4bit,
+        accumulates=False,
+        bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
+        head_chunk=None if isinstance(machine, Measured) else HEAD_CHUNK,
     )
-    simulation = simulate(setup, points_of(batches.all))
+    one = config.one_pass(small=setup.small)
+    batches = calls_of(examples, config, one)
+    micro = config.gradient_accumulation_steps
+    several = micro > 1 or max(map(len, batches.calls)) > 1
+    setup = replace(setup, one_pass=one, accumulates=several)
+    alive = max(batches.kept, key=lambda calls: sum(call.tokens for call in calls))
+    simulation = simulate(setup, points_of(batches.all), alive)
     at = max(simulation.peak, key=lambda part: simulation.peak[part])
     return Plan(
         device=machine.name,
@@ -160,7 +178,21 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
         real_tokens=batches.real,
         longest=max(call.width for call in batches.all),
         layers=model_config.num_hidden_layers,
+        trained=simulation.trained,
+        root=simulation.root,
+        shards=not model.load_in_4bit and not model.load_in_8bit,
     )
+
+
+def refuse_unknown(config: VRPOConfig) -> None:
+    """
+    Raises:
+        ValueError: the step would be another one than is planned here.
+    """
+    if config.num_draws is not None:
+        raise ValueError("num_draws=auto spends gradients as the run goes, which cannot be planned: leave it out")
+    if not config.share_draws:
+        raise ValueError("share_draws=false is for comparison and cannot be planned: leave it out")
 
 
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
@@ -186,17 +218,13 @@ def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:
         tokens = tokens_of(batch, seed=0, epoch=0)
         draws = draws_of(tokens, pairs_of(batch))
         wanted = draws.in_use
-        units = (
-            [wanted & (torch.arange(len(wanted)) == row)[:, None] for row in range(len(wanted))]
-            if one_pass
-            else [wanted]
-        )
+        units = rows_of(wanted, draws, config.slope != "plain") if one_pass else [wanted]
         packs = [pack for unit in units for pack in plan_packs(tokens, draws, unit, config.max_tokens_per_forward)]
         found = [_call(tokens, draws.scored, pack) for pack in packs]
         real += int((tokens.size[:, None] * wanted).sum())
         computed += sum(call.tokens for call in found)
         calls.append(found)
-        kept += found if one_pass else found[: kept_packs(packs, tokens, config.max_tokens_per_forward)]
+        kept.append(found if one_pass else found[: kept_packs(packs, tokens, config.max_tokens_per_forward)])
     return Batches(calls, kept, real / computed)
 
 
@@ -208,14 +236,14 @@ def _call(tokens: Tokens, scored: torch.Tensor, pack: torch.Tensor) -> Call:
 def _counts(batches: Batches, setup: Setup) -> dict[str, float]:
     calls = len(batches.all) / len(batches.calls)
     known = setup.args.precompute_ref_log_probs
-    again = calls - len(batches.kept) / len(batches.calls)
+    again = calls - sum(map(len, batches.kept)) / len(batches.calls)
     return {"reference": 0.0 if known else calls, "values": again, "gradient": calls}
 
 
 def _seconds(simulation: Simulation, batches: Batches, machine: Machine, micro: int) -> dict[str, dict[str, float]]:
     """Of an optimizer step, by pass and kind of operation: the mean over the sampled batches."""
     every = torch.tensor([call.features for call in batches.all], dtype=torch.float64).sum(0)
-    kept = torch.tensor([call.features for call in batches.kept], dtype=torch.float64).sum(0)
+    kept = torch.tensor([call.features for calls in batches.kept for call in calls], dtype=torch.float64).sum(0)
     total = {}
     for name in tqdm(PASSES, desc="timing operations", file=sys.stderr, disable=not isinstance(machine, Measured)):
         features = every - kept if name == "values" else every
@@ -229,7 +257,7 @@ def advise(
     model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine, at_first: Plan
 ) -> list[tuple[str, Plan]]:
     """Flip one switch after the other, the cheapest first, until the plan fits, and say what each leads to."""
-    found = []
+    found: list[tuple[str, Plan]] = []
     for text, model, config in switches(model, config, at_first):  # noqa: B020
         found.append((text, plan_of(model, config, examples, machine)))
         if found[-1][1].fits:
@@ -256,5 +284,5 @@ def switches(model: ModelArguments, config: VRPOConfig, now: Plan) -> Iterator[t
         model.dtype = "bfloat16"
         yield "dtype: bfloat16", copy.copy(model), copy.copy(config)
     if not model.load_in_4bit:
-        model.load_in_4bit = True
+        model.load_in_4bit, model.load_in_8bit = True, False
         yield "load_in_4bit: true (needs bitsandbytes)", copy.copy(model), copy.copy(config)

@@ -30,6 +30,9 @@ class Plan:
     real_tokens: float
     longest: int
     layers: int
+    trained: int  # parameters
+    root: float  # bytes of embedding and head
+    shards: bool  # whether FSDP takes it
 
     @property
     def peak(self) -> float:
@@ -44,9 +47,17 @@ class Plan:
         return self.peak <= self.memory
 
     def sharded(self, devices: int) -> float:
-        """Bytes on each of some devices with everything that stays sharded (FSDP2), two layers gathered at a time."""
+        """Bytes on each of some devices under FSDP2: all that stays sharded, two layers and the root gathered, and the
+        gradient whole in float32, since it is reduced once a step (`sync_each_batch` would spare it)."""
         stays = sum(self.held.values())
-        return stays / devices + 2 * self.held["weights"] / self.layers + self.activations + self.process
+        gathered = 2 * (self.held["weights"] - self.root) / self.layers + self.root + 4 * self.trained
+        return stays / devices + gathered + self.activations + self.process
+
+    @property
+    def devices(self) -> int | None:
+        """The fewest devices, a power of two, over which it fits if it is sharded."""
+        fits = (2**power for power in range(1, 11) if self.sharded(2**power) <= self.memory)
+        return next(fits, None) if self.shards else None
 
 
 def show(found: Plan, console: Console) -> None:
@@ -81,24 +92,18 @@ def show(found: Plan, console: Console) -> None:
 def show_advice(found: Plan, advice: Sequence[tuple[str, Plan]], console: Console) -> None:
     """What each switch leads to, and where the plan fits."""
     table = Table(title="switches, each on top of those above it")
-    for name in ("switch", "peak, GB", "seconds of a step", "fits"):
+    for name in ("switch", "peak, GB", "seconds of a step", "fits", "fits sharded (FSDP2)"):
         table.add_column(name, justify="left" if name == "switch" else "right")
-    table.add_row("as given", _gb(found.peak), _figure(found.step), "no")
-    for text, after in advice:
-        table.add_row(text, _gb(after.peak), _figure(after.step), "yes" if after.fits else "no")
+    for text, plan in [("as given", found), *advice]:
+        many = f"over {plan.devices}, {_gb(plan.sharded(plan.devices))} GB on each" if plan.devices else "no"
+        table.add_row(text, _gb(plan.peak), _figure(plan.step), "yes" if plan.fits else "no", "" if plan.fits else many)
     console.print(table)
-    last = advice[-1][1] if advice else found
-    if last.fits:
-        console.print(f"Set the switches down to {advice[-1][0]}.")
-        return
-    devices = next((2**power for power in range(1, 11) if last.sharded(2**power) <= last.memory), None)
-    if devices is None:
-        console.print("No switch makes it fit, and sharding does not either: a smaller model, or a larger device.")
-        return
-    console.print(
-        f"No switch makes it fit on one device. Sharded over {devices} (recipes/accelerate/fsdp2.yaml) it takes about "
-        f"{_gb(last.sharded(devices))} GB on each."
-    )
+    if advice and advice[-1][1].fits:
+        console.print(f"On one device, set the switches down to {advice[-1][0]}.")
+    else:
+        console.print("No switch makes it fit on one device.")
+    if found.devices:
+        console.print(f"As given, it fits sharded over {found.devices}: recipes/accelerate/fsdp2.yaml.")
 
 
 def _gb(size: float) -> str:

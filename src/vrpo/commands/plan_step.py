@@ -17,12 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
 from vrpo.diagnostics.cost import KINDS, Machine, Recorder
-from vrpo.models.adapter import with_adapter
+from vrpo.models.adapter import is_small, with_adapter
 from vrpo.models.head import target_logp
 from vrpo.models.load import adapt
 from vrpo.training.config import VRPOConfig
 
-BITS = 4 + 16 / 64 + 0.25  # of a weight in NF4: its own, and an absolute maximum per 64 in float32
+BITS = {4: 4 + 32 / 64, 8: 8.0}  # of a quantised weight: in NF4 with an absolute maximum per 64 in float32
 PASSES = ("reference", "values", "gradient")
 
 
@@ -56,7 +56,13 @@ class Setup:
     one_pass: bool
     copied_reference: bool
     accumulates: bool  # a gradient is there before the last backward of an optimizer step
-    load_in_4bit: bool = False
+    bits: int | None = None  # of quantised linear layers
+    head_chunk: int | None = None  # positions whose logits exist at a time; None: the CPU's
+
+    @property
+    def small(self) -> bool:
+        """Whether what is trained is a small adapter."""
+        return is_small(_on_meta(self, self.adapter))
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Simulation:
     recorder: Recorder
     points: Sequence[Call]
     vocab: int
+    trained: int  # parameters
+    root: float  # bytes of embedding and head
 
     @property
     def highest(self) -> float:
@@ -91,24 +99,27 @@ def points_of(calls: Sequence[Call]) -> list[Call]:
     return list(dict.fromkeys([*chosen, *(half for half in halves if half.scored <= half.tokens)]))
 
 
-def simulate(setup: Setup, points: Sequence[Call]) -> Simulation:
-    """Two optimizer steps on the largest call, so that gradients and optimizer states are there, then every point."""
+def simulate(setup: Setup, points: Sequence[Call], kept: Sequence[Call] = ()) -> Simulation:
+    """Two optimizer steps on the largest call, so that gradients and optimizer states are there, then every point; and
+    the calls whose graphs are alive at once."""
     recorder = Recorder()
     held = {}
     policy = _on_meta(setup, setup.adapter)
     copied = _on_meta(setup, None).requires_grad_(False) if setup.copied_reference else None
     with FakeTensorMode(), recorder:
         policy = _faked(policy)
-        held["weights"] = recorder.live
+        held["weights"] = recorder.live - _saved(setup, policy)
+        before = recorder.live
         copied = None if copied is None else _faked(copied)
-        held["reference copy"] = recorder.live - held["weights"]
+        held["reference copy"] = 0.0 if copied is None else recorder.live - before - _saved(setup, copied)
+        recorder.live = held["weights"] + held["reference copy"]
         step = _FakeStep(setup, policy, copied)
-        if setup.load_in_4bit:
-            saved = step.saved_in_4bit()
-            recorder.live, held["weights"] = recorder.live - saved, held["weights"] - saved
         before = recorder.live
         step.gradient(points[0])
-        held["gradients"] = recorder.live - before
+        gradients = {id(p.grad): p.grad.untyped_storage().nbytes() for p in step.trained if p.grad is not None}
+        held["gradients"] = float(sum(gradients.values()))
+        step.gradient(points[0])
+        held["buffers of rows"] = recorder.live - before - held["gradients"]
         before = recorder.live
         step.optimizer.step()
         held["optimizer states"] = recorder.live - before
@@ -117,10 +128,18 @@ def simulate(setup: Setup, points: Sequence[Call]) -> Simulation:
             for name in PASSES:
                 with recorder.part(f"{name} {index}"):
                     getattr(step, name)(call)
+        step.start(setup.accumulates)
+        with recorder.part("gradient of the graphs kept"):
+            if kept and not setup.one_pass:
+                step.gradient(*kept)
         with recorder.part("optimizer"):
             step.optimizer.step()
-    peak = {part: bytes_ for part, bytes_ in recorder.peak.items() if part == "optimizer" or part.endswith(" 0")}
-    return Simulation(held, peak, recorder, points, setup.config.vocab_size)
+    alone = [part for part in recorder.peak if part.endswith(" 0") or part[-1].isalpha()]
+    peak = {part: recorder.peak[part] for part in alone}
+    trained = sum(parameter.numel() for parameter in step.trained)
+    ends = {each.weight for each in (step.base.lm_head, step.base.model.embed_tokens)}
+    root = sum(float(each.numel() * each.element_size()) for each in ends)
+    return Simulation(held, peak, recorder, points, setup.config.vocab_size, trained, root)
 
 
 class _FakeStep:
@@ -135,6 +154,8 @@ class _FakeStep:
                 self.base.enable_input_require_grads()
         self.trained = [p for p in module.parameters() if p.requires_grad]
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(setup.args, module)
+        if not optimizer.__module__.startswith("torch.optim"):
+            raise ValueError(f"optim: {setup.args.optim} is no optimizer of torch's, which alone can be planned")
         self.optimizer = optimizer(self.trained, **options)
         self._buffers: list[Any] = []
 
@@ -142,17 +163,7 @@ class _FakeStep:
     def base(self) -> Any:
         return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
 
-    def saved_in_4bit(self) -> float:
-        """Bytes by which 4-bit weights are smaller: of the linear layers without the head."""
-        linear = [
-            m.weight
-            for name, m in self.base.model.named_modules()
-            if isinstance(m, torch.nn.Linear) and "lora" not in name
-        ]
-        return sum(weight.numel() * (weight.element_size() - BITS / 8) for weight in linear)
-
     def start(self, accumulates: bool) -> None:
-        self._buffers = []
         if not accumulates:
             self.optimizer.zero_grad()
 
@@ -169,13 +180,15 @@ class _FakeStep:
             with torch.no_grad():
                 self._call(self.base, call)
 
-    def gradient(self, call: Call) -> None:
-        logp = self._call(self.base, call)
+    def gradient(self, *calls: Call) -> None:
+        """Of one call; or of several whose graphs are alive at once."""
+        with self._autocast() if len(calls) > 1 else nullcontext():
+            logp = torch.cat([self._call(self.base, call) for call in calls])
         if not self.setup.one_pass:
             logp.sum().backward()
             return
         found = torch.autograd.grad(logp.sum(), self.trained, allow_unused=True)
-        self._buffers = [*self._buffers[-1:], found]  # of the two rows of a pair
+        self._buffers = [*self._buffers[-1:], found]  # of the other row of the pair, and of this one so far
         for parameter, part in zip(self.trained, found, strict=True):
             parameter.grad = part * 0.5 if parameter.grad is None else parameter.grad.add_(part, alpha=0.5)
 
@@ -185,7 +198,7 @@ class _FakeStep:
         scored = torch.zeros(call.scored, dtype=torch.int64)
         with self._autocast():
             hidden = module.model(input_ids=ids, attention_mask=mask, use_cache=False)[0].flatten(0, 1)
-            return target_logp(module.lm_head, hidden[scored], scored)
+            return target_logp(module.lm_head, hidden[scored], scored, self.setup.head_chunk)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = torch.bfloat16 if self.setup.args.bf16 else torch.float16 if self.setup.args.fp16 else None
@@ -198,6 +211,16 @@ def _on_meta(setup: Setup, adapter: LoraConfig | None) -> Any:
         config = copy.deepcopy(setup.config)
         made = setup.model_class._from_config(config, dtype=setup.dtype, attn_implementation="sdpa")
         return made if adapter is None else with_adapter(adapt(made, None), adapter, 0).module
+
+
+def _saved(setup: Setup, module: Any) -> float:
+    """Bytes by which quantised weights are smaller: of the linear layers without the head."""
+    if setup.bits is None:
+        return 0.0
+    base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
+    named = base.model.named_modules()
+    weights = [each.weight for name, each in named if isinstance(each, torch.nn.Linear) and "lora_" not in name]
+    return sum(weight.numel() * (weight.element_size() - BITS[setup.bits] / 8) for weight in weights)
 
 
 def _faked(module: Any) -> Any:
@@ -221,5 +244,7 @@ def quiet_transformers() -> Iterator[None]:
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
-    yield
-    logging.set_verbosity(before)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

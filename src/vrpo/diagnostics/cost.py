@@ -43,8 +43,8 @@ class Shape:
             elements *= size if stride else 1
         return elements * self.dtype.itemsize
 
-    def zeros(self, device: torch.device) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=device).zero_()
+    def zeros(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype).zero_()
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,17 @@ GPUS = {  # dense tensor-core rates without sparsity; float32 without TF32, as t
 
 @dataclass
 class Measured:
-    """The machine at hand: each distinct operation is run a few times on zeros, and remembered."""
+    """The CPU at hand: each distinct operation is run a few times on zeros, and remembered. (Not a GPU at hand: what is
+    recorded are a CPU's operators, and attention has others there.)"""
 
     name: str
-    device: torch.device
     memory: float
     known: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, operation: Operation) -> float:
         key = repr(operation)
         if key not in self.known:
-            args, kwargs = tree_map_only(
-                Shape, lambda shape: shape.zeros(self.device), (operation.args, operation.kwargs)
-            )
+            args, kwargs = tree_map_only(Shape, Shape.zeros, (operation.args, operation.kwargs))
             self._timed(operation, args, kwargs)  # warm
             first = self._timed(operation, args, kwargs)
             repeats = min(9, max(2, int(0.02 / max(first, 1e-9))))
@@ -155,17 +153,11 @@ class Measured:
         return self.known[key]
 
     def _timed(self, operation: Operation, args: Any, kwargs: Any) -> float:
-        self._synchronize()
         start = time.perf_counter()
         made = operation.operator(*args, **kwargs)
-        self._synchronize()
         took = time.perf_counter() - start
         del made
         return took
-
-    def _synchronize(self) -> None:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
 
 
 @dataclass(eq=False)
@@ -191,8 +183,10 @@ class Recorder(TorchDispatchMode):
         self._part = name
         self.operations.setdefault(name, Counter())
         self.peak[name] = max(self.peak.get(name, 0.0), self.live)
-        yield
-        self._part = ""
+        try:
+            yield
+        finally:
+            self._part = ""
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Count the storages of these tensors as live, each once, until they are freed."""

@@ -9,7 +9,6 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from vrpo.models.hf import HFDenoiser
 
-
 SMALL = 0.1  # share of the parameters that are trained, up to which buffers of their size cost little
 
 
