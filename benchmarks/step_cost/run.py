@@ -58,7 +58,7 @@ def ratio(data: Path) -> list[dict[str, Any]]:
 
 
 def optimizer(data: Path) -> list[dict[str, Any]]:
-    """Seconds of the straightforward implementation's optimizer step, which `ratio` has it do for 2 pairs instead of 8."""
+    """Seconds of the straightforward implementation's optimizer step, which `ratio` has it do for 2 pairs, not 8."""
     import statistics
 
     from common import Straightforward, batches, examples, first, seconds
@@ -171,8 +171,8 @@ def packing(data: Path) -> list[dict[str, Any]]:
     from common import batches, examples
 
     import vrpo
-    from vrpo.data.collate import pairs_of, tokens_of
     from vrpo import estimator
+    from vrpo.data.collate import pairs_of, tokens_of
     from vrpo.estimator import SIMILAR, plan_packs
 
     rows, found = examples(data), []
@@ -220,12 +220,12 @@ def main() -> None:
     import torch
 
     sys.path.insert(0, str(HERE))
-    from peers import trl
+    from peers import trl, trl_small
     from profiles import floor, profile
     from report import write
 
     stages = {"packing": packing, "loader": loader, "trl": trl, "floor": floor, "profile": profile, "memory": memory}
-    stages |= {"ratio": ratio, "optimizer": optimizer, "passes": passes}
+    stages |= {"trl_small": trl_small, "ratio": ratio, "optimizer": optimizer, "passes": passes}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("VRPO_DATA"), required="VRPO_DATA" not in os.environ

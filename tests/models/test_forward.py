@@ -15,6 +15,7 @@ from vrpo.models import head, hf
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, load
+from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.preference import backward_by_draw
 from vrpo.reference import FrozenReference
 from vrpo.types import Pairs, Tokens
@@ -234,7 +235,7 @@ def test_a_trained_head_has_the_gradients_of_autograd(
 ) -> None:
     """Hidden states' and weight's, over chunks of 5 and blocks of 10 positions of 23, within the rounding of the dtype
     that is computed in. Kills: a block whose residuals overwrite another's; the last, shorter block filled with the one
-    before; a weight's gradient of one block; slopes of other positions; bfloat16 sums over blocks."""
+    before; a weight's gradient of one block; slopes of other positions."""
     monkeypatch.setattr(head, "HEAD_CHUNK", 5)
     monkeypatch.setattr(head, "_RESIDUAL_BYTES", 10 * 27 * (2 if autocast else dtype.itemsize))
     bits = uniform(fold(torch.arange(50)[:, None], torch.arange(8)))
@@ -252,6 +253,29 @@ def test_a_trained_head_has_the_gradients_of_autograd(
     for one, other in zip(gradients, expected, strict=True):
         assert one.dtype == dtype
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tied_head_has_the_gradients_of_autograd(frozen: bool) -> None:
+    """Embedding and head in one tensor, in float64, against the logits of all scored positions at once. Kills: a share
+    of the gradient lost, or added twice, where the head is the embedding."""
+    size = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
+    denoiser = from_config(train_tokenizer(["abc"], 270), **size, tie_embeddings=True, dtype=torch.float64)
+    module = denoiser.module
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+    module.lm_head.weight.requires_grad_(not frozen)
+    arguments = batch(make_tokens(ROWS))
+    denoiser(**arguments).square().sum().backward()
+    found = gradients(module)
+    module.zero_grad()
+    logits = denoiser.module(**arguments, output="logits")
+    target = arguments["input_ids"][arguments["scored"]]
+    logits.log_softmax(-1).gather(1, target[:, None])[:, 0].square().sum().backward()
+    expected = gradients(module)
+    assert found.keys() == expected.keys()
+    assert ("model.embed_tokens.weight" in found) is not frozen
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9)  # RMSNorm computes in float32
 
 
 def test_chunks_of_the_head_on_a_cpu() -> None:

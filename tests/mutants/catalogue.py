@@ -1085,4 +1085,72 @@ STEP_COST = [
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST]
+COST, PLAN, QUANTIZED = (
+    ("tests/diagnostics/test_cost.py",),
+    ("tests/e2e/test_plan.py",),
+    ("tests/training/test_quantized.py",),
+)
+PLANNING = [  # what `vrpo plan` counts
+    Mutant("freed tensors stay", "diagnostics/cost.py", (("        self.live -= size", "        pass"),), COST),
+    Mutant(
+        "arithmetic and traffic added",
+        "diagnostics/cost.py",
+        (
+            ("return max(operation.flops / speed, ", "return sum((operation.flops / speed, "),
+            ("self.bandwidth)", "self.bandwidth))"),
+        ),
+        COST,
+    ),
+    Mutant(
+        "attention without arithmetic",
+        "diagnostics/cost.py",
+        (("        return float(sdpa_flop_count(", "        return 0 * float(sdpa_flop_count("),),
+        COST,
+    ),
+    Mutant("views charged", "diagnostics/cost.py", (("if not view and self._part", "if self._part"),), COST),
+    Mutant("every call timed anew", "diagnostics/cost.py", (("if key not in self.known:", "if True:"),), COST),
+    Mutant(
+        "graphs kept are run again in the plan",
+        "commands/plan.py",
+        (("again = calls - sum(map(len, batches.kept)) / len(batches.calls)", "again = calls"),),
+        PLAN,
+    ),
+    Mutant(
+        "advice goes on although it fits",
+        "commands/plan.py",
+        (("        if found[-1][1].fits:\n            break\n", ""),),
+        PLAN,
+    ),
+    Mutant(
+        "a plan that always fits",
+        "commands/plan_report.py",
+        (("return self.peak <= self.memory", "return True"),),
+        PLAN,
+    ),
+    Mutant(
+        "quantised weights sharded",
+        "commands/plan.py",
+        (("shards=not model.load_in_4bit and not model.load_in_8bit", "shards=True"),),
+        PLAN,
+    ),
+    Mutant(
+        "the cost of a call without its fixed part",
+        "commands/plan_step.py",
+        (("return 1.0, float(self.tokens)", "return 0.0, float(self.tokens)"),),
+        PLAN,
+    ),
+    Mutant(
+        "a graph's terms in another order",
+        "preference.py",
+        (("backward(scale * (torch.cat(first) *", "backward(scale * (torch.cat(first[::-1]) *"),),
+        PREFERENCE,
+    ),
+    Mutant(
+        "weights repacked into a layout without gradient",
+        "models/load.py",
+        (("    _keep_layout(module)\n", ""),),
+        QUANTIZED,
+    ),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING]

@@ -95,7 +95,7 @@ class DiffusionConfig(TrainingArguments):
         default=True,
         metadata={
             "help": "Deal the examples of an optimizer step over processes and micro-steps by their number of tokens; "
-            "the step sees the same ones."
+            "the step sees the same ones. Only where examples come in random order."
         },
     )
     log_gradient_snr: bool = field(

@@ -218,8 +218,11 @@ class VRPOTrainer(DiffusionTrainer):
             ValueError: it is asked for and not possible.
         """
         wrapped = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16
+        wrapped |= self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         if wrapped and self.args.gradient_passes == "one":
-            raise ValueError("gradient_passes=one: FSDP, DeepSpeed and fp16 need their own backward; leave it out")
+            raise ValueError(
+                "gradient_passes=one: FSDP, DeepSpeed, fp16 and sync_each_batch need their own backward; leave it out"
+            )
         small = is_small(self.accelerator.unwrap_model(self.model))
         return not wrapped and self.args.one_pass(small=small)
 
