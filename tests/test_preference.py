@@ -167,8 +167,9 @@ def test_the_first_pack_runs_once(max_tokens: int | None, extra: int) -> None:
 
 
 def test_as_many_graphs_are_kept_as_fit() -> None:
-    """Rows of sizes 5, 5, 4 and 2 in packs of [5, 5], [4] and [2]: the first two fit into a budget of 14 together. Where another process can keep only one, so does this one. Kills: one pack's graph only; graphs beyond
-    the budget; processes that call the model unequally often."""
+    """Rows of sizes 5, 5, 4 and 2 in packs of [5, 5], [4] and [2]: the first two fit into a budget of 14 together.
+    Where another process can keep only one, so does this one. Kills: one pack's graph only; graphs beyond the budget;
+    processes that call the model unequally often."""
     draws = FixedCount(1)(TOKENS, PAIRS)
     reference = FrozenReference(exact.Table(seed=9))
     found = []

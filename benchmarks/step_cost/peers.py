@@ -53,6 +53,26 @@ def trl(data: Path) -> list[dict[str, Any]]:
     return found
 
 
+def trl_profile(data: Path) -> list[dict[str, Any]]:
+    """Where a TRL step on two pairs spends its time: seconds by operator, and those inside its chunked head."""
+    from torch.profiler import ProfilerActivity, profile
+
+    batch, found = first(batches(examples(data, 64), 1, seed=1)[0], 2), []
+    for bf16 in (True, False):
+        made = dpo_trainer(tempfile.mkdtemp(prefix="step_cost_"), adapter=True, bf16=bf16)
+        training_step(made, as_trl(batch), 2)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            training_step(made, as_trl(batch), 2)
+        events = seen.key_averages()
+        total = sum(event.self_cpu_time_total for event in events) / 1e6
+        own = {event.key: event.self_cpu_time_total / 1e6 for event in events}
+        inside = {event.key: event.cpu_time_total / 1e6 for event in events if "Chunked" in event.key}
+        top = dict(sorted(own.items(), key=lambda item: -item[1])[:8])
+        found.append({"precision": "bf16" if bf16 else "float32", "seconds": total, "top": top, "head": inside})
+        print(found[-1], flush=True)
+    return found
+
+
 def trl_small(data: Path) -> list[dict[str, Any]]:
     """The same with a vocabulary of 2,048, token ids modulo 2,000: what remains when the head is small. TRL's chunked
     head is written for Triton, and falls back to plain operations on a CPU."""

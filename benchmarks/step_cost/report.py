@@ -12,7 +12,14 @@ KINDS = ("attention", "head", "linear layers", "elementwise")
 def write(result: dict[str, Any], path: Path) -> None:
     """Replace what stands between the markers."""
     makers = {"ratio": ratio, "memory": memory, "trl": trl, "floor": floor, "profile": profile}
-    makers |= {"trl_small": trl_small, "passes": passes, "packing": packing, "loader": loader}
+    makers |= {
+        "faults": faults,
+        "trl_small": trl_small,
+        "trl_profile": trl_profile,
+        "passes": passes,
+        "packing": packing,
+        "loader": loader,
+    }
     machine = result["machine"]
     parts = [f"{machine['threads']} threads of {machine['cpu']}; torch {machine['torch']}."]
     for row in result.get("ratio", []) if "optimizer" in result else []:  # shared by 8 pairs, as in ours
@@ -150,6 +157,24 @@ def profile(found: list[dict[str, Any]]) -> str:
     title = "Where the time of a step goes, %, n = 2, 2 pairs (policy's passes by kind of operation)"
     columns = ["shape", "precision", "mode", *KINDS, "reference", "optimizer", "Python, data", "s per pair"]
     return table(title, columns, rows)
+
+
+def faults(found: list[dict[str, Any]]) -> str:
+    rows = [
+        [row["who"], row["n"], f"{row['user']:.1f}", f"{row['system']:.1f}", f"{row['faults'] / 1e6:.2f}"]
+        for row in found
+    ]
+    title = "Processor seconds per pair, two threads together, bf16, LoRA: in the process, and in the kernel for it"
+    return table(title, ["who", "n", "process", "kernel", "page faults, millions"], rows)
+
+
+def trl_profile(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for row in found:
+        top = ", ".join(f"{name} {100 * value / row['seconds']:.0f} %" for name, value in list(row["top"].items())[:6])
+        head = sum(row["head"].values())
+        rows.append([row["precision"], f"{100 * head / row['seconds']:.0f} %", top])
+    return table("Where a TRL step goes (LoRA, two pairs)", ["precision", "its chunked head", "operators"], rows)
 
 
 def passes(found: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,28 @@ def optimizer(data: Path) -> list[dict[str, Any]]:
             parameter.grad = parameter.detach().clone()
         found.append({"mode": mode, "seconds": statistics.median(seconds(made.optimizer.step) for _ in range(7))})
         say(found[-1])
+    return found
+
+
+def faults(data: Path) -> list[dict[str, Any]]:
+    """How much of a step's processor time the kernel takes, mostly to map fresh memory: bf16, LoRA, two pairs."""
+    from common import Straightforward, batches, examples, first, trainer, training_step
+
+    rows, found = examples(data, 64), []
+    batch = first(batches(rows, 1)[0], 2)
+    for n in (1, 8):
+        options = {"adapter": True, "bf16": True, "num_draws": n}
+        ours = partial(training_step, trainer("25M", rows[:16], scratch(), **options), batch, 2)
+        theirs = partial(Straightforward.of("25M", pairs_at_a_time=1, **options).step, batch)
+        for who, step in (("ours", ours), ("straightforward", theirs)):
+            step()
+            before = resource.getrusage(resource.RUSAGE_SELF)
+            step()
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            system, user = after.ru_stime - before.ru_stime, after.ru_utime - before.ru_utime
+            found.append({"who": who, "n": n, "system": system / 2, "user": user / 2})
+            found[-1]["faults"] = (after.ru_minflt - before.ru_minflt) / 2
+            say(found[-1])
     return found
 
 
@@ -220,12 +243,13 @@ def main() -> None:
     import torch
 
     sys.path.insert(0, str(HERE))
-    from peers import trl, trl_small
+    from peers import trl, trl_profile, trl_small
     from profiles import floor, profile
     from report import write
 
     stages = {"packing": packing, "loader": loader, "trl": trl, "floor": floor, "profile": profile, "memory": memory}
-    stages |= {"trl_small": trl_small, "ratio": ratio, "optimizer": optimizer, "passes": passes}
+    stages |= {"trl_small": trl_small, "trl_profile": trl_profile, "ratio": ratio, "optimizer": optimizer}
+    stages |= {"passes": passes, "faults": faults}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("VRPO_DATA"), required="VRPO_DATA" not in os.environ

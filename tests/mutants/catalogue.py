@@ -344,7 +344,7 @@ CORE = [
     Mutant(
         "graphs kept without the other processes",
         "preference.py",
-        (("len(packs) - agree(len(packs) - fits)", "fits"),),
+        (("len(packs) + 1 - agree(len(packs) + 1 - fits)", "fits"),),
         PREFERENCE,
     ),
     Mutant("short rows padded to their pack's longest", "estimator.py", (("else SIMILAR", "else 0.0"),), ESTIMATOR),
