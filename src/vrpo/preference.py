@@ -137,6 +137,12 @@ def kept_packs(packs: Sequence[Pack], tokens: AnyTokens, max_tokens: int | None,
     return len(packs) + 1 - agree(len(packs) + 1 - fits)  # the least of any; `agree` gives 1 at least
 
 
+def all_graphs_fit(tokens: AnyTokens, draws: AnyDraws, max_tokens: int | None) -> bool:
+    """Whether `backward_by_draw` keeps all graphs, and so needs one pass and no buffers."""
+    packs = plan_packs(tokens, draws, draws.in_use, max_tokens)
+    return kept_packs(packs, tokens, max_tokens) == len(packs)
+
+
 def backward_in_one_pass(
     policy: Denoiser,
     reference: Reference,

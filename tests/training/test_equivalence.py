@@ -86,17 +86,26 @@ def spied(name: str, function: Callable[..., Any], calls: list[str]) -> Callable
     return call
 
 
-@pytest.mark.parametrize(("adapter", "num_times", "once"), [(True, 2, True), (True, 1, False), (False, 2, False)])
+@pytest.mark.parametrize(
+    ("adapter", "num_times", "limit", "once"),
+    [
+        (True, 2, None, True),
+        (True, 1, None, False),
+        (False, 2, None, False),
+        (True, 2, 40, True),
+        (True, 2, 4096, False),
+    ],
+)
 def test_passes_are_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool, num_times: int, once: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool, num_times: int, limit: int | None, once: bool
 ) -> None:
-    """One pass for adapters whose step needs several packs; a single pack keeps its graph anyway. Kills: a choice that
-    forgets the budget; a buffer of a whole model."""
+    """One pass for adapters whose step needs several packs; graphs that fit together are kept instead. Kills: a choice
+    that forgets the budget; a buffer of a whole model."""
     calls: list[str] = []
     for name in ("backward_in_one_pass", "backward_by_draw"):
         monkeypatch.setattr(preference, name, spied(name, getattr(preference, name), calls))
     options = {"peft_config": lora()} if adapter else {}
-    run(tmp_path, 4, num_times=num_times, **options)
+    run(tmp_path, 4, num_times=num_times, max_tokens_per_forward=limit, **options)
     assert set(calls) == {"backward_in_one_pass" if once else "backward_by_draw"}
 
 

@@ -143,6 +143,7 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "sharded_once": lambda folder, world: sharded(folder, world, once=True),
     "sharded_kept": lambda folder, world: sharded(folder, world, once=True, max_tokens=70),
     "sharded_whole": lambda folder, world: sharded(folder, world, once=True, max_tokens=1000),
+    "kept_lora": lambda folder, world: unequal(folder, world, adapter=True, max_tokens_per_forward=60),
     "kept": lambda folder, world: unequal(folder, world, max_tokens_per_forward=70),
     "whole": lambda folder, world: unequal(folder, world, max_tokens_per_forward=1000),
 }

@@ -256,8 +256,8 @@ class VRPOConfig(DiffusionConfig):
         metadata={
             "help": "How a step avoids holding all draws' graphs: two, values first and then a second forward pass of "
             "what does not fit into one; one, each row pushed back as it comes into a buffer of the trained "
-            "parameters' size. Equal gradients. auto: one for adapters, where the buffer is small, and two for all "
-            "weights; with one draw and no max_tokens_per_forward a step is a single pack, which needs neither."
+            "parameters' size. Equal gradients. auto: neither for a batch whose draws fit into one call's budget "
+            "together; else one for adapters, where the buffer is small, and two for all weights."
         },
     )
     precompute_ref_log_probs: bool = field(

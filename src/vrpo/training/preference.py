@@ -21,7 +21,15 @@ from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.adapter import is_small, with_adapter
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
-from vrpo.preference import Step, Thin, backward_by_draw, backward_in_one_pass, preference_loss, unchanged
+from vrpo.preference import (
+    Step,
+    Thin,
+    all_graphs_fit,
+    backward_by_draw,
+    backward_in_one_pass,
+    preference_loss,
+    unchanged,
+)
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
 from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
@@ -191,17 +199,20 @@ class VRPOTrainer(DiffusionTrainer):
         reference: Reference = self._known[0](tokens, pairs) if self._known else self.reference(policy)
         if not self.args.share_draws:
             reference = IndependentReference(reference, plan)
-        common: dict[str, Any] = {"max_tokens": self.args.max_tokens_per_forward, "scale": scale}
-        common["around"] = self.around(self.model_wrapped)
+        most, around = self.args.max_tokens_per_forward, self.around(self.model_wrapped)
+        common: dict[str, Any] = {"max_tokens": most, "scale": scale}
         given = (policy, reference, tokens, pairs, draws, self.args.training_objective())
-        if self.one_pass:
-            by_group = self.args.slope != "plain"
-            step = backward_in_one_pass(*given, self.trained, pairs.family, by_group=by_group, **common)
+        together = self.accelerator.autocast
+        if not self.one_pass:
+            common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
+            step = backward_by_draw(*given, thin=self.thin(tokens, pairs, draws), **common)
+        elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
+            step = backward_by_draw(*given, around=lambda last: around(False), together=together, **common)
             self._synchronise()
         else:
-            thin = self.thin(tokens, pairs, draws)
-            common |= {"agree": self.agree, "backward": self.backward, "together": self.accelerator.autocast}
-            step = backward_by_draw(*given, thin=thin, **common)
+            by_group = self.args.slope != "plain"
+            step = backward_in_one_pass(*given, self.trained, pairs.family, by_group=by_group, around=around, **common)
+            self._synchronise()
         self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
         return step.loss
 
@@ -212,7 +223,8 @@ class VRPOTrainer(DiffusionTrainer):
 
     @property
     def one_pass(self) -> bool:
-        """Whether steps push rows back as they come.
+        """Whether gradients are summed over processes by us, so that each process can push rows back as they come, or
+        keep the graphs of a small batch.
 
         Raises:
             ValueError: it is asked for and not possible.
