@@ -13,7 +13,6 @@ from common import (
     SHAPES,
     VOCAB,
     batches,
-    counted,
     examples,
     first,
     matmul_speed,
@@ -35,23 +34,19 @@ CASES = [(precision, mode) for precision in ("bf16", "float32") for mode in ("Lo
 
 def floor(data: Path) -> list[dict[str, Any]]:
     """FLOPs that the real tokens need, over the time and the matrix-product speed of the same minute; n = 8."""
-    rows, found, executed = examples(data), [], {}
-    for shape in ("125M", "25M"):
-        for precision, mode in CASES:
-            made = of(shape, rows, precision, mode, n=8)
-            shuffled = batches(rows, 4, pairs=2, seed=2)
-            training_step(made, first(shuffled[3], 1), 1)
-            for batch in shuffled[: 2 if shape == "125M" else 3]:
-                speed = matmul_speed(dtype(precision))
-                took = seconds(training_step, made, batch, 2)
-                speed = max(speed, matmul_speed(dtype(precision)))
-                needs = needed(shape, mode, batch, n=8)
-                row = {"shape": shape, "precision": precision, "mode": mode, "seconds": took, "needed": needs}
-                found.append({**row, "matmul": speed, "share": needs / took / speed})
-                print(found[-1], flush=True)
-            if precision == "bf16":  # whatever the precision
-                executed[shape, mode] = counted(training_step, made, batch, 2) / needs
-            found[-1]["executed_over_needed"] = executed[shape, mode]
+    rows, found, shape = examples(data), [], "125M"
+    for precision, mode in CASES:
+        made = of(shape, rows, precision, mode, n=8)
+        shuffled = batches(rows, 4, pairs=2, seed=2)
+        training_step(made, first(shuffled[3], 1), 1)
+        for batch in shuffled[:2]:
+            speed = matmul_speed(dtype(precision))
+            took = seconds(training_step, made, batch, 2)
+            speed = max(speed, matmul_speed(dtype(precision)))
+            needs = needed(shape, mode, batch, n=8)
+            row = {"shape": shape, "precision": precision, "mode": mode, "seconds": took, "needed": needs}
+            found.append({**row, "matmul": speed, "share": needs / took / speed})
+            print(found[-1], flush=True)
     return found
 
 

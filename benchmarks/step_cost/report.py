@@ -110,30 +110,10 @@ def floor(found: list[dict[str, Any]]) -> str:
     rows = []
     for key in dict.fromkeys((row["shape"], row["precision"], row["mode"]) for row in found):
         same = [row for row in found if (row["shape"], row["precision"], row["mode"]) == key]
-        extra = same[-1]["executed_over_needed"]
-        shares = [row["share"] for row in same]
-        rows.append(
-            [
-                *key,
-                spread([row["matmul"] / 1e9 for row in same], 0),
-                spread([row["seconds"] / 2 for row in same], 1),
-                spread(shares),
-                f"{extra:.2f}",
-                spread([row["share"] * extra for row in same[-1:]]),
-            ]
-        )
+        figures = [spread([row["matmul"] / 1e9 for row in same], 0), spread([row["seconds"] / 2 for row in same], 1)]
+        rows.append([*key, *figures, spread([row["share"] for row in same])])
     title = "Model FLOPs of the real tokens over time x measured matrix-product speed, n = 8, batches of 2 pairs"
-    columns = [
-        "shape",
-        "precision",
-        "mode",
-        "product, GFLOP/s",
-        "s per pair",
-        "share of the floor",
-        "executed / needed",
-        "executed share",
-    ]
-    return table(title, columns, rows)
+    return table(title, ["shape", "precision", "mode", "product, GFLOP/s", "s per pair", "share of the floor"], rows)
 
 
 def profile(found: list[dict[str, Any]]) -> str:
