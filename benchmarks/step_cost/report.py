@@ -152,7 +152,7 @@ def trl_profile(found: list[dict[str, Any]]) -> str:
     rows = []
     for row in found:
         top = ", ".join(f"{name} {100 * value / row['seconds']:.0f} %" for name, value in list(row["top"].items())[:6])
-        head = sum(row["head"].values())
+        head = sum(value for name, value in row["head"].items() if "engine" not in name)  # which contains the others
         rows.append([row["precision"], f"{100 * head / row['seconds']:.0f} %", top])
     return table("Where a TRL step goes (LoRA, two pairs)", ["precision", "its chunked head", "operators"], rows)
 
