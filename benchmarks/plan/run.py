@@ -27,6 +27,7 @@ CASES: list[dict[str, Any]] = [
     {"shape": "25M", "mode": "full", "precision": "bf16"},
     {"shape": "25M", "mode": "LoRA", "precision": "float32"},
     {"shape": "25M", "mode": "LoRA", "precision": "bf16"},
+    {"shape": "125M", "mode": "LoRA", "precision": "float32"},
     {"shape": "125M", "mode": "LoRA", "precision": "bf16"},
 ]
 PAIRS, DRAWS, STEPS, THREADS = 2, 2, 3, 2
@@ -76,12 +77,20 @@ def run(case: dict[str, Any], data: Path) -> dict[str, Any]:
     made = common.trainer(
         case["shape"], rows, tempfile.mkdtemp(prefix="plan_"), adapter=adapter, bf16=bf16, num_draws=DRAWS, **options
     )
+    if made.args.gradient_checkpointing:  # as `train` does
+        made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=made.args.gradient_checkpointing_kwargs)
     collate = common.PreferenceCollator(common.PAD_ID)
     batches = [collate(rows[PAIRS * step : PAIRS * (step + 1)]) for step in range(STEPS)]
+    resident = status("VmRSS")
     common.training_step(made, batches[-1], PAIRS)
     seconds = [common.seconds(common.training_step, made, batch, PAIRS) for batch in batches]
+    return {"seconds": seconds, "resident": resident, "peak": status("VmHWM")}
+
+
+def status(name: str) -> int:
+    """Bytes that the kernel counts for this process."""
     lines = Path("/proc/self/status").read_text().split("\n")
-    return {"seconds": seconds, "peak": next(int(x.split()[1]) * 1024 for x in lines if x.startswith("VmHWM"))}
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def apart(what: str, case: dict[str, Any], data: Path, **environment: str) -> dict[str, Any]:

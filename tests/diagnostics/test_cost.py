@@ -67,10 +67,10 @@ def product(size: int, dtype: torch.dtype) -> Operation:
 def test_a_roofline_is_the_longer_of_arithmetic_and_traffic() -> None:
     """Kills: their sum; the speed of another dtype; traffic without what is written, or of broadcast elements."""
     compute, memory = 2 * 4**3 / 1e6, 3 * 16 * 4 / 1e3
-    assert SLOW.seconds(product(4, torch.float32)) == pytest.approx(max(compute, memory)) == memory
+    assert SLOW.seconds(product(4, torch.float32), 1) == pytest.approx(max(compute, memory)) == memory
     big = Roofline("wide", SLOW.matmul, 1e12, 1e9)
-    assert big.seconds(product(4, torch.float32)) == pytest.approx(compute)
-    assert big.seconds(product(4, torch.bfloat16)) == pytest.approx(compute / 4)
+    assert big.seconds(product(4, torch.float32), 1) == pytest.approx(compute)
+    assert big.seconds(product(4, torch.bfloat16), 1) == pytest.approx(compute / 4)
     assert Shape((10, 5), (0, 1), torch.float32).bytes == 20
     assert all(gpu.matmul[torch.bfloat16] > gpu.matmul[torch.float32] for gpu in GPUS.values())
 
@@ -78,7 +78,26 @@ def test_a_roofline_is_the_longer_of_arithmetic_and_traffic() -> None:
 def test_each_operation_is_measured_once() -> None:
     """Kills: a machine that runs every call, or that takes one product for another."""
     machine = Measured("here", 1e9)
-    small, large = machine.seconds(product(2, torch.float32)), machine.seconds(product(400, torch.float32))
-    assert large > small > 0
+    for size in (2, 400):
+        assert machine.seconds(product(size, torch.float32), 1) > 0
     assert len(machine.known) == 2
-    assert machine.seconds(product(400, torch.float32)) == large
+    small, large = (later for _, later in machine.known.values())
+    assert large > small
+    once = machine.seconds(product(400, torch.float32), 1)
+    assert machine.seconds(product(400, torch.float32), 1) == once
+
+
+def test_the_first_call_of_a_shape_is_charged_what_it_took() -> None:
+    """Kills: all calls at the first one's price, or none."""
+    machine = Measured("here", 1e9)
+    machine.known[repr(product(2, torch.float32))] = 5.0, 1.0
+    assert machine.seconds(product(2, torch.float32), 4) == 5 + 3
+    assert SLOW.seconds(product(2, torch.float32), 4) == 4 * SLOW.seconds(product(2, torch.float32), 1)
+
+
+def test_operands_are_noise_or_legal_indices() -> None:
+    """Kills: zeros in place of activations, on which kernels are slower or faster; indices out of range; expanded
+    operands that cannot be written."""
+    assert Shape((3, 4), (0, 1), torch.float32).filled().std() > 0
+    assert Shape((3, 4), (0, 1), torch.float32).filled().stride() == (0, 1)
+    assert not Shape((3,), (1,), torch.int64).filled().any()

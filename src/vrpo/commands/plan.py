@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, parse
-from vrpo.commands.plan_report import PROCESS, Plan, show, show_advice
+from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, show, show_advice
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config, dtype_of
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
@@ -170,7 +170,7 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
         passes="one" if one else "two",
         held=simulation.held,
         activations=simulation.highest - sum(simulation.held.values()),
-        process=PROCESS,
+        process=PROCESS + KERNELS * (config.bf16 and isinstance(machine, Measured)),
         highest_in=at.removesuffix(" 0"),
         seconds=_seconds(simulation, batches, machine, micro),
         calls={name: micro * count for name, count in _counts(batches, setup).items()},

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from vrpo.diagnostics.cost import KINDS
 
-PROCESS = 0.5e9  # bytes of an interpreter with torch and transformers, or of a CUDA context, beside the tensors
+PROCESS = 0.56e9  # bytes of an interpreter with torch and transformers, or of a CUDA context, beside the tensors
+KERNELS = 0.1e9  # of the kernels that oneDNN compiles for each shape in bf16 and keeps, on a CPU
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ def show(found: Plan, console: Console) -> None:
         f"{found.passes} pass{'es' * (found.passes == 'two')}; {100 * found.real_tokens:.0f} % of the computed tokens "
         f"are no padding; the longest sampled row has {found.longest} tokens, and memory is for rows no longer."
     )
+    if not found.floor:
+        console.print(
+            "Memory is that of tensors: with the C library's defaults a process may keep 1.8 times as much, of what "
+            "torch has freed (benchmarks/plan)."
+        )
     verdict = "It fits" if found.fits else "It does NOT fit"
     console.print(f"{verdict}: {_gb(found.peak)} of {_gb(found.memory)} GB.")
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 _SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _SDPA_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 KINDS = ("attention", "head", "linear layers", "elementwise")
+_BEYOND_CACHES = 2**22  # numbers in float32, 16 MiB: more than a core's own caches hold
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Shape:
             elements *= size if stride else 1
         return elements * self.dtype.itemsize
 
-    def zeros(self) -> Tensor:
-        return torch.empty_strided(self.size, self.stride, dtype=self.dtype).zero_()
+    def filled(self) -> Tensor:
+        """Some tensor of this shape: noise, as activations are, or zeros, which are legal indices."""
+        once = [size if stride else 1 for size, stride in zip(self.size, self.stride, strict=True)]
+        made = torch.empty_strided(once, self.stride, dtype=self.dtype)
+        return (made.normal_(std=0.02) if self.dtype.is_floating_point else made.zero_()).expand(self.size)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Machine(Protocol):
     def memory(self) -> float:
         """Bytes that a run may use."""
 
-    def seconds(self, operation: Operation) -> float: ...
+    def seconds(self, operation: Operation, count: int) -> float:
+        """Of so many calls, the first of which meets a new shape."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +112,9 @@ class Roofline:
     bandwidth: float
     memory: float
 
-    def seconds(self, operation: Operation) -> float:
+    def seconds(self, operation: Operation, count: int) -> float:
         speed = self.matmul[torch.float32 if operation.dtype == torch.float64 else operation.dtype]
-        return max(operation.flops / speed, operation.traffic / self.bandwidth)
+        return count * max(operation.flops / speed, operation.traffic / self.bandwidth)
 
 
 def _gpu(name: str, bf16: float, float32: float, bandwidth: float, memory: float) -> Roofline:
@@ -133,31 +139,40 @@ GPUS = {  # dense tensor-core rates without sparsity; float32 without TF32, as t
 
 @dataclass
 class Measured:
-    """The CPU at hand: each distinct operation is run a few times on zeros, and remembered. (Not a GPU at hand: what is
-    recorded are a CPU's operators, and attention has others there.)"""
+    """The CPU at hand: each distinct operation is run a few times and remembered. (Not a GPU at hand: what is recorded
+    are a CPU's operators, and attention has others there.)
+
+    Before each run a block of memory is written, so that operands come from where a training step would find them,
+    beyond the nearest caches. The first run of a product is kept apart: oneDNN compiles a kernel for each new shape.
+    """
 
     name: str
     memory: float
-    known: dict[str, float] = field(default_factory=dict)
+    known: dict[str, tuple[float, float]] = field(default_factory=dict)  # a first run with a new shape; a later one
 
-    def seconds(self, operation: Operation) -> float:
+    def seconds(self, operation: Operation, count: int) -> float:
         key = repr(operation)
         if key not in self.known:
-            args, kwargs = tree_map_only(Shape, Shape.zeros, (operation.args, operation.kwargs))
-            self._timed(operation, args, kwargs)  # warm
-            first = self._timed(operation, args, kwargs)
-            repeats = min(9, max(2, int(0.02 / max(first, 1e-9))))
-            self.known[key] = statistics.median(
-                [first, *(self._timed(operation, args, kwargs) for _ in range(repeats))]
-            )
-        return self.known[key]
+            runs = self._runs(operation)
+            first, again = next(runs), next(runs)
+            repeats = min(7, max(2, int(0.02 / max(again, 1e-9))))
+            later = statistics.median([again, *islice(runs, repeats)])
+            self.known[key] = max(first, later) if operation.flops else later, later
+        first, later = self.known[key]
+        return first + (count - 1) * later
 
-    def _timed(self, operation: Operation, args: Any, kwargs: Any) -> float:
-        start = time.perf_counter()
-        made = operation.operator(*args, **kwargs)
-        took = time.perf_counter() - start
-        del made
-        return took
+    def _runs(self, operation: Operation) -> Iterator[float]:
+        """Seconds of one run after the other; operands that a run changes are made anew."""
+        operands: Any = None
+        while True:
+            if operands is None or operation.operator._schema.is_mutable:
+                operands = tree_map_only(Shape, Shape.filled, (operation.args, operation.kwargs))
+            torch.ones(_BEYOND_CACHES)
+            start = time.perf_counter()
+            made = operation.operator(*operands[0], **operands[1])
+            took = time.perf_counter() - start
+            del made
+            yield took
 
 
 @dataclass(eq=False)
@@ -208,7 +223,7 @@ class Recorder(TorchDispatchMode):
         total = dict.fromkeys(KINDS, 0.0)
         for key, count in self.operations[part].items():
             operation = self.details[key]
-            total[operation.kind(vocab)] += count * machine.seconds(operation)
+            total[operation.kind(vocab)] += machine.seconds(operation, count)
         return total
 
     def flops(self, part: str) -> float:
