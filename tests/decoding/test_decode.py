@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import vrpo
 from tests.decoding.oracle import TableDenoiser, oracle
 from tests.stat import assert_law
-from vrpo.decoding.decode import Sampling, row_generators
+from vrpo.decoding.decode import row_generators
+from vrpo.decoding.sampling import Sampling
 from vrpo.decoding.select import Proposer
 
 PROMPTS = [[0, 1, 2], [5], [3, 3, 0, 1, 2, 4], [], [1, 4]]
@@ -223,9 +224,9 @@ def test_errors_name_the_argument(arguments, message):
 def test_which_end_tokens_the_flags_concern(temperature, demoted):
     """Kills: one of the two ends forgotten at temperature 0 (the golden ids would not tell), end-of-turn banned."""
     sampling = Sampling(8, 8, 8, temperature, 0.0, "low_confidence", True, True)
-    assert sampling.proposer(6, 7) == Proposer(temperature, at_random=False, banned=(6,), demoted=demoted)
+    assert sampling.proposer(8, 6, 7) == Proposer(temperature, "low_confidence", banned=(6,), demoted=demoted)
     off = replace(sampling, logits_eos_inf=False, confidence_eos_eot_inf=False)
-    assert off.proposer(6, 7) == Proposer(temperature, at_random=False, banned=(), demoted=())
+    assert off.proposer(8, 6, 7) == Proposer(temperature, "low_confidence", banned=(), demoted=())
 
 
 @pytest.mark.parametrize("seed", range(10))

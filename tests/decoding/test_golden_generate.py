@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import vrpo
 from tests.decoding.oracle import oracle
 from vrpo.decoding.canvas import blank
-from vrpo.decoding.decode import Sampling, unmask
+from vrpo.decoding.flight import Pilot
+from vrpo.decoding.sampling import Sampling
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORD = json.loads((GOLDEN / "generate" / "settings.json").read_text())
@@ -58,7 +59,10 @@ def test_every_state_is_the_official_one(denoiser, name):
     sampling = Sampling(**arguments_of(name))
     prompts = prompts_of(name)
     canvas = blank(prompts, sampling.max_new_tokens, denoiser.mask_id, denoiser.pad_id, denoiser.device)
-    states = [canvas, *unmask(denoiser, canvas, sampling, [None] * len(prompts))]
+    longest_first = sorted(prompts, key=len, reverse=True)
+    flights = Pilot.of(denoiser, sampling).fly(longest_first, len(prompts), [None] * len(prompts))
+    order = [longest_first.index(prompt) for prompt in prompts]
+    states = [canvas, *(flight.canvas.rows(torch.tensor(order)) for flight, _ in flights)]
     official = torch.cat((TENSORS[f"{name}.history"].long(), TENSORS[f"{name}.output"][None]))
     assert torch.equal(torch.stack([state.ids for state in states]), official)
 

@@ -1,12 +1,14 @@
 """Quotas, proposals and their confidence, and the law of Gumbel-max sampling."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.stat import assert_law
-from vrpo.decoding.select import Proposer, guided, most_confident, quotas
+from vrpo.decoding.select import Proposer, Quota, Threshold, guided, quotas, rank
 
 LOGITS = torch.tensor([1.5, 0.0, -1.0, 0.7, -3.0], dtype=torch.float64)
 
@@ -24,14 +26,14 @@ def test_quotas(count, steps):
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_gumbel_max_draws_from_the_tempered_softmax(temperature):
     """Kills: temperature inverted, ignored or applied to the noise's logarithm twice; exponential or normal noise."""
-    propose = Proposer(temperature, at_random=False, banned=(), demoted=())
+    propose = Proposer(temperature, measure="low_confidence", banned=(), demoted=())
     token, _ = propose(LOGITS.expand(40_000, -1), torch.Generator().manual_seed(1))
     assert_law(token.bincount(minlength=5), (LOGITS / temperature).softmax(-1), resolution=0.03)
 
 
 def test_banned_tokens_leave_the_law_of_the_others():
     """Kills: a ban applied after sampling, or by a large finite number that noise can overcome."""
-    propose = Proposer(1.0, at_random=False, banned=(0,), demoted=())
+    propose = Proposer(1.0, measure="low_confidence", banned=(0,), demoted=())
     token, confidence = propose(LOGITS.expand(40_000, -1), torch.Generator().manual_seed(2))
     rest = torch.cat((torch.zeros(1, dtype=torch.float64), LOGITS[1:].softmax(-1)))
     assert not (token == 0).any()
@@ -41,7 +43,7 @@ def test_banned_tokens_leave_the_law_of_the_others():
 
 def test_confidence_is_untempered():
     """Kills: confidence from softmax(logits / temperature), or of the argmax instead of the proposed token."""
-    propose = Proposer(0.5, at_random=False, banned=(), demoted=())
+    propose = Proposer(0.5, measure="low_confidence", banned=(), demoted=())
     token, confidence = propose(LOGITS.expand(1000, -1), torch.Generator().manual_seed(3))
     assert len(token.unique()) > 1
     torch.testing.assert_close(confidence, LOGITS.softmax(-1)[token])
@@ -50,7 +52,7 @@ def test_confidence_is_untempered():
 def test_demoted_tokens_are_proposed_with_confidence_zero():
     """Kills: demotion before the argmax, confidence -inf, and no renormalisation of the others."""
     other = torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    propose = Proposer(0.0, at_random=False, banned=(), demoted=(0, 3))
+    propose = Proposer(0.0, measure="low_confidence", banned=(), demoted=(0, 3))
     token, confidence = propose(torch.stack((LOGITS, other)), None)
     assert token.tolist() == [0, 1]
     assert confidence[0] == 0
@@ -60,7 +62,7 @@ def test_demoted_tokens_are_proposed_with_confidence_zero():
 def test_confidence_tells_apart_what_float32_cannot():
     """Kills: confidence in float32, where both are 1 and the tie goes to the worse position."""
     logits = torch.tensor([[20.0, 0.0], [30.0, 0.0]])
-    _, confidence = Proposer(0.0, at_random=False, banned=(), demoted=())(logits, None)
+    _, confidence = Proposer(0.0, measure="low_confidence", banned=(), demoted=())(logits, None)
     assert confidence[0] < confidence[1]
 
 
@@ -68,12 +70,12 @@ def test_arguments_are_not_modified():
     """Kills: writing -inf into the model's own logits."""
     logits = LOGITS.clone().expand(2, -1).contiguous()
     before = logits.clone()
-    Proposer(0.0, at_random=False, banned=(1,), demoted=(0,))(logits, None)
+    Proposer(0.0, measure="low_confidence", banned=(1,), demoted=(0,))(logits, None)
     assert torch.equal(logits, before)
 
 
 def test_random_confidence_is_uniform_and_ignores_logits():
-    propose = Proposer(0.0, at_random=True, banned=(), demoted=())
+    propose = Proposer(0.0, measure="random", banned=(), demoted=())
     token, confidence = propose(LOGITS.expand(40_000, -1), torch.Generator().manual_seed(4))
     assert set(token.tolist()) == {0}
     tenth = torch.full((10,), 0.1, dtype=torch.float64)
@@ -90,6 +92,41 @@ def test_guidance_scale():
 def test_ties_go_to_the_left():
     """Kills: an unstable sort, and zero confidence confused with no candidate."""
     confidence = torch.tensor([[-torch.inf, 0.0, 0.5, 0.0, 0.5, 0.0]], dtype=torch.float64)
-    assert most_confident(confidence, 4).tolist() == [[2, 4, 1, 3]]
+    assert rank(confidence).tolist() == [[5, 2, 0, 3, 1, 4]]
     long = torch.zeros(1, 5000, dtype=torch.float64)
-    assert most_confident(long, 7).tolist() == [list(range(7))]
+    assert rank(long).tolist() == [list(range(5000))]
+
+
+def test_margin_and_entropy():
+    """Kills: the margin to the third best, of logits, or of the sampled token; entropy with the sign of uncertainty."""
+    logits = torch.stack((LOGITS, torch.zeros(5, dtype=torch.float64)))
+    p = LOGITS.softmax(-1)
+    _, margin = Proposer(0.0, "margin", banned=(), demoted=())(logits, None)
+    torch.testing.assert_close(margin, torch.stack((p[0] - p[3], torch.zeros((), dtype=torch.float64))))
+    _, certain = Proposer(0.0, "entropy", banned=(), demoted=())(logits, None)
+    expected = torch.tensor([float((p * p.log()).sum()), -math.log(5)], dtype=torch.float64)
+    torch.testing.assert_close(certain, expected)
+    _, without = Proposer(0.0, "entropy", banned=(4,), demoted=())(logits, None)
+    assert without[1] == pytest.approx(-math.log(4))
+
+
+CONFIDENCE = torch.tensor([[-torch.inf, 0.2, 0.9, 0.5], [0.1, 0.3, -torch.inf, 0.2]], dtype=torch.float64)
+
+
+def test_a_quota_is_of_each_rows_own_step():
+    """Kills: one share for all rows; a column that cannot be written kept to fill the share; a block that never ends."""
+    rule = Quota((2, 1))
+    kept = rule.kept(CONFIDENCE, torch.tensor([0, 1]))
+    assert kept.tolist() == [[False, False, True, True], [False, True, False, False]]
+    assert Quota((4,)).kept(CONFIDENCE, torch.tensor([0, 0])).sum(-1).tolist() == [3, 3]
+    assert rule.done(torch.tensor([1, 2]), kept).tolist() == [False, True]
+
+
+def test_a_threshold_keeps_all_above_and_at_least_one():
+    """Kills: strictly above; a step that writes nothing; a block over while something of it is hidden."""
+    kept = Threshold(0.5).kept(CONFIDENCE, torch.tensor([0, 0]))
+    assert kept.tolist() == [[False, False, True, True], [False, True, False, False]]
+    nothing = torch.full((1, 3), -torch.inf, dtype=torch.float64)
+    assert not Threshold(0.5).kept(nothing, torch.tensor([0])).any()
+    left = torch.tensor([[False, True], [False, False]])
+    assert Threshold(0.5).done(torch.tensor([7, 1]), left).tolist() == [False, True]

@@ -1,14 +1,17 @@
-"""What one step writes: a token for every hidden position, and which of them to keep.
+"""What one step writes: a token for every hidden position, how sure it is, and which of them to keep.
 
 What lives here: arithmetic on logits, with randomness only from a passed `torch.Generator`. What does not: batches,
-blocks, prompts (canvas.py, decode.py).
+blocks, prompts (canvas.py, flight.py).
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+MEASURES = ("low_confidence", "margin", "entropy", "random")
 
 
 def quotas(count: int, steps: int) -> list[int]:
@@ -26,18 +29,19 @@ def guided(
 
 @dataclass(frozen=True)
 class Proposer:
-    """Token and confidence for each hidden position, as in the official LLaDA sampler (float64 throughout).
+    """Token and confidence for each hidden position, as in the official LLaDA and Dream samplers (float64 throughout).
 
     Token: argmax over v of logit_v + temperature * G_v, G_v = -log(-log U_v) (Gumbel-max: a draw from
-    softmax(logits / temperature)); the argmax of the logits at temperature 0. Confidence: the probability of that token
-    under softmax(logits), at temperature 1 whatever `temperature` is; uniform noise if `at_random`.
+    softmax(logits / temperature)); the argmax of the logits at temperature 0. Confidence, of p = softmax(logits) at
+    temperature 1 whatever `temperature` is, by `measure`: "low_confidence" the probability of that token; "margin" the
+    highest probability minus the second; "entropy" sum_v p_v log p_v; "random" uniform noise.
 
     `banned` tokens are never proposed; `demoted` ones may be, with confidence 0, and the other tokens are renormalised
     without them. Not to be confused with a confidence of -inf: a demoted proposal can still be kept, last.
     """
 
     temperature: float
-    at_random: bool
+    measure: str
     banned: tuple[int, ...]
     demoted: tuple[int, ...]
 
@@ -46,15 +50,60 @@ class Proposer:
     ) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]]:
         logits = _without(logits.double(), self.banned)
         token = _noised(logits, self.temperature, generator).argmax(-1)
-        if self.at_random:
+        if self.measure == "random":
             return token, torch.rand(token.shape, generator=generator, dtype=torch.float64, device=token.device)
         probability = _without(logits, self.demoted).softmax(-1)
+        if self.measure == "margin":
+            best, second = probability.topk(2).values.unbind(-1)
+            return token, best - second
+        if self.measure == "entropy":
+            return token, -torch.special.entr(probability).sum(-1)
         return token, probability.gather(1, token[:, None])[:, 0]
 
 
-def most_confident(confidence: Float[Tensor, "B L"], quota: int) -> Int[Tensor, "B {quota}"]:
-    """The `quota` best columns of each row; among equals the leftmost, so that padding cannot break ties."""
-    return confidence.argsort(dim=-1, descending=True, stable=True)[:, :quota]
+@runtime_checkable
+class Commit(Protocol):
+    """How many of a step's proposals are kept: a leaf owns the rule, and says when a block is done."""
+
+    def kept(self, confidence: Float[Tensor, "B L"], step: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
+        """`confidence` is -inf where nothing can be written; `step` counts the steps of each row's block."""
+
+    def done(self, step: Int[Tensor, " B"], left: Bool[Tensor, "B L"]) -> Bool[Tensor, " B"]:
+        """Whether the block of each row is complete after so many steps, with these positions of it still hidden."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Step k of a block keeps the `shares[k]` most confident: the official rule."""
+
+    shares: tuple[int, ...]
+
+    def kept(self, confidence: Float[Tensor, "B L"], step: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
+        share = torch.tensor(self.shares, device=step.device)[step]
+        return (rank(confidence) < share[:, None]) & confidence.isfinite()
+
+    def done(self, step: Int[Tensor, " B"], left: Bool[Tensor, "B L"]) -> Bool[Tensor, " B"]:
+        return step == len(self.shares)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every proposal at least this confident, and always the most confident one (Fast-dLLM, arXiv 2505.22618)."""
+
+    level: float
+
+    def kept(self, confidence: Float[Tensor, "B L"], step: Int[Tensor, " B"]) -> Bool[Tensor, "B L"]:
+        return ((confidence >= self.level) | (rank(confidence) == 0)) & confidence.isfinite()
+
+    def done(self, step: Int[Tensor, " B"], left: Bool[Tensor, "B L"]) -> Bool[Tensor, " B"]:
+        return ~left.any(-1)
+
+
+def rank(confidence: Float[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """0 for the best column of a row; among equals the leftmost first, so that padding cannot break ties."""
+    order = confidence.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(confidence.shape[1], device=confidence.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place)
 
 
 def _noised(

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.head import logits_of, target_logp
+from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns
 
 PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compiled for
 
@@ -123,6 +124,40 @@ class HFDenoiser:
             scored=wanted,
             output="logits",
         )
+
+    def logits_and_columns(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        wanted: Bool[Tensor, "B L"],
+    ) -> tuple[Float[Tensor, "S V"], KeyValues]:
+        """`logits`, and the keys and values of all columns, for `logits_of_columns`.
+
+        Raises:
+            ValueError: attention is flex_attention's, which takes no mask of this kind.
+        """
+        base = self._base_for_columns()
+        hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask)
+        return logits_of(base.lm_head, hidden[wanted]), columns
+
+    def logits_of_columns(
+        self,
+        input_ids: Int[Tensor, "B C"],
+        column: Int[Tensor, "B C"],
+        attention_mask: Bool[Tensor, "B L"],
+        wanted: Bool[Tensor, "B C"],
+        kept: KeyValues,
+    ) -> Float[Tensor, "S V"]:
+        """Logits at the wanted ones of these columns, which see all others as they were when they were kept."""
+        base = self._base_for_columns()
+        hidden = hidden_of_columns(base.model, input_ids, column, attention_mask, kept)
+        return logits_of(base.lm_head, hidden[wanted])
+
+    def _base_for_columns(self) -> Any:
+        base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+        if base.config._attn_implementation == "flex_attention":
+            raise ValueError("a cache needs attn_implementation sdpa or eager, not flex_attention")
+        return base
 
     @property
     def quantized(self) -> bool:

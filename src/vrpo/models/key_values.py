@@ -1,0 +1,101 @@
+"""Keys and values of all columns of some rows, so that a few columns can be computed again without the others.
+
+Positions count from a row's first real token, so that padding added or cut on the left changes nothing that is kept.
+What does not live here: which columns are computed again, and when (decoding/calls.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """One tensor per layer for the keys, after rotation, and one for the values."""
+
+    keys: list[Float[Tensor, "B H L D"]]
+    values: list[Float[Tensor, "B H L D"]]
+
+    def rows(self, index: Int[Tensor, " R"]) -> "KeyValues":
+        if torch.equal(index, torch.arange(len(self.keys[0]), device=index.device)):
+            return self
+        return self._each(lambda tensor: tensor[index])
+
+    def put(self, index: Int[Tensor, " R"], other: "KeyValues") -> "KeyValues":
+        """These rows replaced."""
+        pairs = zip(self.keys + self.values, other.keys + other.values, strict=True)
+        changed = [mine.index_copy(0, index, theirs) for mine, theirs in pairs]
+        return KeyValues(changed[: len(self.keys)], changed[len(self.keys) :])
+
+    def resized(self, rows: int, columns: int) -> "KeyValues":
+        """Columns added or cut on the left, rows of zeros added below."""
+        count, _, length, _ = self.keys[0].shape
+        return self._each(lambda tensor: pad(tensor, (0, 0, columns - length, 0, 0, 0, 0, rows - count)))
+
+    def _each(self, change: Any) -> "KeyValues":
+        return KeyValues([change(key) for key in self.keys], [change(value) for value in self.values])
+
+
+class _Beside(DynamicLayer):
+    """A layer whose kept keys and values are joined by new ones for one call, and stay as they are."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return torch.cat((self.keys, key_states), -2), torch.cat((self.values, value_states), -2)
+
+
+def hidden_and_columns(
+    backbone: Any, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+) -> tuple[Float[Tensor, "B L W"], KeyValues]:
+    """Hidden states of all columns, and their keys and values."""
+    cache = DynamicCache()
+    found = backbone(
+        input_ids=input_ids,
+        attention_mask=_additive(attention_mask[:, None].expand(-1, input_ids.shape[1], -1), backbone.dtype),
+        position_ids=_positions(attention_mask),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    layers: Any = cache.layers
+    return found[0], KeyValues([layer.keys for layer in layers], [layer.values for layer in layers])
+
+
+def hidden_of_columns(
+    backbone: Any,
+    input_ids: Int[Tensor, "B C"],
+    column: Int[Tensor, "B C"],
+    attention_mask: Bool[Tensor, "B L"],
+    kept: KeyValues,
+) -> Float[Tensor, "B C W"]:
+    """Hidden states of these columns, which see each other as they are now and all others as they were kept."""
+    layers = []
+    for keys, values in zip(kept.keys, kept.values, strict=True):
+        layer = _Beside()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        layers.append(layer)
+    old = attention_mask.scatter(1, column, False)  # in the kept columns those computed again are not seen
+    seen = torch.cat((old, attention_mask.gather(1, column)), dim=1)[:, None].expand(-1, column.shape[1], -1)
+    found = backbone(
+        input_ids=input_ids,
+        attention_mask=_additive(seen, backbone.dtype),
+        position_ids=_positions(attention_mask).gather(1, column),
+        past_key_values=Cache(layers=layers),
+        use_cache=True,
+    )
+    return found[0]
+
+
+def _positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _additive(seen: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"]:
+    """The mask that sdpa and eager attention both take."""
+    zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return zeros.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
