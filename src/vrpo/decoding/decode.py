@@ -55,6 +55,7 @@ def generate(
     refresh: int | None = None,
     stop_at_end: bool = False,
     generator: torch.Generator | None = None,
+    first_row: int = 0,
     batch_size: int | None = None,
     progress: bool | None = None,
     on_step: Callable[[Flight], None] | None = None,
@@ -86,6 +87,7 @@ def generate(
         stop_at_end: a row is done once all before its first end token is written; the rest becomes end-of-sequence. Its
             text is the same.
         generator: on any device; needed for temperature > 0 and for remasking "random".
+        first_row: number of the first prompt, where the prompts are part of more: row i's stream is that of this + i.
         batch_size: rows per model call; None = all of them.
         progress: None = a bar on a terminal once ten seconds have passed.
         on_step: called with the rows in flight after every step, to look at.
@@ -111,7 +113,7 @@ def generate(
     )
     pilot = Pilot.of(denoiser, sampling)
     rows = prompt_ids(denoiser.tokenizer, prompts, denoiser.mask_id)
-    generators = row_generators(sampling, generator, len(rows), denoiser.device)
+    generators = row_generators(sampling, generator, len(rows), denoiser.device, first_row)
     ends = {denoiser.eos_id} if denoiser.eot_id is None else {denoiser.eos_id, denoiser.eot_id}
     found: dict[int, Generation] = {}
     with _bar(len(rows) * max_new_tokens, progress) as bar:
@@ -131,7 +133,7 @@ def generate(
 
 
 def row_generators(
-    sampling: Sampling, generator: torch.Generator | None, count: int, device: torch.device
+    sampling: Sampling, generator: torch.Generator | None, count: int, device: torch.device, first: int = 0
 ) -> list[torch.Generator | None]:
     """A stream per row on the model's device, seeded by its index and one draw of `generator`; None if not random."""
     if not sampling.random:
@@ -139,7 +141,7 @@ def row_generators(
     if generator is None:
         raise ValueError("generator is needed for temperature > 0 and for remasking 'random': pass a torch.Generator")
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    return [torch.Generator(device).manual_seed(seed + row) for row in range(count)]
+    return [torch.Generator(device).manual_seed(seed + first + row) for row in range(count)]
 
 
 def _bar(total: int, progress: bool | None) -> Any:

@@ -100,6 +100,14 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     return PreTrainedTokenizerFast.from_pretrained(str(name_or_path))
 
 
+def mask_id_of(name_or_path: str) -> int:
+    """The mask token of a model, or of the base of an adapter, without loading it."""
+    if (Path(name_or_path) / "adapter_config.json").is_file():
+        name_or_path = _base_of(name_or_path)
+    klass: Any = model_class(name_or_path)
+    return int(klass.config_class.from_pretrained(name_or_path).mask_token_id)
+
+
 def model_class(name_or_path: str) -> type[PreTrainedModel]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
