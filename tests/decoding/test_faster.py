@@ -102,8 +102,8 @@ def model(layers, seed=0):
     torch.manual_seed(seed)
     config = LLaDAConfig(
         hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-        vocab_size=40, max_position_embeddings=256, mask_token_id=39, eos_token_id=38, pad_token_id=38, bos_token_id=None,
-        initializer_range=0.4,
+        vocab_size=40, max_position_embeddings=256, mask_token_id=39, eos_token_id=38, pad_token_id=38,
+        bos_token_id=None, initializer_range=0.4,
     )  # fmt: skip
     return adapt(LLaDA(config).double().eval(), None)
 
@@ -157,7 +157,7 @@ def test_cached_rows_of_a_batch_equal_rows_alone(cache, way):
 
 
 def test_columns_computed_again_are_those_of_the_whole():
-    """With nothing changed since they were kept, any columns come out as before. Kills: a mask that hides or doubles."""
+    """With nothing changed since they were kept, all columns come out as before. Kills: masks that hide or double."""
     denoiser = model(layers=3)
     ids = torch.randint(0, 38, (3, 12), generator=torch.Generator().manual_seed(0))
     attention = torch.arange(12) >= torch.tensor([[0], [3], [5]])

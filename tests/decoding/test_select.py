@@ -114,7 +114,7 @@ CONFIDENCE = torch.tensor([[-torch.inf, 0.2, 0.9, 0.5], [0.1, 0.3, -torch.inf, 0
 
 
 def test_a_quota_is_of_each_rows_own_step():
-    """Kills: one share for all rows; a column that cannot be written kept to fill the share; a block that never ends."""
+    """Kills: one share for all rows; a column that cannot be written kept to fill it; a block that never ends."""
     rule = Quota((2, 1))
     kept = rule.kept(CONFIDENCE, torch.tensor([0, 1]))
     assert kept.tolist() == [[False, False, True, True], [False, True, False, False]]

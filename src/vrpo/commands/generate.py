@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from vrpo.decoding.sampling import CACHES
 from vrpo.decoding.select import MEASURES
 from vrpo.decoding.view import in_colour, write_trace
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load
+from vrpo.models.load import load, load_tokenizer, mask_id_of
 
 _SAMPLING = (  # what goes to `generate` as it is
     "max_new_tokens",
@@ -40,7 +41,7 @@ _SAMPLING = (  # what goes to `generate` as it is
     "refresh",
     "stop_at_end",
 )
-_NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "device", "parts_of")
+_NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device")
 _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a part only
 
 
@@ -93,9 +94,9 @@ def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialSt
     state.wait_for_everyone()
     if state.is_main_process:
         assert parts.join()
-        print(f"{len(items)} answers in {args.output}")
-    if args.trace is not None and state.is_main_process:
-        _trace_of_file(args)
+        print(f"{len(items)} answers in {args.output}", file=sys.stderr)
+        if args.trace is not None:
+            _trace_of_file(args)
 
 
 def _row(prompt: Prompt, index: int, sample: int, answer: Generation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +115,6 @@ def _row(prompt: Prompt, index: int, sample: int, answer: Generation, settings: 
 
 
 def _trace_of_file(args: argparse.Namespace) -> None:
-    from vrpo.models.load import load_tokenizer, mask_id_of
-
     rows = [record.fields for record in read_records(args.output, str(args.output))][: args.trace_rows]
     made = [
         Generation([], row["answer_ids"], row["answer"], row["nfe"], row["written"], row["confidence"]) for row in rows
@@ -123,7 +122,7 @@ def _trace_of_file(args: argparse.Namespace) -> None:
     name = args.model_name_or_path
     prompts = [Prompt(row["prompt"], {}).text for row in rows]
     write_trace(args.trace, load_tokenizer(name), made, prompts, mask_id_of(name))
-    print(f"how they were written: {args.trace}")
+    print(f"how they were written: {args.trace}", file=sys.stderr)
 
 
 def _on_terminal(args: argparse.Namespace, prompts: list[Prompt]) -> None:
@@ -139,7 +138,7 @@ def _on_terminal(args: argparse.Namespace, prompts: list[Prompt]) -> None:
         shown = slice(args.trace_rows)
         texts = [prompt.text for prompt in repeated[shown]]
         write_trace(args.trace, denoiser.tokenizer, answers[shown], texts, denoiser.mask_id)
-        print(f"how they were written: {args.trace}")
+        print(f"how they were written: {args.trace}", file=sys.stderr)
 
 
 @contextmanager
@@ -259,6 +258,8 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
 
 
 def _messages(content: Any) -> bool:
-    return isinstance(content, list) and bool(content) and all(
-        isinstance(each, dict) and {"role", "content"} <= each.keys() for each in content
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in content)
     )

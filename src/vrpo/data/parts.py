@@ -71,7 +71,11 @@ class Parts:
 
     def _check(self, path: Path) -> None:
         found, now = json.loads(path.read_text()), json.loads(self._text())
-        changed = [f"{name} was {found.get(name)!r} and is {now.get(name)!r}" for name in now | found if found.get(name) != now.get(name)]
+        changed = [
+            f"{name} was {found.get(name)!r} and is {now.get(name)!r}"
+            for name in now | found
+            if found.get(name) != now.get(name)
+        ]
         if changed:
             raise ValueError(
                 f"{self.output} was begun with other settings: {'; '.join(changed)}. Give another --output, or delete "

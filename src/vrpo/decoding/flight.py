@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vrpo.decoding.calls import Caller, CachingDenoiser, LogitDenoiser, plain_logits
+from vrpo.decoding.calls import CachingDenoiser, Caller, LogitDenoiser, plain_logits
 from vrpo.decoding.canvas import Canvas, blank
 from vrpo.decoding.sampling import Sampling
 from vrpo.decoding.select import Commit, Proposer

@@ -52,8 +52,8 @@ class Sampling:
             steps = self.steps
             if steps is None or steps % self.num_blocks or not 1 <= steps <= self.max_new_tokens:
                 raise ValueError(
-                    f"steps must be a multiple of the {self.num_blocks} block(s), at least 1 and at most max_new_tokens "
-                    f"{self.max_new_tokens} (every step writes a token), not {steps}"
+                    f"steps must be a multiple of the {self.num_blocks} block(s), at least 1 and at most "
+                    f"max_new_tokens {self.max_new_tokens} (every step writes a token), not {steps}"
                 )
             return
         if self.steps is not None:

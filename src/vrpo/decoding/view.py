@@ -98,7 +98,7 @@ its call and confidence.</p>
 <script>
 const rows = {{rows}};
 const last = Math.max(0, ...rows.map(row => row.nfe));
-const step = document.getElementById("step"), at = document.getElementById("at"), play = document.getElementById("play");
+const [step, at, play] = ["step", "at", "play"].map(id => document.getElementById(id));
 step.max = last; step.value = last;
 const spans = [];
 for (const row of rows) {

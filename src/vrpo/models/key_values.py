@@ -46,7 +46,8 @@ class _Beside(DynamicLayer):
     """A layer whose kept keys and values are joined by new ones for one call, and stay as they are."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return torch.cat((self.keys, key_states), -2), torch.cat((self.values, value_states), -2)
 
 
