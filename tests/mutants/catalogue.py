@@ -1153,4 +1153,149 @@ PLANNING = [  # what `vrpo plan` counts
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING]
+FASTER, SELECT = ("tests/decoding/test_faster.py",), ("tests/decoding/test_select.py",)
+DECODE, GENERATE, PARTS = (
+    ("tests/decoding/test_decode.py",),
+    ("tests/e2e/test_generate.py",),
+    ("tests/data/test_parts.py",),
+)
+
+DECODING = [
+    Mutant(
+        "a threshold that may write nothing",
+        "decoding/select.py",
+        (("((confidence >= self.level) | (rank(confidence) == 0))", "(confidence >= self.level)"),),
+        SELECT,
+    ),
+    Mutant(
+        "a threshold strictly above",
+        "decoding/select.py",
+        (("(confidence >= self.level)", "(confidence > self.level)"),),
+        SELECT,
+    ),
+    Mutant(
+        "the share of the first step for all",
+        "decoding/select.py",
+        (("device=step.device)[step]", "device=step.device)[0 * step]"),),
+        SELECT,
+    ),
+    Mutant("ties to the right", "decoding/select.py", (("descending=True, stable=True", "descending=True"),), SELECT),
+    Mutant(
+        "entropy upside down",
+        "decoding/select.py",
+        (("return token, -torch.special.entr", "return token, torch.special.entr"),),
+        SELECT,
+    ),
+    Mutant(
+        "margin of probabilities squared",
+        "decoding/select.py",
+        (("return token, best - second", "return token, best - second * second"),),
+        SELECT,
+    ),
+    Mutant(
+        "the mask token proposed by a threshold",
+        "decoding/sampling.py",
+        (("never = () if self.official else (mask_id,)", "never = ()"),),
+        (*FASTER, *DECODE),
+    ),
+    Mutant(
+        "columns computed again seen twice",
+        "models/key_values.py",
+        (("old = attention_mask.scatter(1, column, False)", "old = attention_mask"),),
+        FASTER,
+    ),
+    Mutant(
+        "positions of the padded batch",
+        "models/key_values.py",
+        (("return (attention_mask.cumsum(-1) - 1).clamp(min=0)", "return torch.ones_like(attention_mask).cumsum(-1)"),),
+        FASTER,
+    ),
+    Mutant(
+        "a cache that is never computed again",
+        "decoding/calls.py",
+        (
+            (
+                "stale = step == 0 if self._sampling.refresh is None else step % self._sampling.refresh == 0",
+                "stale = step == 0",
+            ),
+        ),
+        FASTER,
+    ),
+    Mutant(
+        "rows of the cache that stay where they were",
+        "decoding/calls.py",
+        (("torch.cat((stay + half * before,", "torch.cat((torch.arange(len(stay)) + half * before,"),),
+        FASTER,
+    ),
+    Mutant(
+        "dual computes what follows too",
+        "decoding/calls.py",
+        (
+            (
+                'count = self._sampling.block_size if self._sampling.cache == "dual" else',
+                'count = self._sampling.block_size if self._sampling.cache == "prefix" else',
+            ),
+        ),
+        FASTER,
+    ),
+    Mutant(
+        "a batch that waits for its slowest row",
+        "decoding/flight.py",
+        (("            if done.any():\n", "            if done.all():\n"),),
+        FASTER,
+    ),
+    Mutant(
+        "stopped while something before the end is hidden",
+        "decoding/flight.py",
+        (("final = after[:, -1] & ~((response == mask_id) & ~after).any(-1)", "final = after[:, -1]"),),
+        FASTER,
+    ),
+    Mutant(
+        "a slot spent on the mask token recorded",
+        "decoding/flight.py",
+        ((" & (proposal != canvas.mask_id)", ""),),
+        FASTER,
+    ),
+    Mutant(
+        "one block for all rows",
+        "decoding/flight.py",
+        (
+            (
+                "length = (flight.block + 1) * self.sampling.block_size",
+                "length = (flight.block.max() + 1 + 0 * flight.block) * self.sampling.block_size",
+            ),
+        ),
+        FASTER,
+    ),
+    Mutant(
+        "samples of every part alike",
+        "decoding/decode.py",
+        (("manual_seed(seed + first + row)", "manual_seed(seed + row)"),),
+        GENERATE,
+    ),
+    Mutant(
+        "parts in the order of the folder",
+        "data/parts.py",
+        (
+            (
+                "paths = [self.path(part) for part in range(self.count)]",
+                "paths = [self.path(part) for part in reversed(range(self.count))]",
+            ),
+        ),
+        PARTS,
+    ),
+    Mutant(
+        "settings not compared",
+        "data/parts.py",
+        (("        if changed:\n", "        if False:\n"),),
+        PARTS,
+    ),
+    Mutant(
+        "a script that a prompt can end",
+        "decoding/view.py",
+        (('.replace("</", "<\\\\/")', ""),),
+        GENERATE,
+    ),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING, *DECODING]
