@@ -1,6 +1,7 @@
 """`vrpo COMMAND ...`: what a command does is in the room it belongs to; here is only the way there."""
 
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in _COMMANDS:
         print(f"error: no command {argv[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
+    # bitsandbytes, where it is installed, tells every import on a CPU of an optional kernel that it did not find
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     module, function, _ = _COMMANDS[argv[0]]
     try:
         getattr(importlib.import_module(module), function)(argv[1:])

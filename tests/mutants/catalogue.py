@@ -1096,7 +1096,7 @@ PLANNING = [  # what `vrpo plan` counts
         "arithmetic and traffic added",
         "diagnostics/cost.py",
         (
-            ("return max(operation.flops / speed, ", "return sum((operation.flops / speed, "),
+            ("return count * max(operation.flops / speed, ", "return count * sum((operation.flops / speed, "),
             ("self.bandwidth)", "self.bandwidth))"),
         ),
         COST,
@@ -1109,6 +1109,18 @@ PLANNING = [  # what `vrpo plan` counts
     ),
     Mutant("views charged", "diagnostics/cost.py", (("if not view and self._part", "if self._part"),), COST),
     Mutant("every call timed anew", "diagnostics/cost.py", (("if key not in self.known:", "if True:"),), COST),
+    Mutant(
+        "every call at the price of the first",
+        "diagnostics/cost.py",
+        (("return first + (count - 1) * later", "return count * first"),),
+        COST,
+    ),
+    Mutant(
+        "operations timed on zeros",
+        "diagnostics/cost.py",
+        (("return made.copy_(values.view(once))", "return made.zero_()"),),
+        COST,
+    ),
     Mutant(
         "graphs kept are run again in the plan",
         "commands/plan.py",
