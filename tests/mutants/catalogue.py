@@ -1181,7 +1181,7 @@ REWARDS = [
     Mutant(
         "Countdown in floating point",
         "rewards/countdown.py",
-        (("return Fraction(node.value)", "return Fraction(1.0 * node.value) + Fraction(2**-60)"),),
+        (("ast.Div: Fraction.__truediv__", "ast.Div: lambda a, b: Fraction(float(a) / float(b))"),),
         ("tests/rewards/test_countdown.py",),
     ),
     Mutant(

@@ -2,15 +2,15 @@
 
 import gzip
 import json
-import sys
 
 import pytest
 
+from tests.rewards.machine import WITHOUT
 from vrpo.rewards.code import HumanEval, Mbpp, code_of, continuation, defines
 from vrpo.rewards.sandbox import Sandbox
 from vrpo.rewards.verdict import Answer, Judge
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs can be confined on Linux only")
+pytestmark = pytest.mark.skipif(WITHOUT is not None, reason=str(WITHOUT))
 
 BOX = Sandbox(cpu_seconds=2, wall_seconds=5, memory=256 << 20)
 TASK = {

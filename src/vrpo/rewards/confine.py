@@ -23,7 +23,7 @@ from typing import Any
 PROGRAM = "program.py"
 FIRST_UID = 1_500_000_000  # of users nobody has: one for each process, so that its threads are counted by themselves
 KEEP_READING = 2  # CAP_DAC_READ_SEARCH
-DEATH_SIGNAL, KEEP_CAPS, SECCOMP, NO_NEW_PRIVILEGES = 1, 8, 22, 38  # of prctl
+DEATH_SIGNAL, DUMPABLE, KEEP_CAPS, SECCOMP, NO_NEW_PRIVILEGES = 1, 4, 8, 22, 38  # of prctl
 NEW_USER = 0x10000000
 
 # Landlock: rights on files, by the version of its interface that brought them
@@ -176,6 +176,9 @@ def confine(job: dict[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise Refused(f"limits: {error}") from error
     call("prctl", "limits", DEATH_SIGNAL, 9, 0, 0, 0)  # die with whoever watches
+    call(
+        "prctl", "limits", DUMPABLE, 0, 0, 0, 0
+    )  # a limit of 0 on core files does not hold for those sent to a program
     call("prctl", "seccomp", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     if "landlock" not in without:
         wall_off(job["folder"], job["readable"])
