@@ -40,6 +40,8 @@ THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import
     "datasets": {"data", "training", "evals", "commands", "demo"},
     "matplotlib": {"diagnostics", "demo"},
     "lm_eval": {"evals"},
+    "math_verify": {"rewards"},
+    "langdetect": {"rewards"},
 }
 CORE = {"types", "draws", "plans", "sketch", "roulette", "losses", "estimator", "reference", "preference"}
 CORE_IMPORTS = {"torch", "jaxtyping"}

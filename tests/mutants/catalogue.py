@@ -1310,4 +1310,120 @@ DECODING = [
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING, *DECODING]
+REWARDS = [
+    Mutant(
+        "what follows an end token is read",
+        "rewards/extract.py",
+        (("return _END.split(text, maxsplit=1)[0]", 'return _END.sub("", text)'),),
+        ("tests/rewards/test_extract.py",),
+    ),
+    Mutant(
+        "the first box instead of the last",
+        "rewards/numeric.py",
+        (("in reversed(boxed(text))", "in boxed(text)"),),
+        ("tests/rewards/test_numeric.py",),
+    ),
+    Mutant(
+        "a missing truth is a wrong answer",
+        "rewards/numeric.py",
+        (("if truth is None:", "if truth is None and given is None:"),),
+        ("tests/rewards/test_numeric.py",),
+    ),
+    Mutant(
+        "Countdown with each number at most once",
+        "rewards/countdown.py",
+        (("if sorted(used) != sorted(numbers):", "if not set(used) <= set(numbers):"),),
+        ("tests/rewards/test_countdown.py",),
+    ),
+    Mutant(
+        "Countdown in floating point",
+        "rewards/countdown.py",
+        (("ast.Div: Fraction.__truediv__", "ast.Div: lambda a, b: Fraction(float(a) / float(b))"),),
+        ("tests/rewards/test_countdown.py",),
+    ),
+    Mutant(
+        "powers allowed in Countdown",
+        "rewards/countdown.py",
+        (
+            (
+                "    ast.Div: Fraction.__truediv__,\n",
+                "    ast.Div: Fraction.__truediv__,\n    ast.Pow: Fraction.__pow__,\n",
+            ),
+        ),
+        ("tests/rewards/test_countdown.py",),
+    ),
+    Mutant(
+        "Sudoku boxes not looked at",
+        "rewards/sudoku.py",
+        (("lambda cell: cell // 8 * 2 + cell % 4 // 2", "lambda cell: cell // 4"),),
+        ("tests/rewards/test_sudoku.py",),
+    ),
+    Mutant(
+        "clues counted as right cells",
+        "rewards/sudoku.py",
+        (("return Verdict(right / len(empty)", "return Verdict((right + CELLS - len(empty)) / CELLS"),),
+        ("tests/rewards/test_sudoku.py",),
+    ),
+    Mutant(
+        "leaving early is passing",
+        "rewards/sandbox.py",
+        (('return "exited", f"the process', 'return ("exited" if watch.code else "passed"), f"the process'),),
+        ("tests/rewards/test_sandbox.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
+        "a forged report is believed",
+        "rewards/sandbox.py",
+        (('report.pop("nonce", None) == nonce', 'report.pop("nonce", nonce) != ""'),),
+        ("tests/rewards/test_sandbox.py",),
+    ),
+    Mutant(
+        "output of the last moment not counted",
+        "rewards/sandbox.py",
+        (("if why is None and watch.output >", "if why is None and 0 >"),),
+        ("tests/rewards/test_sandbox.py",),
+    ),
+    Mutant(
+        "programs inherit the environment",
+        "rewards/sandbox.py",
+        (("env=environment,", "env={**os.environ, **environment},"),),
+        ("tests/rewards/test_sandbox.py",),
+    ),
+    Mutant(
+        "sets in another order every time",
+        "rewards/sandbox.py",
+        (('"PYTHONHASHSEED": "0"', '"PYTHONHASHSEED": "random"'),),
+        ("tests/rewards/test_sandbox.py",),
+    ),
+    Mutant(
+        "a filter that is installed is trusted",
+        "rewards/confine.py",
+        (('if "seccomp" not in without and libc.socket(1, 1, 0) != -1:', "if False:"),),
+        ("tests/rewards/test_sandbox.py",),
+    ),
+    Mutant(
+        "threads without a limit",
+        "rewards/confine.py",
+        (('limits["threads"] + others', 'limits["threads"] + 100 * others'),),
+        ("tests/rewards/test_sandbox.py",),
+    ),
+    Mutant(
+        "empty answers follow instructions",
+        "rewards/instructions.py",
+        (("return bool(text.strip()) and CHECKS", "return CHECKS"),),
+        ("tests/rewards/test_instructions.py",),
+    ),
+    Mutant(
+        "at least is more than",
+        "rewards/instructions.py",
+        (("return count >= limit if", "return count > limit if"),),
+        ("tests/rewards/test_instructions.py",),
+    ),
+    Mutant(
+        "choices counted from one",
+        "rewards/choice.py",
+        (("return self.letters[given]", "return self.letters[given - 1]"),),
+        ("tests/rewards/test_choice.py",),
+    ),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING, *DECODING, *REWARDS]
