@@ -32,7 +32,11 @@ RANK = {  # a module imports modules of lower rank only
     "__main__": 9,
 }
 SIDE = {"models", "data", "decoding", "rewards"}  # import types, themselves, and each other's protocols
-ALLOWED = {("data", "draws", "draw_key")}  # what else a side branch may import
+ALLOWED = {  # what else a side branch may import
+    ("data", "draws", "draw_key"),
+    ("models", "rewards", "Answer"),  # what the protocol Judge is about: a reward model is a judge
+    ("models", "rewards", "Verdict"),
+}
 THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import it
     "transformers": {"models", "training", "data", "commands", "demo"},
     "peft": {"models", "training", "data", "commands", "demo"},

@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": ("vrpo.commands.train", "train", "preference optimisation (VRPO)"),
     "plan": ("vrpo.commands.plan", "plan", "memory and time of a training step, before anything is loaded"),
     "generate": ("vrpo.commands.generate", "generate_command", "answer prompts with a model"),
+    "pairs": ("vrpo.commands.pairs", "pairs", "judge sampled answers and make preference pairs of them"),
     "variance": ("vrpo.commands.variance", "variance", "how noisy the preference gradient is, and what to do about it"),
     "demo": ("vrpo.demo.run", "demo", "a few minutes on a laptop: train, collect pairs, align, compare"),
 }

@@ -1426,4 +1426,230 @@ REWARDS = [
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING, *DECODING, *REWARDS]
+PAIR_TESTS = {
+    "PAIRING": ("tests/rewards/test_pairing.py",),
+    "COMPARISONS": ("tests/rewards/test_comparisons.py",),
+    "ENDPOINT": ("tests/rewards/test_endpoint.py",),
+    "REWARD_MODEL": ("tests/models/test_reward_model.py",),
+    "PAIR_STATISTICS": ("tests/diagnostics/test_pair_statistics.py",),
+    "PAIRS": ("tests/e2e/test_pairs.py",),
+}
+PAIRS = [  # answers to preference pairs
+    Mutant(
+        "pairs: the order of samples decides",
+        "rewards/pairing.py",
+        (
+            (
+                "judged = sorted((each for each in candidates if each.judged), key=lambda each: each.sample.index)",
+                "judged = [each for each in candidates if each.judged]",
+            ),
+            (
+                "return sorted(couples, key=lambda couple: (-couple.gap, key.couple(couple)))",
+                "return sorted(couples, key=lambda couple: -couple.gap)",
+            ),
+        ),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: pairs of equal verdict",
+        "rewards/pairing.py",
+        (("better.reward > worse.reward", "better is not worse and better.reward >= worse.reward"),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: pairs of equal texts",
+        "rewards/pairing.py",
+        ((" and better.sample.text.strip() != worse.sample.text.strip()", ""),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: an unfinished answer chosen",
+        "rewards/pairing.py",
+        (("if better.may_win and better", "if better"),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: chance without the prompt",
+        "rewards/pairing.py",
+        (("(self.seed, self.prompt_index, *samples)", "(self.seed, *samples)"),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: a margin lost to rounding",
+        "rewards/pairing.py",
+        (("self.margin - _ROUNDING", "self.margin"),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: lengths matched by their difference",
+        "rewards/pairing.py",
+        (("return max(lengths) / min(lengths)", "return float(max(lengths) - min(lengths))"),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: copies that are not merged",
+        "rewards/pairing.py",
+        (("groups.setdefault(sample.text.strip(), [])", "groups.setdefault(sample.text, [])"),),
+        PAIR_TESTS["PAIRING"],
+    ),
+    Mutant(
+        "pairs: one order asked",
+        "rewards/endpoint.py",
+        (
+            (
+                "for first, second in ((one.text, other.text), (other.text, one.text))",
+                "for first, second in ((one.text, other.text), (one.text, other.text))",
+            ),
+        ),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: the swapped order not turned round",
+        "rewards/endpoint.py",
+        (("None if swapped is None else 1 - swapped", "swapped"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: an unreadable reply is silently a tie",
+        "rewards/comparisons.py",
+        (("0.5 if reply is None and self.unreadable_is_tie else reply", "0.5 if reply is None else reply"),),
+        PAIR_TESTS["COMPARISONS"],
+    ),
+    Mutant(
+        "pairs: the key follows a redirect",
+        "rewards/endpoint.py",
+        (("build_opener(_NoRedirect)", "build_opener()"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: the key in a message",
+        "rewards/endpoint.py",
+        (('return text if key is None else text.replace(key, "[key]")', "return text"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: the key cut before it is taken out",
+        "rewards/endpoint.py",
+        (
+            (
+                "' '.join(_without(self._key(), said).split())[:_SHOWN]",
+                "_without(self._key(), ' '.join(said.split())[:_SHOWN])",
+            ),
+        ),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: a wrong key tried again",
+        "rewards/endpoint.py",
+        (("if error.code == 429 or error.code >= 500", "if error.code >= 400"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: a constant wait",
+        "rewards/endpoint.py",
+        (("self.first_wait * 2.0**attempt", "self.first_wait"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: the first verdict of a reply",
+        "rewards/endpoint.py",
+        (("if not lines or lines[-1] is None:", "if not any(lines):"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: a torn line glued to the next",
+        "data/ledger.py",
+        (('line = "\\n" + json.dumps', "line = json.dumps"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: a reply that is not kept",
+        "data/ledger.py",
+        (("                file.write(line.encode())\n", '                file.write(b"")\n'),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: win rates of the first answer only",
+        "rewards/comparisons.py",
+        (("won[second].append(1 - result.value)", "won[second].append(result.value)"),),
+        PAIR_TESTS["COMPARISONS"],
+    ),
+    Mutant(
+        "pairs: pads attended by a reward model",
+        "models/reward_model.py",
+        (('{**item, "attention_mask": [1] * len(item["input_ids"])}', '{**item, "attention_mask": [1] * longest}'),),
+        PAIR_TESTS["REWARD_MODEL"],
+    ),
+    Mutant(
+        "pairs: a reward model cuts what is too long",
+        "models/reward_model.py",
+        (("return {name: list(given[name]) for", "return {name: list(given[name])[: self.max_length] for"),),
+        PAIR_TESTS["REWARD_MODEL"],
+    ),
+    Mutant(
+        "pairs: a head of random numbers",
+        "models/reward_model.py",
+        (('for problem in ("missing_keys", "mismatched_keys"):', 'for problem in ("mismatched_keys",):'),),
+        PAIR_TESTS["REWARD_MODEL"],
+    ),
+    Mutant(
+        "pairs: rewards in the order of length",
+        "models/reward_model.py",
+        (("[encoded[row] for row in rows]", "[encoded[row] for row in sorted(rows)]"),),
+        PAIR_TESTS["REWARD_MODEL"],
+    ),
+    Mutant(
+        "pairs: pairs counted for prompts",
+        "diagnostics/pair_statistics.py",
+        (
+            (
+                "differences = [_mean([_difference(couple) for couple in couples]) for couples in used]",
+                "differences = [_difference(couple) for couples in used for couple in couples]",
+            ),
+        ),
+        PAIR_TESTS["PAIR_STATISTICS"],
+    ),
+    Mutant(
+        "pairs: copies not counted",
+        "diagnostics/pair_statistics.py",
+        (("return 1 + len(candidate.sample.copies)", "return 1"),),
+        PAIR_TESTS["PAIR_STATISTICS"],
+    ),
+    Mutant(
+        "pairs: a chat prompt trained on as bare text",
+        "commands/pairs_samples.py",
+        (("return self.chat or not isinstance", "return not isinstance"),),
+        PAIR_TESTS["PAIRS"],
+    ),
+    Mutant(
+        "pairs: the canvas counted as length",
+        "commands/pairs_samples.py",
+        (('length if self.unit == "tokens" else', 'len(ids) if self.unit == "tokens" else'),),
+        PAIR_TESTS["PAIRS"],
+    ),
+    Mutant(
+        "pairs: unfinished answers judged in vain",
+        "commands/pairs_samples.py",
+        (("if not (drop_unfinished and sample.finished is False)", "if sample.text"),),
+        PAIR_TESTS["PAIRS"],
+    ),
+    Mutant(
+        "pairs: chosen and rejected exchanged",
+        "commands/pairs.py",
+        (
+            (
+                "group.texts(couple.chosen.sample.text, couple.rejected.sample.text)",
+                "group.texts(couple.rejected.sample.text, couple.chosen.sample.text)",
+            ),
+        ),
+        PAIR_TESTS["PAIRS"],
+    ),
+    Mutant(
+        "pairs: old verdicts under a new judge",
+        "commands/pairs.py",
+        (('for name in ("samples", "samples_sha256", "judge")', 'for name in ("samples", "samples_sha256")'),),
+        PAIR_TESTS["PAIRS"],
+    ),
+]
+
+MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING, *DECODING, *REWARDS, *PAIRS]

@@ -108,6 +108,17 @@ def mask_id_of(name_or_path: str) -> int:
     return int(klass.config_class.from_pretrained(name_or_path).mask_token_id)
 
 
+def end_ids_of(name_or_path: str) -> set[int]:
+    """The tokens at which an answer of a model, or of the base of an adapter, ends, without loading it."""
+    if (Path(name_or_path) / "adapter_config.json").is_file():
+        name_or_path = _base_of(name_or_path)
+    klass: Any = model_class(name_or_path)
+    ends = {int(klass.config_class.from_pretrained(name_or_path).eos_token_id)}
+    tokenizer = load_tokenizer(name_or_path)
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    return ends | ({vocabulary[llada.END_OF_TURN]} if llada.END_OF_TURN in vocabulary else set())
+
+
 def model_class(name_or_path: str) -> type[PreTrainedModel]:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name_or_path)

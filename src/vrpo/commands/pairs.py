@@ -1,0 +1,281 @@
+"""`vrpo pairs`: sampled answers in, preference pairs out, with an account of everything in between."""
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from vrpo.commands.config_file import Parser, with_config
+from vrpo.commands.pairs_judges import (
+    JUDGES,
+    check_fields,
+    is_verifier,
+    judge_settings,
+    judging,
+    template_of,
+    verdict_of,
+)
+from vrpo.commands.pairs_samples import Group, Reader
+from vrpo.data.json_rows import read_records
+from vrpo.data.parts import Parts
+from vrpo.diagnostics.pair_plots import length_picture
+from vrpo.diagnostics.pair_statistics import pair_report, pair_statistics
+from vrpo.diagnostics.plots import figure_class
+from vrpo.rewards.pairing import (
+    AtMost,
+    BestWorst,
+    Candidate,
+    Couple,
+    Different,
+    LengthMatched,
+    Margin,
+    Outcome,
+    Rule,
+    paired,
+)
+
+_RULES: dict[str, Callable[..., Rule]] = {
+    "best_worst": BestWorst,
+    "margin": Margin,
+    "all": Different,
+    "length_matched": LengthMatched,
+}
+_RULE_FIELDS = ("margin", "max_ratio", "every_pair")
+
+
+def pairs(argv: Sequence[str]) -> None:
+    """Judge sampled answers and make preference pairs of them, for `vrpo train`."""
+    args = _parsed(argv)
+    rule = rule_of(args)
+    figure_class()  # refuses now, not after an hour, if there is no matplotlib
+    ends = None if args.end_ids is None else frozenset(args.end_ids)
+    groups = Reader(args.length_in, args.unfinished != "keep", ends).read(args.samples)
+    settings = _settings(args)
+    state = PartialState()
+    with state.main_process_first():
+        args.report.mkdir(parents=True, exist_ok=True)
+        made, verdicts = _parts(args, settings, len(groups), state.is_main_process)
+    _judge(args, groups, verdicts, state)
+    if state.is_main_process:
+        outcomes = _outcomes(args, groups, verdicts.output, rule)
+        if made.missing():  # only now: nothing is begun where a judge has failed
+            made.write(0, [row for each in zip(groups, outcomes, strict=True) for row in _rows(*each, settings)])
+            made.join()
+        _report(args, outcomes, settings)
+
+
+def rule_of(args: argparse.Namespace) -> Rule:
+    """The rule with its parameters.
+
+    Raises:
+        ValueError: a parameter is missing, out of its range, or another rule's.
+    """
+    kind: Any = _RULES[args.rule]
+    takes = {field.name for field in fields(kind)}
+    given = _given(args, _RULE_FIELDS)
+    for name in given.keys() - takes:
+        raise ValueError(f"--rule {args.rule} has no --{name}")
+    if "margin" in takes - given.keys():
+        raise ValueError(f"--rule {args.rule} needs --margin")
+    rule: Rule = kind(**given)
+    return rule if args.max_pairs is None else AtMost(rule, args.max_pairs)
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(args, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and value is not False}  # 0 is given
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """All that the pairs depend on."""
+    return {
+        "samples": args.samples.name,
+        "samples_sha256": sha256(args.samples.read_bytes()).hexdigest(),
+        "judge": judge_settings(args),
+        "unfinished": args.unfinished,
+        "end_ids": args.end_ids,
+        "length_in": args.length_in,
+        "rule": {"name": args.rule, **_given(args, (*_RULE_FIELDS, "max_pairs"))},
+        "seed": args.seed,
+    }
+
+
+def _parts(args: argparse.Namespace, settings: dict[str, Any], prompts: int, first: bool) -> tuple[Parts, Parts]:
+    """The file of pairs, in one part, and the file of verdicts, in parts of prompts, both checked.
+
+    Verdicts depend on fewer settings, and on whether unfinished answers are judged at all. What a run began that came
+    to no verdict binds nobody. `first`: this process may clear it away.
+    """
+    made = Parts(args.output, settings, 1)
+    if made.output.exists():
+        made.missing()
+    of_verdicts = {name: settings[name] for name in ("samples", "samples_sha256", "judge")}
+    dropped = {"unfinished": "drop", "end_ids": args.end_ids} if args.unfinished == "drop" else {"unfinished": "judged"}
+    size = args.prompts_per_part
+    of_verdicts |= dropped | {"prompts_per_part": size}
+    found = Parts(args.report / "verdicts.jsonl", of_verdicts, -(-prompts // size))
+    if first and found.folder.is_dir() and not list(found.folder.glob("*.jsonl")):
+        shutil.rmtree(found.folder)
+    try:
+        found.missing()
+    except ValueError as error:
+        raise ValueError(str(error).replace("another --output", "another --report")) from error
+    return made, found
+
+
+def _judge(args: argparse.Namespace, groups: list[Group], parts: Parts, state: PartialState) -> None:
+    """Part after part, each process its own; whoever finds all of them puts them together."""
+    missing = parts.missing()
+    state.wait_for_everyone()
+    missing = missing[state.process_index :: state.num_processes]
+    if missing:
+        judge = judging(args, str(state.device), args.report / "replies.jsonl")
+        size = args.prompts_per_part
+        for part in tqdm(missing, desc="judging", unit="part", disable=not state.is_main_process):
+            parts.write(part, judge(groups[part * size : (part + 1) * size]))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        assert parts.join()
+
+
+def _outcomes(args: argparse.Namespace, groups: Sequence[Group], verdicts: Path, rule: Rule) -> list[Outcome]:
+    """Pairs of every prompt, from the verdicts on disk."""
+    rows = [record.fields for record in read_records(verdicts, verdicts.name)]
+    outcomes = []
+    for group, row in zip(groups, rows, strict=True):
+        samples = group.judged(args.unfinished == "drop")
+        candidates = []
+        for sample, found in zip(samples, row["verdicts"], strict=True):
+            assert found["sample_index"] == sample.index, f"{verdicts}: not the verdicts of these samples"
+            may_win = args.unfinished == "keep" or sample.finished is not False
+            candidates.append(Candidate(sample, verdict_of(found), may_win))
+        outcomes.append(paired(group.prompt_index, group.samples, candidates, rule, args.seed))
+    return outcomes
+
+
+def _rows(group: Group, outcome: Outcome, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return [_row(group, couple, settings) for couple in outcome.couples]
+
+
+def _row(group: Group, couple: Couple, settings: dict[str, Any]) -> dict[str, Any]:
+    sides = {"chosen": couple.chosen, "rejected": couple.rejected}
+    about = {
+        "sample": lambda each: each.sample.index,
+        "copies": lambda each: list(each.sample.copies),
+        "reward": lambda each: each.reward,
+        "extracted": lambda each: each.verdict.extracted,
+        "reason": lambda each: each.verdict.reason,
+        "length": lambda each: each.sample.length,
+        "finished": lambda each: each.sample.finished,
+    }
+    facts = {f"{side}_{name}": of(each) for name, of in about.items() for side, each in sides.items()}
+    texts = group.texts(couple.chosen.sample.text, couple.rejected.sample.text)
+    return {**texts, "prompt_index": group.prompt_index, **facts, "settings": settings}
+
+
+def _report(args: argparse.Namespace, outcomes: Sequence[Outcome], settings: dict[str, Any]) -> None:
+    """pairs.json, pairs.md and length_bias.png in the folder of the report, and a few words on the terminal."""
+    found = pair_statistics(outcomes, verified=is_verifier(args))
+    numbers = {"settings": settings, **_finite(asdict(found))}
+    if args.judge == "endpoint":
+        (args.report / "question.txt").write_text(template_of(args))
+    (args.report / "pairs.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    (args.report / "pairs.md").write_text(pair_report(found, settings, args.length_in))
+    length_picture(args.report / "length_bias.png", outcomes, args.length_in)
+    unused = "; ".join(f"{count}: {reason}" for reason, count in found.unused.items())
+    print(f"{found.pairs} pairs from {found.used} of {found.prompts} prompts in {args.output}; report in {args.report}")
+    print(f"prompts without a pair: {unused or 'none'}")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan: null is what is not known."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    args = parser.parse_args(with_config(parser, argv, mappings=("judge_arguments", "endpoint_extra")))
+    for name in ("prompts_per_part", "batch_size", "max_length", "concurrency", "comparisons"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, not {value}")
+    check_fields(args)
+    return args
+
+
+def json_object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not a JSON object")
+    return found
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="vrpo pairs", description=pairs.__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--config", help="YAML file of these fields; the command line overrides it.")
+    add("--samples", type=Path, required=True, help="What `vrpo generate --num_samples k --output FILE` wrote.")
+    add("--output", type=Path, required=True, help="The pairs, as JSON lines that `vrpo train` reads.")
+    add("--report", type=Path, required=True, help="Folder of verdicts, statistics and picture; with the same folder "
+        "another --rule costs no new judgement, and a stopped run goes on.")  # fmt: skip
+    add("--judge", required=True, choices=JUDGES, help="Who judges answers.")
+    add("--judge_arguments", type=json_object, help="Parameters of a verifier, as JSON or as a mapping in YAML.")
+    add("--prompts_per_part", type=int, default=64, help="Prompts after which verdicts are kept (default 64).")
+    _add_rules(add)
+    _add_reward_model(add)
+    _add_endpoint(add)
+    return parser
+
+
+def _add_rules(add: Callable[..., Any]) -> None:
+    add("--rule", choices=list(_RULES), default="best_worst", help="Which answers become a pair (default best_worst): "
+        "the best and the worst; those whose rewards differ by --margin; all of different reward; of different reward "
+        "and of the most similar length.")  # fmt: skip
+    add("--margin", type=float, help="Least difference of rewards, of --rule margin.")
+    add("--max_ratio", type=float, help="Longer answer over shorter one, at most, of --rule length_matched.")
+    add("--every_pair", action="store_true", help="Of margin and length_matched: not only the widest or closest pair.")
+    add("--max_pairs", type=int, help="Pairs per prompt, at most; the first of the rule's order.")
+    add("--unfinished", choices=["reject", "keep", "drop"], default="reject", help="Answers without an end token: may "
+        "only be rejected (default), are like others, or are left out.")  # fmt: skip
+    add("--end_ids", type=int, nargs="+", help="End tokens (default: those of the model in the samples' settings).")
+    add("--length_in", choices=["characters", "tokens"], default="characters", help="Unit of lengths (default "
+        "characters); tokens: before the end token.")  # fmt: skip
+    add("--seed", type=int, default=0, help="Of choices among equals; they depend on the seed and the prompt's index.")
+
+
+def _add_reward_model(add: Callable[..., Any]) -> None:
+    add("--reward_model", help="Hub name or folder of a sequence-classification model (safetensors).")
+    add("--reward_form", choices=["chat", "text", "pair"], help="How it reads: through its chat template, the answer "
+        "behind the prompt, or as two segments (default: chat if it has a template, else text).")  # fmt: skip
+    add("--reward_label", type=int, help="Which logit is the reward, of a model with several.")
+    add("--batch_size", type=int, help="Answers per call of the reward model (default 8).")
+    add("--max_length", type=int, help="Tokens that the reward model reads (default: what it says).")
+    add("--too_long", choices=["error", "unjudged"], help="What becomes of longer ones (default error).")
+    add("--dtype", help="Of the reward model: float32, bfloat16; auto: as stored (default).")
+    add("--device", help="Where the reward model runs (default: cuda if there is one, else cpu).")
+
+
+def _add_endpoint(add: Callable[..., Any]) -> None:
+    add("--endpoint_url", help="OpenAI-compatible endpoint, such as https://host/v1.")
+    add("--endpoint_model", help="The model that is asked there.")
+    add("--endpoint_key_variable", help="Name of the environment variable that holds the key (default: no key).")
+    add("--endpoint_extra", type=json_object, help="More fields of a request, as JSON; null leaves a field out.")
+    add("--endpoint_template", type=Path, help="File with the question; slots {prompt}, {first}, {second}.")
+    add("--unreadable", choices=["error", "tie"], help="A reply without a verdict: the comparison has no result and "
+        "that is recorded (default), or it counts as a tie.")  # fmt: skip
+    add("--comparisons", type=int, help="Comparisons per prompt, at most (default: all pairs of answers).")
+    add("--concurrency", type=int, help="Requests at a time (default 8).")
+    add("--timeout", type=float, help="Seconds to wait for the endpoint (default 120).")
+    add("--retries", type=int, help="Retries of a request that may pass (default 6).")
