@@ -4,7 +4,6 @@ Verdicts do not depend on how pairs are made of them: another rule costs no new 
 """
 
 import argparse
-import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,19 +16,10 @@ from vrpo.commands.pairs_samples import Group
 from vrpo.data.ledger import Ledger
 from vrpo.rewards.comparisons import Comparison, schedule, win_rates
 from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge
+from vrpo.rewards.judges import VERIFIERS, verifier
 from vrpo.rewards.pairing import Key, Sample
 from vrpo.rewards.verdict import Answer, Judge, Verdict
 
-VERIFIERS = {  # imported when used
-    "numeric": ("vrpo.rewards.mathematics", "Numeric"),
-    "math": ("vrpo.rewards.mathematics", "MathVerify"),
-    "choice": ("vrpo.rewards.choice", "MultipleChoice"),
-    "countdown": ("vrpo.rewards.puzzles", "Countdown"),
-    "sudoku": ("vrpo.rewards.puzzles", "Sudoku"),
-    "humaneval": ("vrpo.rewards.code", "HumanEval"),
-    "mbpp": ("vrpo.rewards.code", "MBPP"),
-    "instructions": ("vrpo.rewards.instructions", "Instructions"),
-}
 JUDGES = (*VERIFIERS, "reward_model", "endpoint")
 _REWARD_MODEL = {  # field -> argument of load_reward_model
     "reward_model": "name_or_path",
@@ -119,13 +109,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verifier(args: argparse.Namespace) -> Judge:
-    module, name = VERIFIERS[args.judge]
-    kind: Any = getattr(importlib.import_module(module), name)
-    try:
-        made: Judge = kind(**(args.judge_arguments or {}))
-    except TypeError as error:
-        raise ValueError(f"--judge_arguments for {args.judge}: {error}") from error
-    return made
+    return verifier(args.judge, **(args.judge_arguments or {}))
 
 
 def template_of(args: argparse.Namespace) -> str:
