@@ -11,6 +11,7 @@ _COMMANDS = {
     "plan": ("vrpo.commands.plan", "plan", "memory and time of a training step, before anything is loaded"),
     "generate": ("vrpo.commands.generate", "generate_command", "answer prompts with a model"),
     "variance": ("vrpo.commands.variance", "variance", "how noisy the preference gradient is, and what to do about it"),
+    "eval": ("vrpo.commands.evaluate", "evaluate", "models on benchmarks, compared on the same items"),
     "demo": ("vrpo.demo.run", "demo", "a few minutes on a laptop: train, collect pairs, align, compare"),
 }
 
