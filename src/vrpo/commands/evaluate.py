@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 import vrpo
@@ -126,7 +127,7 @@ def evaluate(argv: Sequence[str]) -> None:
     runner = _Harness(args)
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     models, planned = several(args.models), plan_of(args)
-    state = PartialState()
+    state = _state(args)
     crew = Crew(state.process_index, state.num_processes, state.wait_for_everyone)
     if crew.index == 0:
         print(_announced(args, models, planned), file=sys.stderr)
@@ -179,7 +180,9 @@ def _planned(args: EvalArguments, name: str, files: Mapping[str, Path]) -> Plann
         raise ValueError(f"judging {name} executes what the model wrote: add --confirm_run_unsafe_code")
     if "max_new_tokens" not in sampling:
         raise ValueError(f"{name}: no preset says how long answers may be: give --max_new_tokens")
-    return Planned(name, task, task.rows(files[name])[: args.limit], {"stop_at_end": True, **sampling}, setting)
+    rows = task.rows(files[name])[: args.limit]
+    judge_of(task.judge)  # refuses now, not after an hour, if it cannot be had
+    return Planned(name, task, rows, {"stop_at_end": True, **sampling}, setting)
 
 
 def _announced(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned]) -> str:
@@ -284,8 +287,14 @@ def _about(args: EvalArguments, model: NamedModel) -> dict[str, Any]:
     return {**model.about, "dtype": args.dtype, "attn_implementation": args.attn_implementation}
 
 
+def _state(args: EvalArguments) -> PartialState:
+    """Without being told so, accelerate takes processes that were launched on a CPU for strangers to each other."""
+    return PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
+
+
 def _device(args: EvalArguments) -> str:
-    return args.device or str(PartialState().device)
+    state = _state(args)
+    return str(state.device) if args.device is None or state.num_processes > 1 else args.device
 
 
 def _measures(task: Planned, found: Mapping[str, Values]) -> list[Measure]:

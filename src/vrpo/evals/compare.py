@@ -101,7 +101,8 @@ def bootstrap(values: Sequence[Number], seed: int, resamples: int = RESAMPLES) -
     it is the paired bootstrap.
 
     The trap: it knows no values but these. Where all are equal it is a point, and with few or skewed values it is too
-    narrow; its coverage at n = 50 is measured in tests/evals/test_compare.py.
+    narrow: at n = 50 it covers 93.9 % for differences of verdicts and 92.0 % for skewed values, exactly, by
+    tests/evals/test_compare.py's enumeration of all data sets (there with 199 resamples, here with 1,999).
 
     Raises:
         ValueError: a value is not finite, or resamples + 1 is no multiple of 40.

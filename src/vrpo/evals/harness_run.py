@@ -88,9 +88,10 @@ class HarnessRun:
             fewshot_random_seed=self.seed,
             **self.options,
         )
+        if self.crew.index > 0 or found is None:
+            return []
         kept = {name: found[name] for name in _REPRODUCIBLE if name in found}
-        if self.crew.index == 0:
-            (self.folder / "lm_eval.json").write_text(json.dumps(kept, indent=1, default=str) + "\n")
+        (self.folder / "lm_eval.json").write_text(json.dumps(kept, indent=1, default=str) + "\n")
         samples = model.with_draws(found["samples"])
         return [_plain({"task": task, **sample}) for task, rows in samples.items() for sample in rows]
 
