@@ -74,7 +74,8 @@ def measured(data: Path, precision: str) -> list[dict[str, Any]]:
         found.append({"precision": precision, "way": "official loop", "round": number, "seconds": seconds})
         for name, options in WAYS.items():
             out, seconds = timed(vrpo.generate, denoiser, batch, max_new_tokens=LENGTH, block_size=BLOCK, **options)
-            same = sum(one == other for row, ids in zip(out, truth, strict=True) for one, other in zip(row.ids, ids))
+            pairs = [pair for row, ids in zip(out, truth, strict=True) for pair in zip(row.ids, ids, strict=True)]
+            same = sum(one == other for one, other in pairs)
             row = {"precision": precision, "way": name, "round": number, "seconds": seconds}
             found.append({**row, "same": same / (ROWS * LENGTH)})
             print(json.dumps(found[-1]), file=sys.stderr, flush=True)

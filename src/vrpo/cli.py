@@ -13,6 +13,7 @@ _COMMANDS = {
     "generate": ("vrpo.commands.generate", "generate_command", "answer prompts with a model"),
     "pairs": ("vrpo.commands.pairs", "pairs", "judge sampled answers and make preference pairs of them"),
     "variance": ("vrpo.commands.variance", "variance", "how noisy the preference gradient is, and what to do about it"),
+    "eval": ("vrpo.commands.evaluate", "evaluate", "models on benchmarks, compared on the same items"),
     "demo": ("vrpo.demo.run", "demo", "a few minutes on a laptop: train, collect pairs, align, compare"),
 }
 

@@ -1652,4 +1652,101 @@ PAIRS = [  # answers to preference pairs
     ),
 ]
 
-MUTANTS = [*FIELD, *CORE, *MODELS, *PLANS, *NOISE, *VARIANCE, *STEP_COST, *PLANNING, *DECODING, *REWARDS, *PAIRS]
+COMPARE, LIKELIHOOD = ("tests/evals/test_compare.py",), ("tests/evals/test_likelihood.py",)
+KEPT, OWN, REPORT = ("tests/evals/test_kept.py",), ("tests/evals/test_own.py",), ("tests/evals/test_report.py",)
+
+EVALUATION = [
+    Mutant("a one-sided exact test", "evals/compare.py", (("min(2 * tail, 2**n) / 2**n", "tail / 2**n"),), COMPARE),
+    Mutant(
+        "all items of a resample by one number",
+        "evals/compare.py",
+        (("fold(part[:, None], place)", "fold(part[:, None], place * 0)"),),
+        COMPARE,
+    ),
+    Mutant(
+        "a bootstrap interval of 90 %",
+        "evals/compare.py",
+        (("place = (resamples + 1) // 40", "place = (resamples + 1) // 20"),),
+        COMPARE,
+    ),
+    Mutant(
+        "a comparison that is not paired",
+        "evals/compare.py",
+        (("[b - a for a, b in zip(first, second,", "[b - a for a, b in zip(first, second[::-1],"),),
+        COMPARE,
+    ),
+    Mutant(
+        "Holm without its running maximum",
+        "evals/compare.py",
+        (("highest = max(highest, min(1.0,", "highest = max(0.0, min(1.0,"),),
+        COMPARE,
+    ),
+    Mutant(
+        "items of two models matched by place",
+        "evals/report.py",
+        (("tuple(float(found[name][item]) for item in items)", "tuple(map(float, found[name].values()))"),),
+        REPORT,
+    ),
+    Mutant(
+        "likelihoods keyed by place in the batch",
+        "evals/likelihood.py",
+        (("torch.tensor([request.about for request in requests], dtype=torch.int64)", "torch.arange(len(requests))"),),
+        LIKELIHOOD,
+    ),
+    Mutant(
+        "the context scored with the continuation",
+        "evals/likelihood.py",
+        (("response[row, len(request.context) : end]", "response[row, :end]"),),
+        LIKELIHOOD,
+    ),
+    Mutant(
+        "greedy by one right token",
+        "evals/likelihood.py",
+        (("right.sum(-1) == step", "right.sum(-1) >= 1"),),
+        LIKELIHOOD,
+    ),
+    Mutant(
+        "likelihoods in the order of their lengths",
+        "evals/likelihood.py",
+        (("[found[at] for at in range(len(requests))]", "list(found.values())"),),
+        LIKELIHOOD,
+    ),
+    Mutant(
+        "every process makes every part",
+        "evals/kept.py",
+        (("if part % crew.count == crew.index:", "if part % 1 == 0:"),),
+        KEPT,
+    ),
+    Mutant(
+        "answers to other items taken for these",
+        "evals/kept.py",
+        (('"items_digest": digest(items)', '"items_digest": ""'),),
+        KEPT,
+    ),
+    Mutant("one stop string of several", "evals/answers.py", (("for stop in stops:", "for stop in stops[:1]:"),), OWN),
+    Mutant(
+        "prompts cut on the right", "evals/answers.py", (("return ids[len(ids) - room :]", "return ids[:room]"),), OWN
+    ),
+    Mutant("every part answered as the first", "evals/answers.py", (("first_row=first", "first_row=0"),), OWN),
+    Mutant(
+        "answers judged by the rows of the first part",
+        "evals/own_run.py",
+        (("self.rows[first : first + len(items)]", "self.rows[: len(items)]"),),
+        OWN,
+    ),
+]
+
+MUTANTS = [
+    *FIELD,
+    *CORE,
+    *MODELS,
+    *PLANS,
+    *NOISE,
+    *VARIANCE,
+    *STEP_COST,
+    *PLANNING,
+    *DECODING,
+    *REWARDS,
+    *PAIRS,
+    *EVALUATION,
+]

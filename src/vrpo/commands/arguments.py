@@ -54,7 +54,9 @@ _HELP = {  # in place of transformers'
 class DataArguments:
     """Where rows come from."""
 
-    dataset_name: str = field(metadata={"help": "Hub id, folder, or .jsonl(.gz), .json(.gz), .parquet file."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub id, folder, or .jsonl(.gz), .json(.gz), .parquet file."}
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split (or file of a folder) to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "Split (or file of a folder) to evaluate on."})
@@ -62,6 +64,16 @@ class DataArguments:
     eval_fraction: float | None = field(
         default=None, metadata={"help": "Hold out this share of the training split (whole prompts) for evaluation."}
     )
+
+    @property
+    def source(self) -> str:
+        """
+        Raises:
+            ValueError: there is none, which only rounds can do without.
+        """
+        if self.dataset_name is None:
+            raise ValueError("--dataset_name is missing")
+        return self.dataset_name
 
 
 @dataclass

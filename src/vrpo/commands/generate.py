@@ -61,7 +61,7 @@ def generate_command(argv: Sequence[str]) -> None:
     """Answer prompts with a diffusion language model (semi-autoregressive remasking)."""
     args = _parsed(argv)
     prompts = _prompts(args)
-    state = PartialState()
+    state = PartialState(cpu=args.device == "cpu")
     if args.output is None and state.num_processes > 1:
         raise ValueError("several processes share the work through a file: give --output")
     if args.output is None:

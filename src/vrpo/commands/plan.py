@@ -77,7 +77,7 @@ def plan(argv: Sequence[str]) -> None:
     tokenizer = load_tokenizer(model.model_name_or_path)
     if tokenizer is None:
         raise ValueError(f"{model.model_name_or_path} has no tokenizer.json: lengths are counted in its tokens")
-    rows = load_rows(data.dataset_name, name=data.dataset_config, split=data.dataset_train_split)
+    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split)
     examples = tokenized(rows.select(range(min(len(rows), wanted.sample_pairs))), tokenizer, config)
     with quiet_transformers():
         found = plan_of(model, config, examples, machine)

@@ -1,14 +1,15 @@
-"""`vrpo train --rounds r`: on-policy rounds. In each the model answers prompts, the answers are judged and paired, and the
-model is trained on the pairs; then the next one begins from there.
+"""`vrpo train --rounds r`: on-policy rounds. In each the model answers prompts, the answers are judged and paired, and
+the model is trained on the pairs; then the next one begins from there.
 
-Each stage is a command of its own, with its fields in a mapping of the configuration, its result on disk, and its own way
-of going on after a stop. What deliberately does not live here: what the stages do.
+Each stage is a command of its own, with its fields in a mapping of the configuration, its result on disk, and its own
+way of going on after a stop. What deliberately does not live here: what the stages do.
 """
 
 import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class RoundArguments:
         default=None, metadata={"help": "Generate, judge, pair and train so many times, into output_dir/round_1, ..."}
     )
     generate: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo generate`, as a mapping in YAML: prompts, num_samples."}
+        default=None, metadata={"help": "Rounds: fields of `vrpo generate` as a mapping: prompts, num_samples, ..."}
     )
     pairs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Rounds: fields of `vrpo pairs`, as a mapping: judge, rule."}
@@ -89,8 +90,9 @@ def rounds(
         reference = None if loop.refresh_reference or number == 1 else first
         if not (folder / "done.json").is_file():
             _collect(loop, folder, current, config.seed + number)
-            _train(folder, data, replace(model, model_name_or_path=current, ref_model_name_or_path=reference), config, train_once)
-            _once(lambda at=folder, of=current: (at / "done.json").write_text(json.dumps({"from": of}) + "\n"))
+            policy = replace(model, model_name_or_path=current, ref_model_name_or_path=reference)
+            _train(folder, data, policy, config, train_once)
+            _once(partial(_write, folder / "done.json", json.dumps({"policy": current, "reference": reference})))
         current = str(folder / "model")
     if loop.evaluate is not None:
         path = _written(config.folder / "evaluate.yaml", loop.evaluate)
@@ -126,11 +128,12 @@ def _train(
 ) -> None:
     """Train on the pairs of a round; an adapter is merged, so that the next round can begin with a new one."""
     own = copy.copy(config)
-    own.output_dir = str(folder / ("adapter" if model.use_peft else "model"))
-    own.resume_from_checkpoint = get_last_checkpoint(own.output_dir) if Path(own.output_dir).is_dir() else None
+    into = folder / ("adapter" if model.use_peft else "model")
+    own.output_dir = str(into)
+    own.resume_from_checkpoint = get_last_checkpoint(str(into)) if into.is_dir() else None
     train_once(replace(data, dataset_name=str(folder / "pairs.jsonl")), model, own)
     if model.use_peft:
-        _once(lambda: load(own.output_dir).merged().save_pretrained(folder / "model"))
+        _once(lambda: load(into).merged().save_pretrained(folder / "model"))
 
 
 def _once(work: Callable[[], Any]) -> None:
@@ -142,5 +145,10 @@ def _once(work: Callable[[], Any]) -> None:
 
 
 def _written(path: Path, fields: Mapping[str, Any]) -> str:
-    _once(lambda: (path.parent.mkdir(parents=True, exist_ok=True), path.write_text(yaml.safe_dump(dict(fields)))))
+    _once(partial(_write, path, yaml.safe_dump(dict(fields))))
     return str(path)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.rstrip("\n") + "\n")

@@ -19,6 +19,7 @@ from vrpo.commands.arguments import (
     parse,
 )
 from vrpo.commands.fit_counts import check_fit, fit_exponent
+from vrpo.commands.rounds import RoundArguments, rounds
 from vrpo.data.formats import FIELDS
 from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
@@ -32,9 +33,16 @@ from vrpo.training.sft import SFTTrainer
 
 def train(argv: Sequence[str]) -> None:
     """Preference optimisation (VRPO) of a diffusion language model."""
-    data, model, config = parse(
-        (PreferenceDataArguments, ModelArguments, VRPOConfig), argv, prog="vrpo train", description=train.__doc__ or ""
-    )
+    classes = (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig)
+    data, model, loop, config = parse(classes, argv, prog="vrpo train", description=train.__doc__ or "")
+    if loop.rounds is not None:
+        rounds(loop, data, model, config, train_on)
+    else:
+        train_on(data, model, config)
+
+
+def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
+    """One run on one set of pairs."""
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
     quantized = quantization(model, config)
@@ -105,7 +113,7 @@ def datasets(
         raise ValueError("eval_fraction and eval_dataset_name exclude each other: give one of them")
     if given and not wanted:
         raise ValueError(f"{given[0]} is given, but eval_strategy is 'no': add --eval_strategy steps")
-    rows = load_rows(data.dataset_name, name=data.dataset_config, split=data.dataset_train_split, columns=columns)
+    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split, columns=columns)
     if data.eval_fraction is not None:
         return split_rows(rows, data.eval_fraction, config.seed)
     return rows, evaluation_rows(data, columns) if wanted else None
@@ -113,7 +121,7 @@ def datasets(
 
 def evaluation_rows(data: DataArguments, columns: Sequence[str]) -> Dataset:
     """Rows of the evaluation split, or of a source that has no splits."""
-    source = data.eval_dataset_name or data.dataset_name
+    source = data.eval_dataset_name or data.source
     same, alone = source == data.dataset_name, is_one_table(source)
     if same and alone:
         raise ValueError(f"{source} is one table: give --eval_dataset_name or --eval_fraction to evaluate on")

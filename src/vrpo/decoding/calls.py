@@ -171,4 +171,7 @@ def _halves(
 
 
 def _together(logits: Float[Tensor, "R V"], cfg_scale: float) -> Float[Tensor, "S V"]:
-    return logits if cfg_scale == 0 else guided(*logits.chunk(2), cfg_scale)
+    if cfg_scale == 0:
+        return logits
+    conditional, unconditional = logits.chunk(2)
+    return guided(conditional, unconditional, cfg_scale)

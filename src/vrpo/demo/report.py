@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
+
+from vrpo.evals import compare
 
 _Z = 1.959964  # 95 %
 _LABELS = {
@@ -13,12 +16,8 @@ _LABELS = {
 
 
 def wilson(right: Sequence[bool]) -> dict[str, float]:
-    """Share of right answers with its 95 % Wilson interval (Wilson 1927)."""
-    n, share = len(right), sum(right) / len(right)
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    low, high = min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)  # rounding leaves 0 and 1
-    return {"mean": share, "low": low, "high": high, "n": n}
+    """Share of right answers with its 95 % Wilson interval."""
+    return asdict(compare.wilson(right))
 
 
 def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, float]:

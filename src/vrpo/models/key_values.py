@@ -75,7 +75,7 @@ def hidden_of_columns(
     kept: KeyValues,
 ) -> Float[Tensor, "B C W"]:
     """Hidden states of these columns, which see each other as they are now and all others as they were kept."""
-    layers = []
+    layers: list[Any] = []
     for keys, values in zip(kept.keys, kept.values, strict=True):
         layer = _Beside()
         layer.keys, layer.values, layer.is_initialized = keys, values, True

@@ -1,0 +1,86 @@
+"""The models of `vrpo eval`: how they are named, which files they are, and that one of them is loaded at a time."""
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from vrpo.models.hf import HFDenoiser
+from vrpo.models.load import load
+
+_BLOCKS, _BLOCK = 64, 4096  # of each file of weights, that are read for a fingerprint
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A checkpoint, with or without an adapter, under the name that tables call it by."""
+
+    name: str
+    path: str
+    adapter: str | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What kept answers depend on: not where the files are, but what is in them."""
+        return {"model": self.name, "weights": files_fingerprint(self.path), "adapter": files_fingerprint(self.adapter)}
+
+
+def named(text: str) -> NamedModel:
+    """name=path or name=path:adapter; just a path is named by its last part.
+
+    Raises:
+        ValueError: the name or the path is empty.
+    """
+    name, separator, path = text.partition("=")
+    if not separator:
+        name, path = Path(text.partition(":")[0]).name, text
+    base, _, adapter = (
+        (path, "", "") if Path(path).exists() else path.rpartition(":") if ":" in path else (path, "", "")
+    )
+    if not name or not base or "/" in name or name.startswith("."):
+        raise ValueError(f"--models {text}: expected name=path or name=path:adapter, and no slash in the name")
+    return NamedModel(name, base, adapter or None)
+
+
+def several(texts: list[str]) -> list[NamedModel]:
+    """
+    Raises:
+        ValueError: two models have the same name.
+    """
+    models = [named(text) for text in texts]
+    for model in models:
+        if sum(other.name == model.name for other in models) > 1:
+            raise ValueError(f"--models: two are called {model.name}; give each a name: before=... after=...")
+    return models
+
+
+def files_fingerprint(path: str | None) -> str | None:
+    """A hash of a folder's weights and configuration (sizes, and a sample of each file); of a hub name, the name."""
+    if path is None or not Path(path).is_dir():
+        return path
+    found = blake2b(digest_size=8)
+    for file in sorted(Path(path).iterdir()):
+        if file.suffix not in (".safetensors", ".bin", ".json") or not file.is_file():
+            continue
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}".encode())
+        with file.open("rb") as content:
+            for block in range(_BLOCKS if size > _BLOCKS * _BLOCK else 1):
+                content.seek(block * (size // _BLOCKS))
+                found.update(content.read(_BLOCK if size > _BLOCKS * _BLOCK else size))
+    return found.hexdigest()
+
+
+@dataclass
+class Shelf:
+    """Loads a model when it is first needed, and lets go of it when another one is."""
+
+    options: dict[str, Any]
+    _name: str | None = field(default=None, init=False)
+    _loaded: HFDenoiser | None = field(default=None, init=False)
+
+    def get(self, model: NamedModel) -> HFDenoiser:
+        if self._loaded is None or self._name != model.name:
+            self._loaded = None
+            self._loaded, self._name = load(model.path, adapter=model.adapter, **self.options), model.name
+        return self._loaded

@@ -1,0 +1,117 @@
+"""One of lm-eval's tasks and one model: its samples with our draws, kept so that a finished task is not run again."""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy
+from lm_eval.tasks import TaskManager
+
+from vrpo.data.json_rows import read_records
+from vrpo.data.parts import Parts
+from vrpo.evals.harness import VRPOLM
+from vrpo.evals.kept import ALONE, Crew, Row
+
+_REPRODUCIBLE = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "config")
+
+
+def task_manager(include_path: str | None) -> Any:
+    """Of lm-eval's own tasks and, if given, of a folder's."""
+    return TaskManager(include_path=include_path)
+
+
+def require(manager: Any, names: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: lm-eval has no task, group or tag of such a name.
+    """
+    for name in names:
+        if name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
+            raise ValueError(f"lm-eval has no task {name!r}" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+@dataclass(frozen=True)
+class HarnessRun:
+    """What samples of one model of one task depend on.
+
+    folder/samples.jsonl: lm-eval's samples, each with its requests' answers, seeds and plan; folder/lm_eval.json: its
+    aggregates; beside them the answers by kind of request, in parts while the run is unfinished. Several processes
+    share the requests, and each of them builds all of them.
+
+    Args:
+        options: arguments of `lm_eval.simple_evaluate`.
+        settings: what else samples depend on: the model, and how it answers.
+    """
+
+    task: str
+    folder: Path
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    seed: int
+    crew: Crew = ALONE
+
+    def samples(self, model: Callable[[], VRPOLM], manager: Callable[[], Any]) -> list[Row]:
+        """lm-eval's samples as plain rows; model and task manager are called for only if they are not there.
+
+        Raises:
+            ValueError: lm-eval does not know the task, or samples were made with other settings.
+        """
+        output = self.folder / "samples.jsonl"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {**self.settings, "options": dict(self.options), "seed": self.seed}
+        parts = Parts(output, settings, 1)
+        if parts.missing():
+            rows = self._run(model(), manager())
+            if self.crew.index == 0:
+                parts.write(0, rows)
+        self.crew.wait()
+        if self.crew.index == 0:
+            parts.join()
+        self.crew.wait()
+        return [record.fields for record in read_records(output, str(output))]
+
+    def _run(self, model: VRPOLM, manager: Any) -> list[Row]:
+        require(manager, [self.task])
+        found = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[self.task],
+            task_manager=manager,
+            bootstrap_iters=0,
+            random_seed=self.seed,
+            numpy_random_seed=self.seed,
+            torch_random_seed=self.seed,
+            fewshot_random_seed=self.seed,
+            **self.options,
+        )
+        if self.crew.index > 0 or found is None:
+            return []
+        kept = {name: found[name] for name in _REPRODUCIBLE if name in found}
+        (self.folder / "lm_eval.json").write_text(json.dumps(kept, indent=1, default=str) + "\n")
+        samples = model.with_draws(found["samples"])
+        return [_plain({"task": task, **sample}) for task, rows in samples.items() for sample in rows]
+
+
+def _plain(sample: Row) -> Row:
+    """As it will be read back from the file."""
+    return json.loads(json.dumps(sample, default=_json_value))
+
+
+def _json_value(value: Any) -> Any:
+    return value.item() if isinstance(value, numpy.generic) else str(value)
+
+
+def values_of(samples: Sequence[Row]) -> dict[tuple[str, str], dict[str, float]]:
+    """(task, metric) -> item -> value, of all metrics that are one number for each item; others, such as pairs that
+    only an aggregate makes sense of, are left out. A metric is named with its filter, if there is one."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            value, name = sample[metric], metric if sample["filter"] == "none" else f"{metric} ({sample['filter']})"
+            if isinstance(value, int | float):
+                found.setdefault((sample["task"], name), {})[str(sample["doc_id"])] = float(value)
+    return found
