@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ def pairs(argv: Sequence[str]) -> None:
     ends = None if args.end_ids is None else frozenset(args.end_ids)
     groups = Reader(args.length_in, args.unfinished != "keep", ends).read(args.samples)
     settings = _settings(args)
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())  # else processes without GPUs do not know of each other
     with state.main_process_first():
         args.report.mkdir(parents=True, exist_ok=True)
         made, verdicts = _parts(args, settings, len(groups), state.is_main_process)
