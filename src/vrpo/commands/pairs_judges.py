@@ -109,7 +109,10 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _verifier(args: argparse.Namespace) -> Judge:
-    return verifier(args.judge, **(args.judge_arguments or {}))
+    try:
+        return verifier(args.judge, **(args.judge_arguments or {}))
+    except TypeError as error:
+        raise ValueError(f"--judge_arguments for {args.judge}: {error}") from error
 
 
 def template_of(args: argparse.Namespace) -> str:

@@ -22,13 +22,12 @@ def verifier(name: str, **arguments: Any) -> Judge:
     """The verifier of that name.
 
     Raises:
-        ValueError: a package that it needs is not installed, or it takes no such argument.
+        ValueError: a package that it needs is not installed.
+        TypeError: it takes no such argument.
     """
     module, kind = VERIFIERS[name]
     try:
         made: Judge = getattr(importlib.import_module(module), kind)(**arguments)
     except ImportError as error:
         raise ValueError(f'judge {name}: {error}: pip install "vrpo[eval]"') from error
-    except TypeError as error:
-        raise ValueError(f"judge {name}: {error}") from error
     return made
