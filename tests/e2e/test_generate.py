@@ -166,6 +166,14 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     assert [(row["prompt_index"], row["sample_index"]) for row in rows] == [(i, k) for i in range(23) for k in range(3)]
     assert all(row["row"] == {"truth": len(row["prompt"])} for row in rows)
     assert any(a["answer_ids"] != b["answer_ids"] for a, b in zip(rows[::3], rows[1::3], strict=True))
+    whole = generate(
+        load(model),
+        [row["prompt"] for row in rows],
+        max_new_tokens=6,
+        temperature=1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert [row["answer_ids"] for row in rows] == [answer.ids for answer in whole]
     assert main(sampled(model, tmp_path, "--output", str(other))) == 0  # nothing is left to do
     assert len(calls) == 6
     capsys.readouterr()
