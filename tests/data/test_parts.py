@@ -1,6 +1,7 @@
 """A file in parts: whole parts only, the same file however it came about."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,72 @@ def test_a_strange_output_is_kept(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no result of this command"):
         made.missing()
     assert made.output.read_text() == "mine"
+
+
+def test_settings_bind_once_there_is_a_part(tmp_path: Path) -> None:
+    """Kills: a first run that came to nothing, a wrong flag say, in the way of the corrected one."""
+    parts(tmp_path).missing()
+    other = parts(tmp_path, seed=1)
+    assert other.missing() == [0, 1, 2]
+    other.write(0, [])
+    with pytest.raises(ValueError, match="seed was 1 and is 0"):
+        parts(tmp_path).missing()
+
+
+@pytest.mark.parametrize("resumed", ["missing", "join"])
+def test_nothing_is_left_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: str) -> None:
+    """A stop just after the output was there. Kills: parts that stay for ever; files half written beside the output."""
+    made = parts(tmp_path)
+    for part in made.missing():
+        made.write(part, [{"part": part}])
+
+    def stops(path: Path, **options: bool) -> None:
+        raise KeyboardInterrupt
+
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", stops)
+    with pytest.raises(KeyboardInterrupt):
+        made.join()
+    (made.folder / ".out.jsonl.7.part").write_text("half")
+    monkeypatch.setattr(shutil, "rmtree", real)
+    assert getattr(made, resumed)() in ([], True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_what_is_being_written_is_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a half-written output that a stop leaves beside the output, where nobody clears it away."""
+    made = parts(tmp_path)
+    for part in made.missing():
+        made.write(part, [{"part": part}])
+    seen = []
+    real = Path.replace
+
+    def watched(path: Path, target: Path) -> Path:
+        seen.append(path.parent)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    made.join()
+    assert seen == [made.folder, made.folder]
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    """Also settings that are gone. Kills: a message about JSON that names no file; parts of unknown settings used."""
+    made = parts(tmp_path)
+    made.missing()
+    made.write(0, [])
+    for damage in (lambda path: path.write_text("{"), Path.unlink):
+        damage(made.folder / "settings.json")
+        with pytest.raises(ValueError, match=r"settings\.json cannot be read: .* delete .*out\.jsonl\.parts"):
+            made.missing()
+
+
+def test_text_that_is_not_unicode(tmp_path: Path) -> None:
+    """JSON can hold half of a surrogate pair. Kills: a part that cannot be written, after it was paid for."""
+    made = Parts(tmp_path / "out.jsonl", {}, 1)
+    made.missing()
+    made.write(0, [{"a": "\ud800"}, {"a": "ü"}])
+    assert made.join()
+    first, second = made.output.read_bytes().splitlines()
+    assert json.loads(first) == {"a": "\ud800"}
+    assert second == '{"a": "ü"}'.encode()

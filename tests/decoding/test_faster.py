@@ -40,7 +40,7 @@ def one_by_one(denoiser, prompt, *, max_new_tokens, block_size, threshold):
     seed=st.integers(0, 10_000),
     blocks=st.integers(1, 3),
     block_size=st.integers(1, 5),
-    threshold=st.sampled_from([0.3, 0.6, 0.9, 1.0]),
+    threshold=st.sampled_from([1e-9, 0.3, 0.6, 0.9, 1.0]),
     batch_size=st.sampled_from([None, 1, 2, 3]),
 )
 def test_a_threshold_equals_a_naive_decoder(seed, blocks, block_size, threshold, batch_size):
@@ -208,10 +208,11 @@ def test_errors_name_the_argument(arguments, message):
     assert denoiser.calls == []
 
 
-def test_flex_attention_takes_no_cache():
+@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+def test_attention_that_takes_no_cache(attention):
     denoiser = model(layers=1)
-    denoiser.module.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match="a cache needs attn_implementation sdpa or eager"):
+    denoiser.module.config._attn_implementation = attention
+    with pytest.raises(ValueError, match=f"a cache needs attn_implementation sdpa or eager, not {attention}"):
         vrpo.generate(denoiser, [[1]], max_new_tokens=4, cache="dual")
 
 
@@ -238,3 +239,32 @@ def test_the_way_is_recorded():
     assert [at for at, token in enumerate(out.ids) if token == 8] == [
         at for at, call in enumerate(out.written) if not call
     ]
+
+
+@pytest.mark.parametrize("way", [{}, {"threshold": 0.5}])  # in this order: without the check, the second does not end
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(way, bad):
+    """Kills: a threshold that waits for ever for a confidence that is not there; masks left over without a word."""
+
+    class Broken(TableDenoiser):
+        def logits(self, input_ids, attention_mask, wanted):
+            found = super().logits(input_ids, attention_mask, wanted)
+            found[input_ids[:, :1].eq(5).expand_as(wanted)[wanted], 0] = bad
+            return found
+
+    with pytest.raises(ValueError, match=r"prompts\[1\]: the model's logits are not numbers"):
+        vrpo.generate(Broken(), [[0], [5], [1]], max_new_tokens=4, **way)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("way", [{"temperature": 0.9}, {"remasking": "random"}, {"temperature": 0.7, "threshold": 0.3}])
+def test_samples_do_not_depend_on_the_rows_beside_them(cache, way):
+    """Kills: a stream that follows a place in the batch, not the row; a cache of the row that left."""
+    denoiser = model(layers=2)
+    way = {"max_new_tokens": 12, "block_size": 4, "stop_at_end": True, "cfg_scale": 0.4, **way, "cache": cache}
+    found = [
+        vrpo.generate(denoiser, TEXTS * 2, **way, generator=torch.Generator().manual_seed(3), batch_size=size)
+        for size in (1, 2, 5, None)
+    ]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len({tuple(row.ids) for row in found[0]}) > len(TEXTS)  # samples of one prompt differ

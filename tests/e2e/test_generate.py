@@ -1,11 +1,24 @@
 """`vrpo generate`: prompts in, answers out, mistakes in one line."""
 
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
 
 from vrpo.cli import main
+from vrpo.commands.generate import _watched
+from vrpo.commands.generate_prompts import Prompt, read_prompts
+from vrpo.decoding.decode import generate
+from vrpo.decoding.flight import Flight
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
 
@@ -25,10 +38,6 @@ def test_answers_on_the_terminal(model: str, capsys: pytest.CaptureFixture[str])
 
 def test_answers_in_a_file_are_those_of_the_library(model: str, tmp_path: Path) -> None:
     """Kills: settings not passed on, rows out of order, the seed ignored."""
-    import torch
-
-    from vrpo import generate
-
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("hello", "a much longer one", "he")))
     config = tmp_path / "generate.yaml"
@@ -56,6 +65,13 @@ def test_answers_in_a_file_are_those_of_the_library(model: str, tmp_path: Path) 
         ([], "--prompt or --prompts"),
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--prompt", "x", "--max_new_tokens", "8", "--block_size", "3"], "block_size 3"),
+        (["--prompt", "x", "--thresold", "0.5"], "--thresold: unknown field 'thresold'; did you mean threshold?"),
+        (["--prompt", "x", "y"], "'y' belongs to no flag"),
+        (["--prompt", "x", "--device", "gpu9"], "--device gpu9: "),
+        (["--prompt", "x", "--threshold", "2"], "threshold must be in (0, 1], not 2.0"),
+        (["--prompt", "x", "--num_samples", "2"], "--num_samples 2 would be equal answers: set --temperature"),
+        (["--prompt", "x", "--output", "answers.jsonl.gz"], "--output answers.jsonl.gz: plain JSON lines"),
+        (["--prompt", "hello <|mdm_mask|>"], "--prompt number 1: contains the mask token"),
         (["--prompt", "x", "--steps", "many"], "--steps"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
@@ -76,6 +92,40 @@ def test_a_bad_line_is_named(model: str, tmp_path: Path, capsys: pytest.CaptureF
     path.write_text('{"prompt": "x"}\n\n  \n{"question": "y"}\n')
     assert main(["generate", "--model_name_or_path", model, "--prompts", str(path)]) == 2
     assert "prompts.jsonl:4 has no field 'prompt' that holds text or messages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", b"\n", "holds no prompt"),
+        ("p.txt", b" \n\n", "holds no prompt"),
+        ("p.txt", b"caf\xe9\n", "p.txt is not text in UTF-8"),
+        ("p.jsonl", b'{"prompt": "x"}\n{"prompt": ["x"]}\n', "p.jsonl:2 has no field 'prompt' that holds text"),
+        ("p.jsonl", b'{"prompt": "x"}\n{"prompt": [{"role": "user", "content": null}]}\n', "p.jsonl:2 has no field"),
+        ("p.jsonl", b'{"prompt": "x"}\n\n{"prompt": "a<|mdm_mask|>"}\n', "p.jsonl:3: contains the mask token"),
+        ("p.jsonl", b'{"prompt": "x"}\n{"prompt": "\\ud800"}\n', "p.jsonl:2: 'utf-8' codec can't encode"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_named(
+    model: str, tmp_path: Path, name: str, content: bytes, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By their place in the file, before the first answer. Kills: places in a part; an empty file no mistake."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    given = ["--prompts", str(path), "--max_new_tokens", "2", "--batch_size", "1", "--output", str(tmp_path / "out")]
+    assert main(["generate", "--model_name_or_path", model, *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.glob("out.parts/0*"))
+
+
+def test_lines_of_a_text_file(tmp_path: Path) -> None:
+    """Kills: lines cut at U+2028; a byte order mark or a carriage return in a prompt; numbers without blank lines."""
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\u2028two\r\n\r\nthree".encode())
+    found = [(prompt.content, prompt.origin) for prompt in read_prompts(path)]
+    assert found == [("one\u2028two", f"{path}:1"), ("three", f"{path}:3")]
 
 
 def sampled(model: str, folder: Path, *more: str) -> list[str]:
@@ -116,6 +166,14 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     assert [(row["prompt_index"], row["sample_index"]) for row in rows] == [(i, k) for i in range(23) for k in range(3)]
     assert all(row["row"] == {"truth": len(row["prompt"])} for row in rows)
     assert any(a["answer_ids"] != b["answer_ids"] for a, b in zip(rows[::3], rows[1::3], strict=True))
+    whole = generate(
+        load(model),
+        [row["prompt"] for row in rows],
+        max_new_tokens=6,
+        temperature=1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert [row["answer_ids"] for row in rows] == [answer.ids for answer in whole]
     assert main(sampled(model, tmp_path, "--output", str(other))) == 0  # nothing is left to do
     assert len(calls) == 6
     capsys.readouterr()
@@ -131,15 +189,97 @@ def test_a_file_of_someone_else_is_kept(model: str, tmp_path: Path, capsys: pyte
     assert output.read_text() == "mine"
 
 
+def answered(model: str, output: Path, *more: str) -> int:
+    given = ["--model_name_or_path", model, "--max_new_tokens", "2", "--output", str(output)]
+    return main(["generate", *given, *more])
+
+
+def test_what_is_behind_a_name_may_not_change(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: answers to the prompts of before, or of the model of before, given out as those that were asked for."""
+    output, prompts, folder = tmp_path / "out.jsonl", tmp_path / "p.txt", tmp_path / "model"
+    assert answered(model, output, "--prompt", "one") == 0
+    assert answered(model, output, "--prompt", "one") == 0
+    assert answered(model, output, "--prompt", "two") == 2
+    assert "prompts_digest was" in capsys.readouterr().err
+    prompts.write_text("one")
+    shutil.copytree(model, folder)
+    output = tmp_path / "other.jsonl"
+    assert answered(str(folder), output, "--prompts", str(prompts)) == 0
+    prompts.write_text("two")
+    assert answered(str(folder), output, "--prompts", str(prompts)) == 2
+    assert "prompts_digest was" in capsys.readouterr().err
+    prompts.write_text("one")
+    assert answered(str(folder), output, "--prompts", str(prompts)) == 0
+    trained = load(folder)
+    trained.module.lm_head.weight.data += 1
+    trained.save_pretrained(folder)
+    assert answered(str(folder), output, "--prompts", str(prompts)) == 2
+    assert "model_digest was" in capsys.readouterr().err
+
+
+def test_a_mistake_can_be_corrected(model: str, tmp_path: Path) -> None:
+    """Kills: the settings of a run that could not begin, kept against the next one."""
+    empty, folder = tmp_path / "empty", tmp_path / "answers"
+    empty.mkdir()
+    output = folder / "out.jsonl"
+    assert answered(model, output, "--prompt", "x", "--block_size", "3") == 2
+    assert not folder.exists()
+    assert answered(str(empty), output, "--prompt", "x") == 2
+    assert answered(model, output, "--prompt", "x<|mdm_mask|>") == 2
+    assert answered(model, output, "--prompt", "x") == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_two_processes_write_the_file_of_one(model: str, tmp_path: Path) -> None:
+    """Kills: parts that nobody makes, or that both make; streams that depend on the process."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert main(sampled(model, tmp_path, "--output", str(one))) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "vrpo", *sampled(model, tmp_path, "--output", str(two))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert two.read_bytes() == one.read_bytes()
+    assert done.stderr.count("69 answers in ") == 1
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and the text of its scripts, as a browser would find them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.script = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            self.script += data
+
+
 def test_a_page_that_plays(model: str, tmp_path: Path) -> None:
-    """Kills: text of a model that ends the script, a position shown before its call, rows without their prompts."""
+    """Kills: text that ends the script or hides its end, a position shown before its call, rows without their prompts,
+    anything from elsewhere."""
     page = tmp_path / "trace.html"
-    given = ["--prompt", "</script><b>", "--prompt", "hello", "--max_new_tokens", "4", "--trace", str(page)]
-    assert main(["generate", "--model_name_or_path", model, *given]) == 0
+    texts = ["</script><b>", "<!-- <script>", "hello"]
+    prompts = [word for text in texts for word in ("--prompt", text)]
+    more = ["--max_new_tokens", "4", "--trace", str(page)]
+    assert main(["generate", "--model_name_or_path", model, *prompts, *more]) == 0
     text = page.read_text()
-    assert text.count("</script>") == 1
-    rows = json.loads(text.split("const rows = ")[1].split(";\nconst last")[0].replace("<\\/", "</"))
-    assert [row["prompt"] for row in rows] == ["</script><b>", "hello"]
+    assert text.count("</script>") == text.count("<script") == 1
+    assert "<!--" not in text
+    found = Page()
+    found.feed(text)
+    assert not [tag for tag, given in found.tags if {"src", "href"} & given.keys()]
+    assert "http" not in text
+    rows = json.loads(found.script.split("const rows = ")[1].split(";\nconst last")[0])
+    assert [row["prompt"] for row in rows] == texts
     assert all(sorted(call for _, call, _, _ in row["tokens"]) == [1, 2, 3, 4] for row in rows if row["nfe"] == 4)
 
 
@@ -150,7 +290,41 @@ def test_a_page_of_a_file(model: str, tmp_path: Path) -> None:
     assert page.read_text().count('"prompt":') == 4
 
 
-def test_watching_shows_the_answer(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--prompt", "hello", "--max_new_tokens", "4", "--watch"]
-    assert main(["generate", "--model_name_or_path", model, *given]) == 0
-    assert "> hello" in capsys.readouterr().out
+def test_a_page_of_an_adapter_has_text(model: str, tmp_path: Path) -> None:
+    """An adapter's folder need not have a tokenizer. Kills: its answers as numbers."""
+    base, adapter, page = load(model), tmp_path / "adapter", tmp_path / "trace.html"
+    base.module.config.name_or_path = base.module.name_or_path = model
+    wrapped = get_peft_model(base.module, LoraConfig(target_modules=["q_proj"], r=2))
+    wrapped.peft_config["default"].base_model_name_or_path = model
+    wrapped.save_pretrained(str(adapter))
+    assert not (adapter / "tokenizer.json").exists()
+    assert answered(str(adapter), tmp_path / "out.jsonl", "--prompt", "hello", "--trace", str(page)) == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    rows = json.loads(page.read_text().split("const rows = ")[1].split(";\nconst last")[0])
+    tokenizer = load(model).tokenizer
+    assert [token for token, *_ in rows[0]["tokens"]] == [tokenizer.decode([each]) for each in row["answer_ids"]]
+
+
+def test_watching_shows_every_answer(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also off a terminal, once each. Kills: rows that vanish when they leave; a row shown again for every step."""
+    given = ["--prompt", "first", "--prompt", "second", "--prompt", "third", "--batch_size", "2", "--watch"]
+    assert main(["generate", "--model_name_or_path", model, "--max_new_tokens", "4", *given]) == 0
+    shown = capsys.readouterr().out
+    assert sorted(line for line in shown.split("\n") if line.startswith("> ")) == ["> first", "> second", "> third"]
+
+
+def test_watching_on_a_low_terminal(model: str) -> None:
+    """Kills: a display taller than the terminal, which cannot be drawn over and fills it with copies of itself."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=40, height=4, color_system=None)
+    denoiser = load(model)
+    prompts = [Prompt(f"prompt {number}", {}, "") for number in range(6)]
+    ids = [prompt.token_ids(denoiser.tokenizer, denoiser.mask_id, False) for prompt in prompts]
+    with _watched(console, denoiser, prompts) as show:
+
+        def step(flight: Flight) -> None:
+            show(flight)
+            console.print("-")  # draws the display as well
+
+        generate(denoiser, ids, max_new_tokens=4, batch_size=6, on_step=step)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("> prompt 5") == 1

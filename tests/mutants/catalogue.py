@@ -1303,9 +1303,51 @@ DECODING = [
         PARTS,
     ),
     Mutant(
+        "a run that could not begin binds the next one",
+        "data/parts.py",
+        (('if any(self.folder.glob("*.jsonl")):', "if begun.is_file():"),),
+        PARTS,
+    ),
+    Mutant(
+        "half an output where nobody clears it away",
+        "data/parts.py",
+        (('part = self.folder / f"', 'part = path.parent / f"'),),
+        PARTS,
+    ),
+    Mutant(
+        "prompts known by the name of their file",
+        "commands/generate.py",
+        (('"prompts_digest": digest([(prompt.content, prompt.row) for prompt in prompts]),\n', ""),),
+        GENERATE,
+    ),
+    Mutant(
+        "weights known by the name of their folder",
+        "commands/generate.py",
+        (('"model_digest": files_fingerprint(args.model_name_or_path),\n', ""),),
+        GENERATE,
+    ),
+    Mutant(
+        "rows that vanish when they leave",
+        "commands/generate.py",
+        (("console.print(shown.pop(row))", "shown.pop(row)"),),
+        GENERATE,
+    ),
+    Mutant(
+        "masks left over where logits are no numbers",
+        "decoding/flight.py",
+        (("        _check(sure, hidden, flight.row)\n", ""),),
+        FASTER,
+    ),
+    Mutant(
+        "a script whose end a prompt can hide",
+        "decoding/view.py",
+        (('.replace("<", "\\\\u003c")', '.replace("</", "<\\\\/")'),),
+        GENERATE,
+    ),
+    Mutant(
         "a script that a prompt can end",
         "decoding/view.py",
-        (('.replace("</", "<\\\\/")', ""),),
+        (('.replace("<", "\\\\u003c")', ""),),
         GENERATE,
     ),
 ]

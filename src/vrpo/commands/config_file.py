@@ -35,6 +35,16 @@ _NOT_OFFERED = {  # what runs made for TRL's DPOTrainer and SFTTrainer may bring
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are one ValueError instead of its whole usage and an exit."""
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, with the closest name for a flag that does not exist."""
+        found, rest = self.parse_known_args(args, namespace)
+        for word in rest:
+            if word.startswith("--"):
+                name = word.removeprefix("--").partition("=")[0]
+                raise ValueError(f"{word}: {unknown_field(name, [action.dest for action in self._actions])}")
+            raise ValueError(f"{word!r} belongs to no flag")
+        return found
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from rich.text import Text
 from tqdm import tqdm
 
 from vrpo.commands.config_file import Parser, with_config
-from vrpo.data.json_rows import read_records
+from vrpo.commands.evaluate_models import files_fingerprint
+from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
 from vrpo.data.parts import Parts
 from vrpo.decoding.decode import Generation, generate
 from vrpo.decoding.flight import Flight
-from vrpo.decoding.sampling import CACHES
+from vrpo.decoding.sampling import CACHES, Sampling
 from vrpo.decoding.select import MEASURES
 from vrpo.decoding.view import in_colour, write_trace
+from vrpo.evals.kept import digest
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load, load_tokenizer, mask_id_of
+from vrpo.models.load import load, mask_id_of, tokenizer_of
 
 _SAMPLING = (  # what goes to `generate` as it is
     "max_new_tokens",
@@ -45,22 +47,10 @@ _NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_ro
 _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a part only
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Text or messages, and the other fields of its row, which go along."""
-
-    content: Any
-    row: dict[str, Any]
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else json.dumps(self.content, ensure_ascii=False)
-
-
 def generate_command(argv: Sequence[str]) -> None:
     """Answer prompts with a diffusion language model (semi-autoregressive remasking)."""
     args = _parsed(argv)
-    prompts = _prompts(args)
+    prompts = given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
     state = PartialState(cpu=args.device == "cpu")
     if args.output is None and state.num_processes > 1:
         raise ValueError("several processes share the work through a file: give --output")
@@ -76,16 +66,19 @@ def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialSt
     size = args.batch_size * _PARTS_OF
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_ANSWERS}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    parts = Parts(args.output, settings, -(-len(items) // size))
+    parts = Parts(args.output, {**settings, **_contents(args, prompts)}, -(-len(items) // size))
     with state.main_process_first():
         missing = parts.missing()
+    state.wait_for_everyone()  # nobody writes before everybody has looked
     missing = missing[state.process_index :: state.num_processes]
     if missing:
         denoiser = _loaded(args, state)
+        ids = _token_ids(args, denoiser, prompts)
+        progress = None if state.is_main_process else False
         for part in tqdm(missing, desc="parts", unit="part", disable=not state.is_main_process):
             first = part * size
             chosen = items[first : first + size]
-            answers = _answers(args, denoiser, [prompts[index] for index, _ in chosen], first)
+            answers = _answers(args, denoiser, [ids[index] for index, _ in chosen], first, progress=progress)
             rows = [
                 _row(prompts[index], index, sample, answer, settings)
                 for (index, sample), answer in zip(chosen, answers, strict=True)
@@ -97,6 +90,15 @@ def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialSt
         print(f"{len(items)} answers in {args.output}", file=sys.stderr)
         if args.trace is not None:
             _trace_of_file(args)
+
+
+def _contents(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, Any]:
+    """What is behind the names of files, which may change while the names stay."""
+    return {
+        "prompts_digest": digest([(prompt.content, prompt.row) for prompt in prompts]),
+        "model_digest": files_fingerprint(args.model_name_or_path),
+        "adapter_digest": files_fingerprint(args.adapter),
+    }
 
 
 def _row(prompt: Prompt, index: int, sample: int, answer: Generation, settings: dict[str, Any]) -> dict[str, Any]:
@@ -115,22 +117,23 @@ def _row(prompt: Prompt, index: int, sample: int, answer: Generation, settings: 
 
 
 def _trace_of_file(args: argparse.Namespace) -> None:
-    rows = [record.fields for record in read_records(args.output, str(args.output))][: args.trace_rows]
+    with args.output.open("rb") as lines:
+        rows = [json.loads(line) for line in islice(lines, args.trace_rows)]
     made = [
         Generation([], row["answer_ids"], row["answer"], row["nfe"], row["written"], row["confidence"]) for row in rows
     ]
     name = args.model_name_or_path
-    prompts = [Prompt(row["prompt"], {}).text for row in rows]
-    write_trace(args.trace, load_tokenizer(name), made, prompts, mask_id_of(name))
+    prompts = [Prompt(row["prompt"], {}, str(args.output)).text for row in rows]
+    write_trace(args.trace, tokenizer_of(name), made, prompts, mask_id_of(name))
     print(f"how they were written: {args.trace}", file=sys.stderr)
 
 
 def _on_terminal(args: argparse.Namespace, prompts: list[Prompt]) -> None:
     denoiser = _loaded(args, None)
-    console = Console()
     repeated = [prompt for prompt in prompts for _ in range(args.num_samples)]
-    with _watched(console, denoiser, repeated) if args.watch else nullcontext() as on_step:
-        answers = _answers(args, denoiser, repeated, 0, on_step)
+    ids = _token_ids(args, denoiser, repeated)
+    with _watched(Console(), denoiser, repeated) if args.watch else nullcontext() as on_step:
+        answers = _answers(args, denoiser, ids, 0, progress=False if args.watch else None, on_step=on_step)
     for prompt, answer in zip(repeated, answers, strict=True):
         if not args.watch:
             print(f"> {prompt.text}\n{answer.text if answer.text is not None else answer.ids}\n")
@@ -143,38 +146,43 @@ def _on_terminal(args: argparse.Namespace, prompts: list[Prompt]) -> None:
 
 @contextmanager
 def _watched(console: Console, denoiser: HFDenoiser, prompts: list[Prompt]) -> Iterator[Callable[[Flight], None]]:
-    """Shows rows while they are written; those that are done stay above."""
-    with Live(console=console, refresh_per_second=20, vertical_overflow="visible") as live:
+    """Shows rows while they are written; those that left stay above, also where the terminal is too low for all."""
+    shown: dict[int, Text] = {}
+    with Live(console=console, refresh_per_second=20) as live:
 
         def show(flight: Flight) -> None:
-            found = Text()
-            for at, row in sorted(enumerate(flight.row), key=lambda pair: pair[1]):
-                found.append(f"> {prompts[row].text}\n", style="bold")
-                found.append(in_colour(denoiser.tokenizer, flight, at))
-                found.append("\n\n")
-            live.update(found)
+            for row in sorted(shown.keys() - set(flight.row)):
+                console.print(shown.pop(row))
+            for at, row in enumerate(flight.row):
+                head = Text(f"> {prompts[row].text}\n", style="bold")
+                shown[row] = Text.assemble(head, in_colour(denoiser.tokenizer, flight, at), "\n")
+            live.update(Text("\n").join(shown[row] for row in sorted(shown)))
 
         yield show
+
+
+def _token_ids(args: argparse.Namespace, denoiser: HFDenoiser, prompts: list[Prompt]) -> list[list[int]]:
+    """Of all prompts before the first answer, so that one that cannot be read is known at once."""
+    return [prompt.token_ids(denoiser.tokenizer, denoiser.mask_id, args.chat) for prompt in prompts]
 
 
 def _answers(
     args: argparse.Namespace,
     denoiser: HFDenoiser,
-    prompts: list[Prompt],
+    ids: list[list[int]],
     first: int,
+    *,
+    progress: bool | None,
     on_step: Callable[[Flight], None] | None = None,
 ) -> list[Generation]:
-    given: list[Any] = [prompt.content for prompt in prompts]
-    if args.chat:
-        given = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in given]
     return generate(
         denoiser,
-        given,
+        ids,
         **{name: getattr(args, name) for name in _SAMPLING},
         generator=torch.Generator(denoiser.device).manual_seed(args.seed),
         first_row=first,
         batch_size=args.batch_size,
-        progress=False if on_step is not None else None,
+        progress=progress,
         on_step=on_step,
     )
 
@@ -191,14 +199,32 @@ def _loaded(args: argparse.Namespace, state: PartialState | None) -> HFDenoiser:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments, refused here if they are wrong: before a model is loaded, or a file begun."""
     parser = _parser()
     args = parser.parse_args(with_config(parser, argv))
     for name in ("num_samples", "batch_size", "trace_rows"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if (args.prompt is None) == (args.prompts is None):
+        raise ValueError("give either --prompt or --prompts")
     if args.watch and args.output is not None:
         raise ValueError("--watch is for the terminal: leave --output out, or write a --trace")
+    if args.output is not None and args.output.suffix in (".gz", ".parquet"):
+        raise ValueError(f"--output {args.output}: plain JSON lines are written: let the name end in .jsonl")
+    _check_device(args.device)
+    sampling = Sampling.of(**{name: getattr(args, name) for name in _SAMPLING})
+    if args.num_samples > 1 and not sampling.random:
+        raise ValueError(f"--num_samples {args.num_samples} would be equal answers: set --temperature above 0")
     return args
+
+
+def _check_device(name: str) -> None:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: there is no GPU here that this PyTorch can use")
 
 
 def _parser() -> Parser:
@@ -235,31 +261,3 @@ def _parser() -> Parser:
     add("--trace", type=Path, help="Write an HTML page that plays how the answers were written.")
     add("--trace_rows", type=int, default=20, help="How many answers the page shows (default 20).")
     return parser
-
-
-def _prompts(args: argparse.Namespace) -> list[Prompt]:
-    if (args.prompt is None) == (args.prompts is None):
-        raise ValueError("give either --prompt or --prompts")
-    if args.prompt is not None:
-        return [Prompt(text, {}) for text in args.prompt]
-    if not args.prompts.is_file():
-        raise ValueError(f"--prompts {args.prompts}: no such file")
-    if ".json" not in args.prompts.name:
-        return [Prompt(line, {}) for line in args.prompts.read_text().split("\n") if line.strip()]
-    found = []
-    for record in read_records(args.prompts, str(args.prompts)):
-        if record.unusable is not None:
-            raise ValueError(f"{record.origin} is {record.unusable}")
-        content = record.fields.get("prompt")
-        if not isinstance(content, str) and not _messages(content):
-            raise ValueError(f"{record.origin} has no field 'prompt' that holds text or messages")
-        found.append(Prompt(content, {name: value for name, value in record.fields.items() if name != "prompt"}))
-    return found
-
-
-def _messages(content: Any) -> bool:
-    return (
-        isinstance(content, list)
-        and bool(content)
-        and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in content)
-    )

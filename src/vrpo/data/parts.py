@@ -2,13 +2,13 @@
 
 Each part is a file of its own beside the output until all are there; then they become the output, in order. A part is
 written whole or not at all, so the output is the same however often its making was interrupted, and by however many
-processes.
+processes; and nothing else is left behind.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Parts:
     def missing(self) -> list[int]:
         """The parts that are still to be made; none if the output is there.
 
+        Settings bind once there is a part: a run that failed before it came to one can be corrected.
+
         Raises:
             ValueError: there is an output, or a part of one, that was made under other settings or that is not ours.
         """
@@ -41,36 +43,46 @@ class Parts:
             if not self.done.is_file():
                 raise ValueError(f"{self.output} exists and is no result of this command: give another --output")
             self._check(self.done)
+            self._clear()
             return []
-        if (self.folder / "settings.json").is_file():
-            self._check(self.folder / "settings.json")
+        begun = self.folder / "settings.json"
+        if any(self.folder.glob("*.jsonl")):
+            self._check(begun)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._replace(self.folder / "settings.json", self._text())
+        self._replace(begun, [self._text()])
         return [part for part in range(self.count) if not self.path(part).is_file()]
 
     def path(self, part: int) -> Path:
         return self.folder / f"{part:06d}.jsonl"
 
     def write(self, part: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._replace(self.path(part), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        self._replace(self.path(part), map(_line, rows))
 
     def join(self) -> bool:
         """Make the output from its parts, if all are there and it is not; says whether it is there."""
-        if self.output.exists():
-            return True
-        paths = [self.path(part) for part in range(self.count)]
-        if not all(path.is_file() for path in paths):
-            return False
-        self._replace(self.done, self._text())
-        self._replace(self.output, "".join(path.read_text() for path in paths))
-        shutil.rmtree(self.folder)
+        if not self.output.exists():
+            paths = [self.path(part) for part in range(self.count)]
+            if not all(path.is_file() for path in paths):
+                return False
+            self._replace(self.done, [self._text()])
+            self._replace(self.output, (path.read_bytes() for path in paths))
+        self._clear()
         return True
 
-    def _text(self) -> str:
-        return json.dumps({**self.settings, "parts": self.count}, indent=1, ensure_ascii=False) + "\n"
+    def _clear(self) -> None:
+        """What is beside an output that is there: also after a stop between the output and this."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _text(self) -> bytes:
+        return (json.dumps({**self.settings, "parts": self.count}, indent=1, ensure_ascii=False) + "\n").encode()
 
     def _check(self, path: Path) -> None:
-        found, now = json.loads(path.read_text()), json.loads(self._text())
+        beside = f"delete {self.output}, {self.done.name} and {self.folder.name}"
+        try:
+            found = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}. Give another --output, or {beside}") from error
+        now = json.loads(self._text())
         changed = [
             f"{name} was {found.get(name)!r} and is {now.get(name)!r}"
             for name in now | found
@@ -78,15 +90,22 @@ class Parts:
         ]
         if changed:
             raise ValueError(
-                f"{self.output} was begun with other settings: {'; '.join(changed)}. Give another --output, or delete "
-                f"{self.output}, {self.done.name} and {self.folder.name}"
+                f"{self.output} was begun with other settings: {'; '.join(changed)}. Give another --output, or {beside}"
             )
 
-    @staticmethod
-    def _replace(path: Path, text: str) -> None:
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("w") as file:
-            file.write(text)
+    def _replace(self, path: Path, pieces: Iterable[bytes]) -> None:
+        """By a file that is written in the folder, so that a stop leaves nothing elsewhere."""
+        part = self.folder / f".{path.name}.{os.getpid()}.part"
+        with part.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and a file only in escapes
+        return (json.dumps(row) + "\n").encode()

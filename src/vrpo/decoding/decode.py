@@ -26,8 +26,9 @@ class Generation:
 
     `ids` has exactly `max_new_tokens` tokens, end tokens and what follows them included. It can hold mask tokens: where
     the model's best token was the mask token, the slot was spent on it. `text` is the part before the first end token,
-    None without a tokenizer. `nfe`: model calls (with guidance a call carries the row twice). `written`: which call
-    wrote each position, from 1 (0: none, see `stop_at_end`), and `confidence` the confidence of its token then.
+    None without a tokenizer. `nfe`: the model calls that carried the row, each counted as 1, whether it carried the row
+    twice (guidance) or a few of its columns (a cache). `written`: which call wrote each position, from 1 (0: none, see
+    `stop_at_end`), and `confidence` the confidence of its token then.
     """
 
     prompt_ids: list[int]
@@ -93,23 +94,23 @@ def generate(
         on_step: called with the rows in flight after every step, to look at.
 
     Raises:
-        ValueError: naming the argument, or the prompt.
+        ValueError: naming the argument, or the prompt; also where the model's logits for it are not numbers.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    sampling = Sampling(
-        max_new_tokens,
-        max_new_tokens if block_size is None else block_size,
-        max_new_tokens if steps is None and threshold is None else steps,
-        temperature,
-        cfg_scale,
-        remasking,
-        logits_eos_inf,
-        confidence_eos_eot_inf,
-        threshold,
-        cache,
-        refresh,
-        stop_at_end,
+    sampling = Sampling.of(
+        max_new_tokens=max_new_tokens,
+        block_size=block_size,
+        steps=steps,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+        remasking=remasking,
+        logits_eos_inf=logits_eos_inf,
+        confidence_eos_eot_inf=confidence_eos_eot_inf,
+        threshold=threshold,
+        cache=cache,
+        refresh=refresh,
+        stop_at_end=stop_at_end,
     )
     pilot = Pilot.of(denoiser, sampling)
     rows = prompt_ids(denoiser.tokenizer, prompts, denoiser.mask_id)

@@ -111,6 +111,7 @@ class Pilot:
         else:
             logits = self.caller.logits(canvas, hidden, flight.block, flight.step)
         token, sure = self._proposed(logits, hidden, generators)
+        _check(sure, hidden, flight.row)
         confidence = torch.full(hidden.shape, -torch.inf, dtype=torch.float64, device=hidden.device)
         confidence[hidden] = sure
         proposal = canvas.ids.masked_scatter(hidden, token)
@@ -177,3 +178,17 @@ class Pilot:
         if self.caller is not None:
             self.caller.follow(len(done), stay, len(entering), new.canvas.ids.shape[1])
         return new
+
+
+def _check(sure: Float[Tensor, " S"], hidden: Bool[Tensor, "B L"], row: list[int]) -> None:
+    """
+    Raises:
+        ValueError: a confidence is not a number. Nothing could be kept by it, and a threshold would wait for ever.
+    """
+    bad = sure.isnan()
+    if bad.any():
+        at = int(hidden.nonzero()[bad][0, 0])
+        raise ValueError(
+            f"prompts[{row[at]}]: the model's logits are not numbers (NaN or infinite): broken weights, or a dtype "
+            "whose range is too small for them"
+        )

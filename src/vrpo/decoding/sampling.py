@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from vrpo.decoding.select import MEASURES, Commit, Proposer, Quota, Threshold, quotas
 
@@ -28,6 +29,16 @@ class Sampling:
     cache: str = "none"
     refresh: int | None = None
     stop_at_end: bool = False
+
+    @staticmethod
+    def of(
+        *, max_new_tokens: int, block_size: int | None, steps: int | None, threshold: float | None, **others: Any
+    ) -> "Sampling":
+        """With what `generate` takes where nothing is said: one block; without a threshold, one token a step."""
+        if steps is None and threshold is None:
+            steps = max_new_tokens
+        block_size = max_new_tokens if block_size is None else block_size
+        return Sampling(max_new_tokens, block_size, steps, threshold=threshold, **others)
 
     def __post_init__(self) -> None:
         for name, value in (("max_new_tokens", self.max_new_tokens), ("block_size", self.block_size)):

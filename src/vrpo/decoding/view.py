@@ -65,7 +65,8 @@ def write_trace(
         }
         for generation, prompt in zip(generations, prompts, strict=True)
     ]
-    data = json.dumps(rows, ensure_ascii=False).replace("</", "<\\/")
+    # no "<" in the script: "</script" would end it, "<!--<script" keep it from ending
+    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
     page = _PAGE.replace("{{hidden}}", html.escape(HIDDEN)).replace("{{rows}}", data)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
@@ -129,7 +130,7 @@ function stop() { clearInterval(timer); timer = null; play.textContent = "Play";
 step.oninput = () => { stop(); show(Number(step.value)); };
 play.onclick = () => {
   if (timer) return stop();
-  if (Number(step.value) >= last) step.value = 0;
+  if (Number(step.value) >= last) { step.value = 0; show(0); }
   play.textContent = "Pause";
   timer = setInterval(() => {
     step.value = Number(step.value) + 1; show(Number(step.value));

@@ -134,7 +134,7 @@ class HFDenoiser:
         """`logits`, and the keys and values of all columns, for `logits_of_columns`.
 
         Raises:
-            ValueError: attention is flex_attention's, which takes no mask of this kind.
+            ValueError: attention is neither sdpa nor eager: others take no mask of this kind.
         """
         base = self._base_for_columns()
         hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask)
@@ -155,8 +155,9 @@ class HFDenoiser:
 
     def _base_for_columns(self) -> Any:
         base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
-        if base.config._attn_implementation == "flex_attention":
-            raise ValueError("a cache needs attn_implementation sdpa or eager, not flex_attention")
+        attention = base.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ValueError(f"a cache needs attn_implementation sdpa or eager, not {attention}")
         return base
 
     @property

@@ -100,20 +100,20 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     return PreTrainedTokenizerFast.from_pretrained(str(name_or_path))
 
 
+def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model, or of the base of an adapter, without loading it; None as in `load_tokenizer`."""
+    return load_tokenizer(_without_adapter(name_or_path))
+
+
 def mask_id_of(name_or_path: str) -> int:
     """The mask token of a model, or of the base of an adapter, without loading it."""
-    if (Path(name_or_path) / "adapter_config.json").is_file():
-        name_or_path = _base_of(name_or_path)
-    klass: Any = model_class(name_or_path)
-    return int(klass.config_class.from_pretrained(name_or_path).mask_token_id)
+    return int(_config_of(_without_adapter(name_or_path)).mask_token_id)
 
 
 def end_ids_of(name_or_path: str) -> set[int]:
     """The tokens at which an answer of a model, or of the base of an adapter, ends, without loading it."""
-    if (Path(name_or_path) / "adapter_config.json").is_file():
-        name_or_path = _base_of(name_or_path)
-    klass: Any = model_class(name_or_path)
-    ends = {int(klass.config_class.from_pretrained(name_or_path).eos_token_id)}
+    name_or_path = _without_adapter(name_or_path)
+    ends = {int(_config_of(name_or_path).eos_token_id)}
     tokenizer = load_tokenizer(name_or_path)
     vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
     return ends | ({vocabulary[llada.END_OF_TURN]} if llada.END_OF_TURN in vocabulary else set())
@@ -136,6 +136,17 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
             "see src/vrpo/models/llada.py"
         )
     return _ADAPTERS[architectures[0]]
+
+
+def _config_of(name_or_path: str) -> Any:
+    klass: Any = model_class(name_or_path)
+    return klass.config_class.from_pretrained(name_or_path)
+
+
+def _without_adapter(name_or_path: str) -> str:
+    """The base, where the name is that of a folder with an adapter."""
+    is_adapter = (Path(name_or_path) / "adapter_config.json").is_file()
+    return _base_of(name_or_path) if is_adapter else name_or_path
 
 
 def _base_of(adapter: str) -> str:
