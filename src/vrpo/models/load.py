@@ -44,7 +44,7 @@ def load(
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
-        adapter, name_or_path = name_or_path, _base_of(name_or_path)
+        adapter, name_or_path = name_or_path, base_of(name_or_path)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if quantization_config is not None:  # quantised where it will stay
         options |= {"quantization_config": quantization_config}
@@ -103,7 +103,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
 def mask_id_of(name_or_path: str) -> int:
     """The mask token of a model, or of the base of an adapter, without loading it."""
     if (Path(name_or_path) / "adapter_config.json").is_file():
-        name_or_path = _base_of(name_or_path)
+        name_or_path = base_of(name_or_path)
     klass: Any = model_class(name_or_path)
     return int(klass.config_class.from_pretrained(name_or_path).mask_token_id)
 
@@ -111,7 +111,7 @@ def mask_id_of(name_or_path: str) -> int:
 def end_ids_of(name_or_path: str) -> set[int]:
     """The tokens at which an answer of a model, or of the base of an adapter, ends, without loading it."""
     if (Path(name_or_path) / "adapter_config.json").is_file():
-        name_or_path = _base_of(name_or_path)
+        name_or_path = base_of(name_or_path)
     klass: Any = model_class(name_or_path)
     ends = {int(klass.config_class.from_pretrained(name_or_path).eos_token_id)}
     tokenizer = load_tokenizer(name_or_path)
@@ -138,7 +138,8 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
     return _ADAPTERS[architectures[0]]
 
 
-def _base_of(adapter: str) -> str:
+def base_of(adapter: str) -> str:
+    """The model that a saved adapter is of."""
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise ValueError(
