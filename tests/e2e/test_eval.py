@@ -1,7 +1,9 @@
 """`vrpo eval`: models and files in, tables out, interruptions survived, mistakes in one line."""
 
 import json
-from collections.abc import Sequence
+import math
+import shutil
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.rewards.machine import WITHOUT
 from vrpo.cli import main
-from vrpo.commands import evaluate as command
+from vrpo.commands import evaluate_plan as command
 from vrpo.commands.evaluate_models import files_fingerprint, named
 from vrpo.evals import own_run
 from vrpo.evals.compare import mcnemar
+from vrpo.evals.own import OWN
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.rewards.verdict import Answer, Verdict
 
@@ -146,6 +150,19 @@ def test_a_preset_is_printed_and_overridden(
         (["--task", "gsm8k=x.jsonl", "--preset", "llama"], "no preset 'llama'; there are llada15, llada_instruct"),
         (["--task", "gsm8k=x.jsonl", "--num_resamples", "1000"], "num_resamples + 1 must be a multiple of 40"),
         (["--taks", "gsm8k"], "did you mean task"),
+        (
+            ["--tasks", "gsm8k", "--data", "nowhere", "--preset", "llada15", "--max_new_tokens", "8"],
+            "gsm8k: block_size 16",
+        ),
+        (
+            ["--task", "gsm8k=x.jsonl", "--max_new_tokens", "8", "--remasking", "best"],
+            "gsm8k: remasking must be one of",
+        ),
+        (
+            ["--task", "gsm8k=x.jsonl", "--max_new_tokens", "8", "--num_fewshot", "5"],
+            "--num_fewshot is for tasks of lm",
+        ),
+        (["--tasks", "arc_easy", "--include_path", "nowhere"], "--include_path: no such folder: nowhere"),
     ],
 )
 def test_mistakes_are_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,38 +181,123 @@ def test_models_have_names(checkpoints: list[str], capsys: pytest.CaptureFixture
     assert prints[0] != prints[1]
     assert prints[0] == files_fingerprint(checkpoints[0].partition("=")[2])
     assert files_fingerprint("org/model") == "org/model"
+    with pytest.raises(ValueError, match=r"without / or \| in the name"):
+        named("a|b=org/model")
     same = ["m=x", "m=y"]
     assert main(["eval", "--models", *same, "--output_dir", "unused", "--tasks", "gsm8k"]) == 2
     assert "two are called m" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
-def test_tasks_of_lm_eval(
-    checkpoints: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_models_that_are_not_there_are_said_before_others_answer(
+    checkpoints: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A local task by name, offline: accuracies compared, seeds and plan with every likelihood in the samples."""
+    """Kills: hours of answers of the first model, and then the second one's misspelt path."""
+    base = checkpoints[0].partition("=")[2]
+    nowhere = f"{tmp_path}/nowhere"
+    for after, message in ((nowhere, f"{nowhere} is neither a folder"), (f"{base}:{nowhere}", "no adapter at")):
+        assert main(arguments([checkpoints[0], f"after={after}"], data, tmp_path / "out")) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_by_itself_stands_for_its_base_too(checkpoints: list[str], tmp_path: Path) -> None:
+    """Kills: answers of an adapter on another base taken for these."""
+    from peft import LoraConfig
+
+    from vrpo.models.adapter import with_adapter
+    from vrpo.models.load import load
+
+    shutil.copytree(checkpoints[0].partition("=")[2], tmp_path / "base")
+    tuned = with_adapter(load(tmp_path / "base"), LoraConfig(r=2), seed=1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    before = named(f"tuned={tmp_path}/adapter").about
+    shutil.rmtree(tmp_path / "base")
+    shutil.copytree(checkpoints[1].partition("=")[2], tmp_path / "base")
+    after = named(f"tuned={tmp_path}/adapter").about
+    assert before["weights"] == after["weights"]
+    assert before != after
+
+
+def test_all_our_tasks_from_real_files_by_real_judges(
+    checkpoints: list[str], tmp_path: Path, vrpo_data: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, the first two rows of each; of instructions both accuracies. Kills: a task without its judge's package,
+    field or file."""
+    if WITHOUT:
+        pytest.skip(WITHOUT)
+    given = ["--data", str(vrpo_data("gsm8k").parent), "--tasks", *OWN, "--limit", "2", "--confirm_run_unsafe_code"]
+    how = ["--max_new_tokens", "8", "--num_resamples", "199", "--device", "cpu", "--apply_chat_template"]
+    assert main(["eval", "--models", *checkpoints, *given, *how, "--output_dir", str(tmp_path / "out")]) == 0
+    results = json.loads((tmp_path / "out" / "eval.json").read_text())["results"]
+    assert [(one["task"], one["metric"]) for one in results if one["task"] != "ifeval"] == [
+        (name, "reward") for name in OWN if name != "ifeval"
+    ]
+    assert [one["metric"] for one in results if one["task"] == "ifeval"] == ["reward", "all followed"]
+    assert all(len(one["items"]) == 2 for one in results)
+    assert "prompts go through the chat template" in capsys.readouterr().err
+    assert "- prompts go through the chat template" in (tmp_path / "out" / "eval.md").read_text()
+
+
+LM_EVAL = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval without its thousands of tasks, which take seconds to index."""
     from vrpo.evals import harness_run
 
     manager = harness_run.TaskManager
     monkeypatch.setattr(harness_run, "TaskManager", lambda **given: manager(include_defaults=False, **given))
+
+
+def defined(folder: Path, name: str, docs: list[dict[str, Any]], **fields: Any) -> None:
+    """A task of lm-eval in folder/tasks, with its data."""
+    (folder / "tasks").mkdir(exist_ok=True)
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    source = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")}
+    task = {"task": name, "dataset_path": "json", "dataset_kwargs": source, "test_split": "test", **fields}
+    (folder / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(task))
+
+
+@LM_EVAL
+def test_rolling_likelihoods_are_compared(
+    checkpoints: list[str], tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bits per byte of each text, from the bounds in the samples; a task without a number for each item is left out.
+    A task that was changed is refused. Kills: a page that is lost after all models answered."""
+    texts = [{"text": "one two three"}, {"text": "How many ducks are there?"}]
+    kind = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"}
+    defined(tmp_path, "texts", texts, **kind, metric_list=[{"metric": "bits_per_byte"}])
+    pair = {"output_type": "multiple_choice", "doc_to_choice": [" a", " b"], "doc_to_target": 0}
+    defined(tmp_path, "pairs", texts, **pair, doc_to_text="{{text}}", metric_list=[{"metric": "f1"}])
+    given = ["--include_path", str(tmp_path / "tasks"), "--num_draws", "4", "--num_resamples", "199"]
+    call = ["eval", "--models", *checkpoints, "--output_dir", str(tmp_path / "out"), "--device", "cpu", *given]
+    assert main([*call, "--tasks", "texts", "pairs"]) == 0
+    shown = capsys.readouterr()
+    assert "| texts | bits per byte (lower is better) | before | after |" in shown.out
+    assert "pairs: left out, it has no metric that is one number for each item" in shown.err
+    (result,) = json.loads((tmp_path / "out" / "eval.json").read_text())["results"]
+    lines = (tmp_path / "out" / "after" / "texts" / "samples.jsonl").read_text().split("\n")
+    bounds = [json.loads(line)["vrpo"][0]["elbo"] for line in lines if line]
+    sizes = [len(text["text"].encode()) for text in texts]
+    expected = [-bound / size / math.log(2) for bound, size in zip(bounds, sizes, strict=True)]
+    assert result["values"]["after"] == pytest.approx(expected)
+    assert main([*call, "--tasks", "pairs"]) == 2
+    assert "nothing can be compared; answers are in" in capsys.readouterr().err
+    defined(tmp_path, "texts", texts, **kind, metric_list=[{"metric": "byte_perplexity"}])
+    assert main([*call, "--tasks", "texts"]) == 2
+    assert "definitions was" in capsys.readouterr().err
+
+
+@LM_EVAL
+def test_tasks_of_lm_eval(
+    checkpoints: list[str], tmp_path: Path, offline: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A local task by name, offline: accuracies compared, seeds and plan with every likelihood in the samples."""
     docs = [{"question": f"How many? {i}", "choices": [" one", " two quite others"], "label": i % 2} for i in range(6)]
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    task = {
-        "task": "how_many",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "docs.jsonl")}, "cache_dir": str(tmp_path / "cache")},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{label}}",
-        "doc_to_choice": "{{choices}}",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "how_many.yaml").write_text(yaml.safe_dump(task))
+    choice = {"doc_to_text": "{{question}}", "doc_to_target": "{{label}}", "doc_to_choice": "{{choices}}"}
+    defined(tmp_path, "how_many", docs, output_type="multiple_choice", **choice, metric_list=[{"metric": "acc"}])
     output = tmp_path / "out"
     given = ["--tasks", "how_many", "--include_path", str(tmp_path / "tasks"), "--num_draws", "4", "--seed", "7"]
     call = ["eval", "--models", *checkpoints, "--output_dir", str(output), "--device", "cpu", *given]

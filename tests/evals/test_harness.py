@@ -1,6 +1,7 @@
 """lm-evaluation-harness with a diffusion language model, offline."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from vrpo.evals.harness import VRPOLM  # noqa: E402
-from vrpo.evals.harness_run import HarnessRun, values_of  # noqa: E402
+from vrpo.evals.harness_run import HarnessRun, definitions_digest, fetch, require, values_of  # noqa: E402
+from vrpo.evals.report import measure_of  # noqa: E402
 
 DOCS = [
     {"question": "Which is it?", "choices": [" a cat", " one dog"], "label": 0},
@@ -100,7 +102,7 @@ def test_many_draws_come_to_the_exact_bound(model: HFDenoiser) -> None:
     ]
     lm.loglikelihood(requests)
     for request in requests:
-        (row,) = lm._answers_to({"doc_id": 0}, request.args)
+        (row,) = lm._answers_to("a task", 0, request.args)
         context, continuation = lm._encode_pair(*request.args)
         with torch.no_grad():
             truth = float(vrpo.exact_elbo(model, tokens_of([Request(context, continuation, 0)], 0, 0)).value)
@@ -115,7 +117,7 @@ def test_short_continuations_are_exact(model: HFDenoiser) -> None:
     choices = [" a", " a cat", " a whale, a bird or two three"]
     lm.loglikelihood([asked("loglikelihood", "It is", choice, doc=DOCS[0]) for choice in choices])
     for choice in choices:
-        (row,) = lm._answers_to({"doc_id": 0}, ("It is", choice))
+        (row,) = lm._answers_to("a task", 0, ("It is", choice))
         context, continuation = lm._encode_pair("It is", choice)
         if len(continuation) > 3:
             assert row["plan"] == "FixedCount(num_times=7, num_masks=1)"
@@ -167,7 +169,7 @@ def test_is_greedy_is_what_decoding_writes(model: HFDenoiser) -> None:
     assert [greedy for _, greedy in found] == [model.mask_id not in own.ids, False]
     off = VRPOLM(model, num_draws=2, check_greedy=False)
     off.loglikelihood([asked("loglikelihood", "Which", " one")])
-    assert off._answers_to({"doc_id": 0}, ("Which", " one"))[0]["is_greedy"] is None
+    assert off._answers_to("a task", 0, ("Which", " one"))[0]["is_greedy"] is None
 
 
 def test_long_contexts_are_cut_on_the_left_with_a_warning(model: HFDenoiser) -> None:
@@ -176,7 +178,7 @@ def test_long_contexts_are_cut_on_the_left_with_a_warning(model: HFDenoiser) -> 
     context = "a cat " * 20
     with pytest.warns(UserWarning, match=r"a task, document 0: .* are cut off on the left"):
         ((value, _),) = lm.loglikelihood([asked("loglikelihood", context, "a dog", doc={"x": 1})])
-    (row,) = lm._answers_to({"doc_id": 0}, (context, "a dog"))
+    (row,) = lm._answers_to("a task", 0, (context, "a dog"))
     ids, answer = lm._encode_pair(context, "a dog")
     assert row["cut"] == len(ids) + len(answer) - 12
     kept = tokens_of([Request(ids[row["cut"] :], answer, row["about"])], 0, model.pad_id)
@@ -305,6 +307,62 @@ def test_a_stopped_run_goes_on(
     assert stopped.samples(lambda: pytest.fail("asked for"), lambda: pytest.fail("asked for")) == expected
     values = values_of(expected)
     assert set(values) == {("which_animal", "acc"), ("which_animal", "acc_norm")}
-    assert set(values["which_animal", "acc"]) == {"0", "1", "2"}
+    assert [item.partition(":")[0] for item in values["which_animal", "acc"]] == ["0", "1", "2"]
     with pytest.raises(ValueError, match="lm-eval has no task 'no_such_task'"):
         HarnessRun("no_such_task", tmp_path / "x", {}, {}, 0).samples(lm, lambda: tasks)
+
+
+def test_perplexities_become_rates_of_items() -> None:
+    """A pair of log-likelihood and count is a rate; other pairs are left out. Kills: tasks of rolling likelihoods that
+    cannot be compared, a mean of log-likelihoods called perplexity, the sign."""
+    sample = {"task": "texts", "doc_id": 3, "doc_hash": "0123456789", "filter": "none"}
+    values = {"word_perplexity": [-12.0, 6], "bits_per_byte": [-12.0, 24], "perplexity": -2.5, "f1": [1, 0]}
+    found = values_of([{**sample, "metrics": list(values), **values}])
+    assert found == {
+        ("texts", "nats per word (lower is better)"): {"3:01234567": 2.0},
+        ("texts", "bits per byte (lower is better)"): {"3:01234567": pytest.approx(0.5 / math.log(2))},
+        ("texts", "log-likelihood, nats"): {"3:01234567": -2.5},
+    }
+
+
+def test_models_are_not_compared_on_different_documents() -> None:
+    """Samples kept from before a data file changed have the same numbers. Kills: items named by number."""
+    sample = {"task": "t", "doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": 1.0}
+    one, other = (values_of([{**sample, "doc_hash": text * 64}])["t", "acc"] for text in "ab")
+    with pytest.raises(ValueError, match="before and after have different items, such as 0:aaaaaaaa, 0:bbbbbbbb"):
+        measure_of("t", "acc", {"before": one, "after": other})
+
+
+def test_a_request_has_the_answers_of_its_task(model: HFDenoiser) -> None:
+    """Kills: two tasks with the same document mixed up, answers of an earlier call added to those of the next."""
+    lm = VRPOLM(model, num_draws=2)
+    one = asked("loglikelihood", "Which", " one")
+    other = Instance("loglikelihood", {}, ("Which", " one"), 0, metadata=("another task", 0, 1))
+    lm.loglikelihood([one, other])
+    lm.loglikelihood([one])
+    for task_name in ("a task", "another task"):
+        assert [row["task"] for row in lm._answers_to(task_name, 0, ("Which", " one"))] == [task_name]
+
+
+def test_changed_definitions_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.yaml").write_text("task: a")
+    before = definitions_digest(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert definitions_digest(str(tmp_path)) == before
+    (tmp_path / "inner" / "a.yaml").write_text("task: b")
+    assert definitions_digest(str(tmp_path)) != before
+    assert definitions_digest(None) is None
+
+
+def test_data_that_cannot_be_had_are_said(tmp_path: Path) -> None:
+    """In one line, and where a task of ours wants its file."""
+    import yaml
+
+    one = task(tmp_path, dataset_kwargs={"data_files": {"test": str(tmp_path / "nowhere.jsonl")}})
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(one))
+    manager = TaskManager(include_defaults=False, include_path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"lm-eval cannot get the data of which_animal: .*nowhere"):
+        fetch(manager, "which_animal")
+    with pytest.raises(ValueError, match="sudoku is run from its file: --data folder, or --task sudoku=path"):
+        require(manager, ["sudoku"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vrpo.evals.kept import ALONE, Crew, digest, rows_of
+from vrpo.evals.kept import ALONE, Crew, digest, part_size_of, rows_of
 
 ITEMS = [f"item {i}" for i in range(10)]
 
@@ -51,6 +51,17 @@ def test_other_items_or_settings_are_refused(tmp_path: Path) -> None:
         run(Maker(), tmp_path / "rows.jsonl", model="b")
     with pytest.raises(ValueError, match="items_digest"):
         run(Maker(), tmp_path / "rows.jsonl", [*ITEMS[:-1], "another"], model="a")
+
+
+def test_parts_of_another_size_are_refused(tmp_path: Path) -> None:
+    """Also if they are as many: of 10 items, two parts of 6 or of 7. Kills: items that are in no part, since
+    one part was made by the old size and the next by the new one."""
+    output = tmp_path / "rows.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(ITEMS, Maker(stop_at=1), output=output, settings={}, size=6, label="test")
+    with pytest.raises(ValueError, match=r"part_size was 6 and is 7.*another --output_dir,"):
+        rows_of(ITEMS, Maker(), output=output, settings={}, size=7, label="test")
+    assert (part_size_of(1), part_size_of(16), part_size_of(32)) == (64, 64, 128)
 
 
 def test_digests_see_every_item() -> None:

@@ -3,17 +3,24 @@
 import gzip
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.rewards.machine import WITHOUT
 from vrpo import generate
 from vrpo.evals.answers import cut_left, until, written
 from vrpo.evals.own import OWN
 from vrpo.evals.own_run import OwnRun, judged
 from vrpo.models.hf import HFDenoiser
+from vrpo.rewards.countdown import value_of
+from vrpo.rewards.judges import verifier
+from vrpo.rewards.sandbox import SandboxUnavailable
 from vrpo.rewards.verdict import Answer, Verdict
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -65,7 +72,7 @@ def test_rows_that_bring_a_prompt_keep_it() -> None:
 def test_files_are_read_and_mistakes_named(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(ROWS["gsm8k"]).encode() + b"\n\n" + json.dumps({"answer": "3"}).encode()))
-    with pytest.raises(ValueError, match="row 1 has no field 'question', which gsm8k needs"):
+    with pytest.raises(ValueError, match=r"test\.jsonl\.gz:3 has no field 'question', which gsm8k needs"):
         OWN["gsm8k"].rows(path)
     path.write_bytes(gzip.compress(json.dumps(ROWS["gsm8k"]).encode() + b"\nnonsense"))
     with pytest.raises(ValueError, match=r"test\.jsonl\.gz:2 is not a JSON object"):
@@ -75,6 +82,52 @@ def test_files_are_read_and_mistakes_named(tmp_path: Path) -> None:
     table = tmp_path / "test.csv"
     table.write_text("Puzzle,Solution\n3102200002100320,3142243142131324\n")
     assert OWN["sudoku"].rows(table) == [ROWS["sudoku"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("gsm8k", {"question": None, "answer": "3"}, "has no field 'question', which gsm8k needs"),
+        ("gsm8k", {"question": "How many?"}, "has no field 'answer', which gsm8k needs"),
+        ("gsm8k", {"question": "How many?", "answer": "many"}, "cannot be judged: no number in its row's field"),
+        ("humaneval", {"prompt": "def f(x):", "entry_point": "f"}, "has no field 'test', which humaneval needs"),
+        ("countdown", {"input": "1;2", "output": "3"}, "cannot be judged: its row is no Countdown problem"),
+        ("countdown", {"input": [1, 2], "output": "3"}, "is no row of countdown"),
+        ("countdown", {"input": "1,2"}, "has no field 'output', which countdown needs"),
+        ("sudoku", {"Puzzle": "3102", "Solution": "3142"}, "cannot be judged: its row is no 4x4 Sudoku"),
+        ("ifeval", {"prompt": "x", "instruction_id_list": ["a:b"], "kwargs": [{}]}, "unknown instruction 'a:b'"),
+    ],
+)
+def test_rows_that_cannot_be_judged_are_refused(name: str, row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """By line, before anything is answered. Kills: hours of answers to questions without a truth."""
+    path = tmp_path / "test.jsonl"
+    good = {**ROWS[name], "entry_point": "f", "test": "x", "instruction_id_list": ["punctuation:no_comma"]}
+    good["kwargs"] = [{}]
+    path.write_text(f"{json.dumps(good)}\n{json.dumps(row)}\n")
+    with pytest.raises(ValueError, match=r"test\.jsonl:2 ") as error:
+        OWN[name].rows(path, verifier(OWN[name].judge) if name != "humaneval" else ByLength())
+    assert message in str(error.value)
+
+
+def test_a_machine_without_a_sandbox_is_said_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(without: Any) -> None:
+        raise SandboxUnavailable("no Landlock here")
+
+    monkeypatch.setattr("vrpo.rewards.sandbox._check_machine", refuse)
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps({**ROWS["humaneval"], "entry_point": "f"}) + "\n")
+    with pytest.raises(ValueError, match="cannot be judged: no Landlock here"):
+        OWN["humaneval"].rows(path, verifier("humaneval"))
+
+
+def test_tables_may_be_a_spreadsheets(tmp_path: Path) -> None:
+    """With its mark at the beginning; a line that ends early is named. Kills: 'no field Puzzle' of a good file."""
+    path = tmp_path / "test.csv"
+    path.write_bytes(b"\xef\xbb\xbfPuzzle,Solution\r\n3102200002100320,3142243142131324\r\n")
+    assert OWN["sudoku"].rows(path, verifier("sudoku")) == [ROWS["sudoku"]]
+    path.write_text("Puzzle,Solution\n3102200002100320,3142243142131324\n3102200002100320\n")
+    with pytest.raises(ValueError, match=r"test\.csv:3 cannot be judged"):
+        OWN["sudoku"].rows(path, verifier("sudoku"))
 
 
 def test_countdown_leaves_out_what_is_trained_on(tmp_path: Path) -> None:
@@ -104,6 +157,43 @@ def test_real_files(name: str, count: int, vrpo_data: Callable[[str], Path]) -> 
     rows = OWN[name].rows(vrpo_data(OWN[name].file))
     assert len(rows) == count
     assert all(OWN[name].prompt(row).strip() for row in rows)
+
+
+def _solved(row: dict[str, Any]) -> str:
+    """An expression for a Countdown row, by trying all of them."""
+    target = Fraction(row["output"])
+    for a, b, c in permutations(row["input"].split(",")):
+        for first, second in product("+-*/", repeat=2):
+            for text in (f"({a}{first}{b}){second}{c}", f"{a}{first}({b}{second}{c})"):
+                with suppress(ValueError):
+                    if value_of(text)[0] == target:
+                        return text
+    raise AssertionError(row)
+
+
+PERFECT: dict[str, Callable[[dict[str, Any]], str]] = {
+    "gsm8k": lambda row: f"So it is\n\\boxed{{{row['answer'].rpartition('#### ')[2]}}}",
+    "math500": lambda row: f"It is \\boxed{{{row['answer']}}}.",
+    "humaneval": lambda row: f"Here:\n```python\n{row['prompt']}{row['canonical_solution']}\n```\nDone.",
+    "mbpp": lambda row: f"```python\n{row['code']}\n```",
+    "countdown": lambda row: f"<answer>{_solved(row)}</answer>",
+    "sudoku": lambda row: f"<answer>{row['Solution']}</answer>",
+}
+
+
+@pytest.mark.parametrize("name", PERFECT)
+def test_perfect_answers_are_right(name: str, vrpo_data: Callable[[str], Path]) -> None:
+    """In the form that the prompt asks for, on the real files, by the real judges (of programs every 40th): all right,
+    and the question itself for an answer never is. Kills: a judge that looks elsewhere than the prompt says."""
+    if OWN[name].runs_code and WITHOUT:
+        pytest.skip(WITHOUT)
+    judge = verifier(OWN[name].judge)
+    rows = OWN[name].rows(vrpo_data(OWN[name].file), judge)[:: 40 if OWN[name].runs_code else 1]
+    answers = [{"prompt": OWN[name].prompt(row), "answer": PERFECT[name](row)} for row in rows]
+    found = judged(answers, rows, judge)
+    assert [one for one in found if one["reward"] != 1] == []
+    asked = judged([{**one, "answer": one["prompt"]} for one in answers[:20]], rows[:20], judge)
+    assert sum(one["reward"] for one in asked) <= 1
 
 
 def test_judges_see_prompt_answer_and_row() -> None:

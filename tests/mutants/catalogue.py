@@ -1696,6 +1696,7 @@ PAIRS = [  # answers to preference pairs
 
 COMPARE, LIKELIHOOD = ("tests/evals/test_compare.py",), ("tests/evals/test_likelihood.py",)
 KEPT, OWN, REPORT = ("tests/evals/test_kept.py",), ("tests/evals/test_own.py",), ("tests/evals/test_report.py",)
+HARNESS = ("tests/evals/test_harness.py",)
 
 EVALUATION = [
     Mutant("a one-sided exact test", "evals/compare.py", (("min(2 * tail, 2**n) / 2**n", "tail / 2**n"),), COMPARE),
@@ -1775,6 +1776,30 @@ EVALUATION = [
         "evals/own_run.py",
         (("self.rows[first : first + len(items)]", "self.rows[: len(items)]"),),
         OWN,
+    ),
+    Mutant(
+        "parts of two sizes in one file",
+        "evals/kept.py",
+        (('"part_size": size}', '"part_size": 0}'),),
+        KEPT,
+    ),
+    Mutant(
+        "rows that cannot be judged are answered first",
+        "evals/own.py",
+        (("for record in records[:1] if self.runs_code else records:", "for record in records[:1]:"),),
+        OWN,
+    ),
+    Mutant(
+        "documents known by their number",
+        "evals/harness_run.py",
+        (("""f"{sample['doc_id']}:{sample['doc_hash'][:8]}\"""", "str(sample['doc_id'])"),),
+        HARNESS,
+    ),
+    Mutant(
+        "probabilities of more bits for better models",
+        "evals/harness_run.py",
+        (("-total / (count * unit)", "total / (count * unit)"),),
+        HARNESS,
     ),
 ]
 

@@ -6,10 +6,8 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,107 +16,15 @@ from accelerate import PartialState
 import vrpo
 from vrpo.commands.arguments import parse
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
+from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
 from vrpo.diagnostics.eval_picture import eval_picture
 from vrpo.diagnostics.plots import figure_class
-from vrpo.evals.answers import SAMPLING
-from vrpo.evals.compare import RESAMPLES
 from vrpo.evals.kept import Crew
-from vrpo.evals.own import OWN, OwnTask
 from vrpo.evals.own_run import OwnRun
-from vrpo.evals.presets import PRESETS, Setting, setting_of
 from vrpo.evals.report import Measure, Result, measure_of, results_of, tables
-from vrpo.rewards.judges import verifier
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "lm-eval", "numpy")
 Values = Mapping[tuple[str, str], Mapping[str, float]]  # (task, metric) -> item -> value
-
-
-@dataclass
-class EvalArguments:
-    """Which models, on what, answering how."""
-
-    models: list[str] = field(metadata={"help": "name=path or name=path:adapter, one or several; the first is before."})
-    output_dir: str = field(metadata={"help": "Where answers, verdicts and the report go; run again to go on."})
-    tasks: list[str] | None = field(
-        default=None,
-        metadata={"help": f"Of ours, from files of --data: {', '.join(OWN)}. Any other name is a task of lm-eval."},
-    )
-    task: list[str] | None = field(
-        default=None, metadata={"help": "name=path: one of our tasks from a file elsewhere; may name several."}
-    )
-    data: str | None = field(
-        default=None, metadata={"help": "Folder of our tasks' files, such as gsm8k/test.jsonl.gz."}
-    )
-    preset: str | None = field(
-        default=None, metadata={"help": f"Published settings of answering: {', '.join(PRESETS)}. Fields override them."}
-    )
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Length of the canvas."})
-    block_size: int | None = field(default=None, metadata={"help": "Length of a block. None: one block."})
-    steps: int | None = field(default=None, metadata={"help": "Model calls in all. None: one per token."})
-    threshold: float | None = field(
-        default=None, metadata={"help": "Instead of steps: all of at least this confidence."}
-    )
-    temperature: float | None = field(default=None, metadata={"help": "None or 0: the most probable token."})
-    cfg_scale: float | None = field(default=None, metadata={"help": "Classifier-free guidance."})
-    remasking: str | None = field(default=None, metadata={"help": "By what a step keeps its best proposals."})
-    logits_eos_inf: bool | None = field(default=None, metadata={"help": "Never write end-of-text."})
-    confidence_eos_eot_inf: bool | None = field(default=None, metadata={"help": "Write end tokens last."})
-    cache: str | None = field(default=None, metadata={"help": "Keys and values kept: none, prefix, dual."})
-    refresh: int | None = field(default=None, metadata={"help": "Compute the cache again after so many steps."})
-    num_draws: int = field(default=128, metadata={"help": "Draws of a likelihood (tasks of lm-eval)."})
-    enumerate_short: bool = field(
-        default=True, metadata={"help": "Enumerate the masks of continuations that have no more of them than draws."}
-    )
-    check_greedy: bool = field(
-        default=True, metadata={"help": "Find out whether a continuation is what decoding writes, as lm-eval asks."}
-    )
-    apply_chat_template: bool = field(default=False, metadata={"help": "Put prompts through the chat template."})
-    fewshot_as_multiturn: bool = field(default=True, metadata={"help": "lm-eval: examples as turns of their own."})
-    system_instruction: str | None = field(default=None, metadata={"help": "lm-eval: system message."})
-    num_fewshot: int | None = field(default=None, metadata={"help": "lm-eval: examples. None: the task's number."})
-    include_path: str | None = field(default=None, metadata={"help": "lm-eval: folder of further tasks (YAML)."})
-    limit: int | None = field(default=None, metadata={"help": "Only the first so many items of each task."})
-    confirm_run_unsafe_code: bool = field(
-        default=False, metadata={"help": "Needed for tasks whose judge executes what a model wrote."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of draws, sampling, examples and resamples."})
-    num_resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap; + 1 a multiple of 40."})
-    batch_size: int = field(default=16, metadata={"help": "Rows per model call."})
-    part_size: int | None = field(default=None, metadata={"help": "Items kept at a time. None: four batches."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: float32, bfloat16; auto: as stored."})
-    device: str | None = field(default=None, metadata={"help": "Where to run. None: cuda if there is one, else cpu."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "part_size", "num_draws", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.num_resamples < 39 or (self.num_resamples + 1) % 40:
-            raise ValueError(f"num_resamples + 1 must be a multiple of 40, not {self.num_resamples + 1}")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.output_dir)
-
-    def part(self) -> int:
-        return self.part_size or 4 * self.batch_size
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A task to run: ours with its rows, or (own None) lm-eval's; and how it is answered."""
-
-    name: str
-    own: OwnTask | None
-    rows: Sequence[dict[str, Any]]
-    sampling: Mapping[str, Any]
-    published: Setting | None
-
-    def __str__(self) -> str:
-        what = f"{len(self.rows)} items" if self.own else "of lm-eval"
-        how = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
-        return f"{self.name} ({what}): {how or 'as the task says'}"
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -132,7 +38,9 @@ def evaluate(argv: Sequence[str]) -> None:
     if crew.index == 0:
         print(_announced(args, models, planned), file=sys.stderr)
     try:
-        runner.check([task.name for task in planned if task.own is None])
+        for model in models:
+            model.require()
+        runner.check([task.name for task in planned if task.own is None], models)
         measures = measured(args, models, planned, runner, crew)
     except KeyboardInterrupt:
         print(f"interrupted: what was answered is kept in {args.folder}; the same command goes on", file=sys.stderr)
@@ -141,59 +49,17 @@ def evaluate(argv: Sequence[str]) -> None:
         write(args, models, planned, results_of(measures, args.seed, args.num_resamples))
 
 
-def plan_of(args: EvalArguments) -> list[Planned]:
-    """
-    Raises:
-        ValueError: nothing to do; a file, a package or a length is missing; code would be run without consent.
-    """
-    files = _files(args)
-    names = list(dict.fromkeys([*(args.tasks or []), *files]))
-    if not names:
-        raise ValueError("give --tasks, or --task name=path")
-    return [_planned(args, name, files) for name in names]
-
-
-def _files(args: EvalArguments) -> dict[str, Path]:
-    """Where rows of our tasks are."""
-    found = {name: Path(args.data) / OWN[name].file for name in args.tasks or [] if args.data and name in OWN}
-    for text in args.task or []:
-        name, _, path = text.partition("=")
-        if name not in OWN or not path:
-            raise ValueError(f"--task {text}: expected name=path with a name of {', '.join(OWN)}")
-        found[name] = Path(path)
-    return found
-
-
-def _planned(args: EvalArguments, name: str, files: Mapping[str, Path]) -> Planned:
-    setting = setting_of(args.preset, name)
-    given = {
-        field: getattr(args, field) for field in SAMPLING if field in vars(args) and getattr(args, field) is not None
-    }
-    sampling = {**({} if setting is None else setting.sampling), **given}
-    if name not in files:
-        if find_spec("lm_eval") is None:
-            ours = f" (or --data for the files of {name})" if name in OWN else ""
-            raise ValueError(f'{name} is run by lm-eval: pip install "vrpo[eval]"{ours}')
-        return Planned(name, None, (), sampling, setting)
-    task = OWN[name]
-    if task.runs_code and not args.confirm_run_unsafe_code:
-        raise ValueError(f"judging {name} executes what the model wrote: add --confirm_run_unsafe_code")
-    if "max_new_tokens" not in sampling:
-        raise ValueError(f"{name}: no preset says how long answers may be: give --max_new_tokens")
-    rows = task.rows(files[name])[: args.limit]
-    verifier(task.judge)  # refuses now, not after an hour, if it cannot be had
-    return Planned(name, task, rows, {"stop_at_end": True, **sampling}, setting)
-
-
 def _announced(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned]) -> str:
     lines = [f"{one.name}: {one.path}" + (f" with {one.adapter}" if one.adapter else "") for one in models]
     for task in planned:
         lines.append(str(task))
         if task.published is not None:
-            one = task.published
-            note = f" ({one.note})" if one.note else ""
-            lines.append(f"  published for {args.preset}: {one.internal} internal, {one.opencompass} OpenCompass{note}")
-    return "\n".join(lines)
+            lines.append(f"  published for {args.preset}: {task.published.scores}")
+    return "\n".join([*lines, _prompting(args)])
+
+
+def _prompting(args: EvalArguments) -> str:
+    return f"prompts {'go through the' if args.apply_chat_template else 'are plain text, without the'} chat template"
 
 
 def measured(
@@ -211,11 +77,18 @@ def measured(
         for task in planned:
             run = _own_values if task.own else runner.values
             found[task.name][model.name] = run(args, model, task, partial(shelf.get, model), crew)
-    return [measure for task in planned for measure in _measures(task, found[task.name])]
+    measures = [measure for task in planned for measure in _measures(task, found[task.name])]
+    if not measures:
+        raise ValueError(
+            f"no metric is one number for each item: nothing can be compared; answers are in {args.folder}"
+        )
+    return measures
 
 
 def _own_values(args: EvalArguments, model: NamedModel, task: Planned, load: Callable[[], Any], crew: Crew) -> Values:
     assert task.own is not None
+    assert task.judge is not None
+    judge = task.judge
     run = OwnRun(
         task.own,
         task.rows,
@@ -228,8 +101,11 @@ def _own_values(args: EvalArguments, model: NamedModel, task: Planned, load: Cal
         args.part(),
         crew,
     )
-    samples = run.samples(load, lambda: verifier(run.task.judge))
-    return {(task.name, "reward"): {str(row["item"]): float(row["reward"]) for row in samples}}
+    rewards = {str(row["item"]): float(row["reward"]) for row in run.samples(load, lambda: judge)}
+    found = {(task.name, "reward"): rewards}
+    if task.own.whole is not None:
+        found[task.name, task.own.whole] = {item: float(reward == 1) for item, reward in rewards.items()}
+    return found
 
 
 @dataclass
@@ -245,21 +121,25 @@ class _Harness:
         self._manager = self._manager or task_manager(self.args.include_path)
         return self._manager
 
-    def check(self, names: Sequence[str]) -> None:
+    def check(self, names: Sequence[str], models: Sequence[NamedModel]) -> None:
         """
         Raises:
-            ValueError: lm-eval has no such task; said before any model is loaded.
+            ValueError: lm-eval has no such task, or cannot get its data; said before any model is loaded.
         """
-        if names:
-            from vrpo.evals.harness_run import require
+        if not names:
+            return
+        from vrpo.evals.harness_run import SAMPLES, fetch, require
 
-            require(self.manager(), names)
+        require(self.manager(), names)
+        for name in names:
+            if not all((self.args.folder / model.name / name / SAMPLES).exists() for model in models):
+                fetch(self.manager(), name)
 
     def values(
         self, args: EvalArguments, model: NamedModel, task: Planned, load: Callable[[], Any], crew: Crew
     ) -> Values:
         from vrpo.evals.harness import VRPOLM
-        from vrpo.evals.harness_run import HarnessRun, values_of
+        from vrpo.evals.harness_run import HarnessRun, definitions_digest, values_of
 
         folder, about = args.folder / model.name / task.name, _about(args, model)
         how: dict[str, Any] = {
@@ -276,10 +156,16 @@ class _Harness:
         }
 
         def lm() -> Any:
-            kept: dict[str, Any] = {"folder": folder, "part_size": args.part(), "settings": about, "crew": crew}
+            kept: dict[str, Any] = {
+                "folder": folder,
+                "part_size": args.part(),
+                "settings": {**about, "task": task.name},
+                "crew": crew,
+            }
             return VRPOLM(load(), batch_size=args.batch_size, seed=args.seed, **kept, **how)
 
-        run = HarnessRun(task.name, folder, options, {**about, **how}, args.seed, crew)
+        definitions = {"definitions": definitions_digest(args.include_path)}
+        run = HarnessRun(task.name, folder, options, {**about, **how, **definitions}, args.seed, crew)
         return values_of(run.samples(lm, self.manager))
 
 
@@ -298,10 +184,10 @@ def _device(args: EvalArguments) -> str:
 
 
 def _measures(task: Planned, found: Mapping[str, Values]) -> list[Measure]:
-    """Of all metrics that every model has."""
+    """Of all metrics that every model has; says so if there are none."""
     shared = [key for key in next(iter(found.values())) if all(key in values for values in found.values())]
     if not shared:
-        raise ValueError(f"{task.name} has no metric that is one number for each item: nothing can be compared")
+        print(f"{task.name}: left out, it has no metric that is one number for each item", file=sys.stderr)
     measures = [
         measure_of(name, metric, {model: values[name, metric] for model, values in found.items()}, task.published)
         for name, metric in shared
@@ -344,6 +230,7 @@ def _page(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[P
         "all tests of this page (Holm). Published scores were made with other prompts, and some on other items."
     )
     run = ", ".join(f"{name} {version}" for name, version in versions().items())
+    how.append(f"- {_prompting(args)}")
     return "\n".join(["# Evaluation", "", *about, "", *how, "", shown, "", note, "", f"Made with {run}.", ""])
 
 

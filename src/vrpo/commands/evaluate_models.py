@@ -5,8 +5,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
+
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load
+from vrpo.models.load import base_of, load, mask_id_of
 
 _BLOCKS, _BLOCK = 64, 4096  # of each file of weights, that are read for a fingerprint
 
@@ -22,7 +24,23 @@ class NamedModel:
     @property
     def about(self) -> dict[str, Any]:
         """What kept answers depend on: not where the files are, but what is in them."""
-        return {"model": self.name, "weights": files_fingerprint(self.path), "adapter": files_fingerprint(self.adapter)}
+        prints = {"weights": files_fingerprint(self.path), "adapter": files_fingerprint(self.adapter)}
+        if (Path(self.path) / "adapter_config.json").is_file():  # an adapter by itself, which names its base
+            prints["base"] = files_fingerprint(base_of(self.path))
+        return {"model": self.name, **prints}
+
+    def require(self) -> None:
+        """Looks at configurations only.
+
+        Raises:
+            ValueError: there is no such model, or no such adapter.
+        """
+        mask_id_of(self.path)
+        if self.adapter is not None:
+            try:
+                PeftConfig.from_pretrained(self.adapter)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"--models {self.name}: no adapter at {self.adapter}: {error}") from error
 
 
 def named(text: str) -> NamedModel:
@@ -37,8 +55,8 @@ def named(text: str) -> NamedModel:
     base, _, adapter = (
         (path, "", "") if Path(path).exists() else path.rpartition(":") if ":" in path else (path, "", "")
     )
-    if not name or not base or "/" in name or name.startswith("."):
-        raise ValueError(f"--models {text}: expected name=path or name=path:adapter, and no slash in the name")
+    if not name or not base or set("/|") & set(name) or name.startswith("."):
+        raise ValueError(f"--models {text}: expected name=path or name=path:adapter, without / or | in the name")
     return NamedModel(name, base, adapter or None)
 
 

@@ -99,9 +99,9 @@ def generate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     sampling = Sampling.of(
-        max_new_tokens=max_new_tokens,
-        block_size=block_size,
-        steps=steps,
+        max_new_tokens,
+        block_size,
+        steps,
         temperature=temperature,
         cfg_scale=cfg_scale,
         remasking=remasking,

@@ -30,15 +30,13 @@ class Sampling:
     refresh: int | None = None
     stop_at_end: bool = False
 
-    @staticmethod
+    @classmethod
     def of(
-        *, max_new_tokens: int, block_size: int | None, steps: int | None, threshold: float | None, **others: Any
+        cls, max_new_tokens: int, block_size: int | None = None, steps: int | None = None, **others: Any
     ) -> "Sampling":
-        """With what `generate` takes where nothing is said: one block; without a threshold, one token a step."""
-        if steps is None and threshold is None:
-            steps = max_new_tokens
-        block_size = max_new_tokens if block_size is None else block_size
-        return Sampling(max_new_tokens, block_size, steps, threshold=threshold, **others)
+        """What None means: one block; one token a step, unless there is a threshold."""
+        steps = max_new_tokens if steps is None and others.get("threshold") is None else steps
+        return cls(max_new_tokens, max_new_tokens if block_size is None else block_size, steps, **others)
 
     def __post_init__(self) -> None:
         for name, value in (("max_new_tokens", self.max_new_tokens), ("block_size", self.block_size)):

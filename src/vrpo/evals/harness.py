@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from vrpo.draws import FixedCount
 from vrpo.evals.answers import SAMPLING, cut_left, max_length_of, until, written
-from vrpo.evals.kept import ALONE, Crew, Row, rows_of
+from vrpo.evals.kept import ALONE, Crew, Row, part_size_of, rows_of
 from vrpo.evals.likelihood import Likelihood, Request, exact_up_to, likelihoods, number_of, written_greedily
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
@@ -61,7 +61,7 @@ class VRPOLM(TemplateLM):
         seed: of draws, and of sampling at temperature > 0.
         max_length: tokens of prompt and answer; None: the positions that the model was made for.
         folder: where answers are kept, so that an interrupted run goes on; None: nowhere.
-        part_size: requests that are kept at a time; None: four batches.
+        part_size: requests that are kept at a time; None: four batches, at least 64.
         settings: what else kept answers depend on.
         sampling: arguments of `vrpo.generate`. They come before those of a task.
 
@@ -102,7 +102,7 @@ class VRPOLM(TemplateLM):
         self.tokenizer: Any = self.denoiser.tokenizer
         self.plan, self.seed, self.sampling = FixedCount(num_draws), seed, sampling
         self._exact = exact_up_to(num_draws) if enumerate_short else 0
-        self._batch_size, self._part_size = int(batch_size), part_size or 4 * int(batch_size)
+        self._batch_size, self._part_size = int(batch_size), part_size or part_size_of(int(batch_size))
         self._max_length, self._add_bos, self._check_greedy = max_length, add_bos_token, check_greedy
         self._folder, self._crew, self._settings = None if folder is None else Path(folder), crew, dict(settings or {})
         self._device = self.denoiser.device
@@ -206,22 +206,32 @@ class VRPOLM(TemplateLM):
             task: [
                 {
                     **sample,
-                    "vrpo": [row for arguments in sample["arguments"] for row in self._answers_to(sample, arguments)],
+                    "vrpo": [
+                        row
+                        for arguments in sample["arguments"]
+                        for row in self._answers_to(task, sample["doc_id"], arguments)
+                    ],
                 }
                 for sample in rows
             ]
             for task, rows in samples.items()
         }
 
-    def _answers_to(self, sample: Row, arguments: Any) -> list[Row]:
-        return self.answered.get(_name(sample["doc_id"], list(arguments)), [])
+    def _answers_to(self, task: str, doc_id: Any, arguments: Sequence[Any]) -> list[Row]:
+        return self.answered.get(_name(task, doc_id, arguments), [])
 
     def _rows(self, kind: str, items: list[Row], make: Any) -> list[Row]:
         output = None if self._folder is None else self._folder / f"{kind}.jsonl"
         settings = {**self._settings, **self.get_model_info(), "requests": kind}
-        rows = rows_of(items, make, output=output, settings=settings, size=self._part_size, label=kind, crew=self._crew)
+        about = ", ".join(str(self._settings[name]) for name in ("model", "task") if name in self._settings)
+        label = f"{about}: {kind}" if about else kind
+        rows = rows_of(
+            items, make, output=output, settings=settings, size=self._part_size, label=label, crew=self._crew
+        )
+        answered: dict[str, list[Row]] = {}
         for row in rows:
-            self.answered.setdefault(_name(row["doc_id"], row["arguments"]), []).append(row)
+            answered.setdefault(_name(row["task"], row["doc_id"], row["arguments"]), []).append(row)
+        self.answered |= answered  # asked again, a request has its new answers only
         return rows
 
     # Rows of a part --------------------------------------------------------------------------------------------------
@@ -360,5 +370,5 @@ def _called(item: Row) -> str:
     return f"{item['task']}, document {item['doc_id']}"
 
 
-def _name(doc_id: Any, arguments: Sequence[Any]) -> str:
-    return json.dumps([doc_id, *arguments], sort_keys=True, default=str)
+def _name(task: Any, doc_id: Any, arguments: Sequence[Any]) -> str:
+    return json.dumps([task, doc_id, *arguments], sort_keys=True, default=str)

@@ -27,6 +27,12 @@ class Setting:
     note: str = ""
 
     @property
+    def scores(self) -> str:
+        found = {"internal": self.internal, "OpenCompass": self.opencompass}
+        known = ", ".join(f"{score} {name}" for name, score in found.items() if score is not None)
+        return known + (f" ({self.note})" if self.note else "")
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """Arguments of `vrpo.generate`; steps are left out: one token a step."""
         return {
@@ -58,6 +64,7 @@ PRESETS: Mapping[str, Mapping[str, Setting]] = {
         "arena_hard": Setting(1024, 128, False, 10.0),
     },
 }
+_EDITIONS = ("plus", "platinum", "infilling")
 _ALIASES = {  # the beginning of a task's name -> benchmark
     "math500": "math",
     "minerva_math": "math",
@@ -67,7 +74,10 @@ _ALIASES = {  # the beginning of a task's name -> benchmark
 
 
 def benchmark_of(task: str) -> str | None:
-    """The benchmark that a task of ours or of lm-eval belongs to, by its name; None: of no preset."""
+    """The benchmark that a task of ours or of lm-eval belongs to, by its name; None: of no preset. Those
+    with other items (humaneval_plus, gsm8k_platinum) are other benchmarks."""
+    if any(edition in task for edition in _EDITIONS):
+        return None
     return next((name for start, name in _ALIASES.items() if task.startswith(start)), None)
 
 
@@ -82,18 +92,3 @@ def setting_of(preset: str | None, task: str) -> Setting | None:
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     return PRESETS[preset].get(benchmark_of(task) or "")
-
-
-def table(preset: str) -> str:
-    """A preset in Markdown."""
-    rows = [
-        f"| {name} | {one.max_new_tokens} | {one.block_size} | {'0' if one.confidence_eos_eot_inf else 'as it is'} | "
-        f"{_percent(one.internal)} | {_percent(one.opencompass)} | {one.note} |"
-        for name, one in PRESETS[preset].items()
-    ]
-    head = "| benchmark | length = steps | block | confidence of end tokens | internal | OpenCompass | |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"

@@ -44,7 +44,7 @@ def load(
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
-        adapter, name_or_path = name_or_path, _base_of(name_or_path)
+        adapter, name_or_path = name_or_path, base_of(name_or_path)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if quantization_config is not None:  # quantised where it will stay
         options |= {"quantization_config": quantization_config}
@@ -146,10 +146,11 @@ def _config_of(name_or_path: str) -> Any:
 def _without_adapter(name_or_path: str) -> str:
     """The base, where the name is that of a folder with an adapter."""
     is_adapter = (Path(name_or_path) / "adapter_config.json").is_file()
-    return _base_of(name_or_path) if is_adapter else name_or_path
+    return base_of(name_or_path) if is_adapter else name_or_path
 
 
-def _base_of(adapter: str) -> str:
+def base_of(adapter: str) -> str:
+    """The model that a saved adapter is of."""
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise ValueError(

@@ -1,0 +1,170 @@
+"""What `vrpo eval` is asked to do: its fields, and the tasks they come to, checked before anything is loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vrpo.decoding.sampling import Sampling
+from vrpo.evals.answers import SAMPLING
+from vrpo.evals.compare import RESAMPLES
+from vrpo.evals.kept import part_size_of
+from vrpo.evals.own import OWN, OwnTask
+from vrpo.evals.presets import PRESETS, Setting, setting_of
+from vrpo.rewards.judges import verifier
+from vrpo.rewards.verdict import Judge
+
+_OF_LM_EVAL = ("num_fewshot", "system_instruction")  # fields without a meaning for our tasks
+
+
+@dataclass
+class EvalArguments:
+    """Which models, on what, answering how."""
+
+    models: list[str] = field(metadata={"help": "name=path or name=path:adapter, one or several; the first is before."})
+    output_dir: str = field(metadata={"help": "Where answers, verdicts and the report go; run again to go on."})
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Of ours, from files of --data: {', '.join(OWN)}. Any other name is a task of lm-eval."},
+    )
+    task: list[str] | None = field(
+        default=None, metadata={"help": "name=path: one of our tasks from a file elsewhere; may name several."}
+    )
+    data: str | None = field(
+        default=None, metadata={"help": "Folder of our tasks' files, such as gsm8k/test.jsonl.gz."}
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": f"Published settings of answering: {', '.join(PRESETS)}. Fields override them."}
+    )
+    max_new_tokens: int | None = field(default=None, metadata={"help": "Length of the canvas."})
+    block_size: int | None = field(default=None, metadata={"help": "Length of a block. None: one block."})
+    steps: int | None = field(default=None, metadata={"help": "Model calls in all. None: one per token."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Instead of steps: all of at least this confidence."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "None or 0: the most probable token."})
+    cfg_scale: float | None = field(default=None, metadata={"help": "Classifier-free guidance."})
+    remasking: str | None = field(default=None, metadata={"help": "By what a step keeps its best proposals."})
+    logits_eos_inf: bool | None = field(default=None, metadata={"help": "Never write end-of-text."})
+    confidence_eos_eot_inf: bool | None = field(default=None, metadata={"help": "Write end tokens last."})
+    cache: str | None = field(default=None, metadata={"help": "Keys and values kept: none, prefix, dual."})
+    refresh: int | None = field(default=None, metadata={"help": "Compute the cache again after so many steps."})
+    num_draws: int = field(default=128, metadata={"help": "Draws of a likelihood (tasks of lm-eval)."})
+    enumerate_short: bool = field(
+        default=True, metadata={"help": "Enumerate the masks of continuations that have no more of them than draws."}
+    )
+    check_greedy: bool = field(
+        default=True, metadata={"help": "Find out whether a continuation is what decoding writes, as lm-eval asks."}
+    )
+    apply_chat_template: bool = field(default=False, metadata={"help": "Put prompts through the chat template."})
+    fewshot_as_multiturn: bool = field(default=True, metadata={"help": "lm-eval: examples as turns of their own."})
+    system_instruction: str | None = field(default=None, metadata={"help": "lm-eval: system message."})
+    num_fewshot: int | None = field(default=None, metadata={"help": "lm-eval: examples. None: the task's number."})
+    include_path: str | None = field(default=None, metadata={"help": "lm-eval: folder of further tasks (YAML)."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first so many items of each task."})
+    confirm_run_unsafe_code: bool = field(
+        default=False, metadata={"help": "Needed for tasks whose judge executes what a model wrote."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of draws, sampling, examples and resamples."})
+    num_resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap; + 1 a multiple of 40."})
+    batch_size: int = field(default=16, metadata={"help": "Rows per model call."})
+    part_size: int | None = field(
+        default=None, metadata={"help": "Items kept at a time. None: four batches, at least 64."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "Of the weights: float32, bfloat16; auto: as stored."})
+    device: str | None = field(default=None, metadata={"help": "Where to run. None: cuda if there is one, else cpu."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "part_size", "num_draws", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise ValueError(f"--include_path: no such folder: {self.include_path}")
+        if self.num_resamples < 39 or (self.num_resamples + 1) % 40:
+            raise ValueError(f"num_resamples + 1 must be a multiple of 40, not {self.num_resamples + 1}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir)
+
+    def part(self) -> int:
+        return self.part_size or part_size_of(self.batch_size)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task to run: ours with its rows and its judge, or (own None) lm-eval's; and how it is answered."""
+
+    name: str
+    sampling: Mapping[str, Any]
+    published: Setting | None
+    own: OwnTask | None = None
+    rows: Sequence[dict[str, Any]] = ()
+    judge: Judge | None = None
+
+    def __str__(self) -> str:
+        what = f"{len(self.rows)} items" if self.own else "of lm-eval"
+        how = ", ".join(f"{name} {value}" for name, value in self.sampling.items())
+        return f"{self.name} ({what}): {how or 'as the task says'}"
+
+
+def plan_of(args: EvalArguments) -> list[Planned]:
+    """
+    Raises:
+        ValueError: nothing to do; a file, a package or a length is missing; a row has no truth; what is asked of
+            decoding cannot be; code would be run without consent.
+    """
+    files = _files(args)
+    names = list(dict.fromkeys([*(args.tasks or []), *files]))
+    if not names:
+        raise ValueError("give --tasks, or --task name=path")
+    return [_planned(args, name, files) for name in names]
+
+
+def _files(args: EvalArguments) -> dict[str, Path]:
+    """Where rows of our tasks are."""
+    found = {name: Path(args.data) / OWN[name].file for name in args.tasks or [] if args.data and name in OWN}
+    for text in args.task or []:
+        name, _, path = text.partition("=")
+        if name not in OWN or not path:
+            raise ValueError(f"--task {text}: expected name=path with a name of {', '.join(OWN)}")
+        found[name] = Path(path)
+    return found
+
+
+def _planned(args: EvalArguments, name: str, files: Mapping[str, Path]) -> Planned:
+    setting = setting_of(args.preset, name)
+    given = {
+        field: getattr(args, field) for field in SAMPLING if field in vars(args) and getattr(args, field) is not None
+    }
+    sampling = {**({} if setting is None else setting.sampling), **given}
+    _check(name, sampling)
+    if name not in files:
+        if find_spec("lm_eval") is None:
+            ours = f" (or --data for the files of {name})" if name in OWN else ""
+            raise ValueError(f'{name} is run by lm-eval: pip install "vrpo[eval]"{ours}')
+        return Planned(name, sampling, setting)
+    task = OWN[name]
+    for option in _OF_LM_EVAL:
+        if getattr(args, option):
+            raise ValueError(f"--{option} is for tasks of lm-eval: {name} is run from its file, in our words")
+    if task.runs_code and not args.confirm_run_unsafe_code:
+        raise ValueError(f"judging {name} executes what the model wrote: add --confirm_run_unsafe_code")
+    if "max_new_tokens" not in sampling:
+        raise ValueError(f"{name}: no preset says how long answers may be: give --max_new_tokens")
+    judge = verifier(task.judge)
+    rows = task.rows(files[name], judge)[: args.limit]
+    return Planned(name, {"stop_at_end": True, **sampling}, setting, task, rows, judge)
+
+
+def _check(name: str, sampling: Mapping[str, Any]) -> None:
+    """What cannot be decoded with, if that can be said without the length that a task of lm-eval brings."""
+    if "max_new_tokens" not in sampling:
+        return
+    try:
+        Sampling.of(**sampling)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
