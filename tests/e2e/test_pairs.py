@@ -124,6 +124,20 @@ def test_lengths_in_tokens(run: Run, tmp_path: Path) -> None:
     assert (row["chosen_length"], row["rejected_length"]) == (3, 1)
 
 
+def test_literal_end_tokens_are_ends(run: Run, tmp_path: Path) -> None:
+    """As in files of other programs, without token ids. Kills: padding that counts as length and is trained on; an
+    answer that came to its end taken for unknown; copies that differ only behind the end."""
+    pad = "<|endoftext|>"
+    texts = [f"2<|eot_id|>{pad * 3}", f"22{pad}", f"2{pad}"]
+    samples = [sampled(0, index, "p", text, row={"truth": "2"}) for index, text in enumerate(texts)]
+    samples = [{name: value for name, value in row.items() if name != "answer_ids"} for row in samples]
+    code, printed = run(samples=samples)
+    assert code == 0, printed
+    (row,) = rows_of(tmp_path / "pairs.jsonl")
+    assert (row["chosen"], row["rejected"], row["chosen_copies"]) == ("2", "22", [2])
+    assert (row["chosen_length"], row["rejected_length"], row["chosen_finished"]) == (1, 2, True)
+
+
 def test_unjudged_answers_enter_no_pair(run: Run, tmp_path: Path) -> None:
     """Kills: nan that is the worst or the best reward; NaN in a file that claims to be JSON."""
     texts = ["aa", "what?", "bcd", "a"]
@@ -224,6 +238,8 @@ MISTAKES: list[tuple[list[str], list[dict[str, Any]] | None, str]] = [
     ([], without("prompt_index"), "samples.jsonl:2 has no field 'prompt_index'"),
     ([], without("prompt"), "samples.jsonl:2 has no field 'prompt'"),
     (["--length_in", "tokens"], without("answer_ids"), "samples.jsonl:2 has no field 'answer_ids'"),
+    ([], without("answer_ids"), "samples.jsonl:2 has no field 'answer_ids': whether its answer came to an end is not"),
+    (["--length_in", "tokens"], [{**SAMPLES[0], "answer_ids": [END]}], "samples.jsonl:1: field 'answer' has a text"),
     ([], [SAMPLES[0], SAMPLES[0]], "samples.jsonl:2: field 'sample_index' is that of samples.jsonl:1: 0"),
     ([], [SAMPLES[0], {**SAMPLES[1], "prompt": "?"}], "samples.jsonl:2: field 'prompt' is not that of samples.jsonl:1"),
     ([], [{**SAMPLES[0], "answer": None}], "samples.jsonl:1 has no text in its field 'answer'"),
