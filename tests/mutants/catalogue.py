@@ -1324,6 +1324,18 @@ REWARDS = [
         ("tests/rewards/test_numeric.py",),
     ),
     Mutant(
+        "two and a half is two",
+        "rewards/extract.py",
+        (("    if top < bottom:\n", "    if False:\n"),),
+        ("tests/rewards/test_extract.py",),
+    ),
+    Mutant(
+        "a fraction of digits without braces is a whole number",
+        "rewards/extract.py",
+        (("_FRACTION.sub(_slashed, plain(text))", "plain(text)"),),
+        ("tests/rewards/test_extract.py",),
+    ),
+    Mutant(
         "a missing truth is a wrong answer",
         "rewards/numeric.py",
         (("if truth is None:", "if truth is None and given is None:"),),
@@ -1435,6 +1447,18 @@ PAIR_TESTS = {
     "PAIRS": ("tests/e2e/test_pairs.py",),
 }
 PAIRS = [  # answers to preference pairs
+    Mutant(
+        "pairs: padding behind a literal end is part of the answer",
+        "commands/pairs_samples.py",
+        (("before_end(found)", "found"),),
+        PAIR_TESTS["PAIRS"],
+    ),
+    Mutant(
+        "pairs: nan of a reward model is an answer not judged",
+        "models/reward_model.py",
+        (("if not math.isfinite(reward):", "if False:"),),
+        PAIR_TESTS["REWARD_MODEL"],
+    ),
     Mutant(
         "pairs: the order of samples decides",
         "rewards/pairing.py",
