@@ -1395,6 +1395,24 @@ REWARDS = [
         ("tests/rewards/test_sandbox.py",),
     ),
     Mutant(
+        "tests with the builtins that a program leaves",
+        "rewards/confine.py",
+        (("    builtins.__dict__.update(OWN)\n", ""),),
+        ("tests/rewards/test_sandbox.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
+        "tests traced by the program",
+        "rewards/confine.py",
+        (("        trace(None)\n", "        pass\n"),),
+        ("tests/rewards/test_sandbox.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
+        "what equals everything passes",
+        "rewards/honest.py",
+        (("    if not kind.__flags__ & _MADE_BY_CODE:", "    if True:"),),
+        ("tests/rewards/test_honest.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
         "programs inherit the environment",
         "rewards/sandbox.py",
         (("env=environment,", "env={**os.environ, **environment},"),),
