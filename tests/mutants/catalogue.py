@@ -1583,13 +1583,19 @@ PAIRS = [  # answers to preference pairs
     Mutant(
         "pairs: a wrong key tried again",
         "rewards/endpoint.py",
-        (("if error.code == 429 or error.code >= 500", "if error.code >= 400"),),
+        (("if error.code in (408, 429) or error.code >= 500", "if error.code >= 400"),),
         PAIR_TESTS["ENDPOINT"],
     ),
     Mutant(
         "pairs: a constant wait",
         "rewards/endpoint.py",
         (("self.first_wait * 2.0**attempt", "self.first_wait"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: a refused question is a tie",
+        "rewards/endpoint.py",
+        (('self.unreadable == "tie" and not refused', 'self.unreadable == "tie"'),),
         PAIR_TESTS["ENDPOINT"],
     ),
     Mutant(
