@@ -69,6 +69,15 @@ def test_counts() -> None:
     assert pair_statistics(OUTCOMES, verified=False).all_right is None
 
 
+def test_reasons_without_their_numbers() -> None:
+    """Kills: a table of the commonest reasons in which each occurs once."""
+    reasons = ["not 18", "not -1/2", "uses [4, 55], not [49, 53]", "uses [1], not [2, 3]", "failed: AssertionError"]
+    samples = [Sample(index, f"a{index}", 2) for index in range(5)]
+    candidates = [Candidate(each, Verdict(0.0, None, reasons[each.index])) for each in samples]
+    found = pair_statistics([paired(0, samples, candidates, BestWorst(), 0)], verified=True).reasons
+    assert found == {"not …": 2, "uses …, not …": 2, "failed: AssertionError": 1}
+
+
 def test_length_bias_counts_prompts() -> None:
     """Kills: the many pairs of one prompt counted as many observations; chosen and rejected exchanged."""
     many = outcome(0, *[(f"right {i}", 9, 1.0) for i in range(4)], *[(f"wrong {i}", 2, 0.0) for i in range(4)],
@@ -98,9 +107,11 @@ def test_distribution() -> None:
 def test_reward_by_length() -> None:
     """All judged answers are in it once per copy, equal lengths together, in ascending order."""
     bins = reward_by_length(OUTCOMES)
-    assert sum(size for _, _, size in bins) == 11
-    assert [length for length, _, _ in bins] == sorted(length for length, _, _ in bins)
-    assert sum(reward * size for _, reward, size in bins) == pytest.approx(6)
+    assert sum(part.answers for part in bins) == 11
+    assert [part.length for part in bins] == sorted(part.length for part in bins)
+    assert sum(part.reward * part.answers for part in bins) == pytest.approx(6)
+    (four,) = reward_by_length([outcome(0, ("a", 4, 1.0), ("b", 4, 0.0), ("c", 4, 1.0), ("d", 4, 1.0))])
+    assert four == (4, 0.75, pytest.approx(0.25), 4)  # deviation 1/2 (n - 1), over the root of 4
     assert reward_by_length([]) == []
 
 

@@ -124,6 +124,17 @@ def test_lengths_in_tokens(run: Run, tmp_path: Path) -> None:
     assert (row["chosen_length"], row["rejected_length"]) == (3, 1)
 
 
+def test_literal_end_tokens_are_ends(run: Run, tmp_path: Path) -> None:
+    """As in files of other programs, without token ids. Kills: padding that counts as length and is trained on; an
+    answer that came to its end taken for unknown; copies that differ only behind the end."""
+    texts = [f"2<|eot_id|>{'<|endoftext|>' * 3}", "22<|endoftext|>", "2<|endoftext|>"]
+    samples = [sampled(0, index, "p", text, row={"truth": "2"}, answer_ids=None) for index, text in enumerate(texts)]
+    assert run(samples=samples)[0] == 0
+    (row,) = rows_of(tmp_path / "pairs.jsonl")
+    assert (row["chosen"], row["rejected"], row["chosen_copies"]) == ("2", "22", [2])
+    assert (row["chosen_length"], row["rejected_length"], row["chosen_finished"]) == (1, 2, True)
+
+
 def test_unjudged_answers_enter_no_pair(run: Run, tmp_path: Path) -> None:
     """Kills: nan that is the worst or the best reward; NaN in a file that claims to be JSON."""
     texts = ["aa", "what?", "bcd", "a"]
@@ -224,6 +235,8 @@ MISTAKES: list[tuple[list[str], list[dict[str, Any]] | None, str]] = [
     ([], without("prompt_index"), "samples.jsonl:2 has no field 'prompt_index'"),
     ([], without("prompt"), "samples.jsonl:2 has no field 'prompt'"),
     (["--length_in", "tokens"], without("answer_ids"), "samples.jsonl:2 has no field 'answer_ids'"),
+    ([], without("answer_ids"), "samples.jsonl:2 has no field 'answer_ids': whether its answer came to an end is not"),
+    (["--length_in", "tokens"], [{**SAMPLES[0], "answer_ids": [END]}], "samples.jsonl:1: field 'answer' has a text"),
     ([], [SAMPLES[0], SAMPLES[0]], "samples.jsonl:2: field 'sample_index' is that of samples.jsonl:1: 0"),
     ([], [SAMPLES[0], {**SAMPLES[1], "prompt": "?"}], "samples.jsonl:2: field 'prompt' is not that of samples.jsonl:1"),
     ([], [{**SAMPLES[0], "answer": None}], "samples.jsonl:1 has no text in its field 'answer'"),
@@ -342,6 +355,22 @@ def test_an_endpoint(run: Run, tmp_path: Path, start: Callable[..., Server]) -> 
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path
     assert "{first}" in (tmp_path / "report" / "question.txt").read_text()
+
+
+def test_an_endpoint_that_refuses(run: Run, tmp_path: Path, start: Callable[..., Server]) -> None:  # noqa: F811
+    """Kills: --refused not passed on; an answer without a comparison that enters a pair."""
+
+    def picky(body: dict[str, Any], count: int) -> Any:
+        return (400, {}, b"too long") if "xxxy" in answers_in(body) else honest(body, count)
+
+    server = start(picky)
+    code, printed = run(*endpoint_fields(server), judge="endpoint", samples=X_SAMPLES)
+    assert code == 2
+    assert "status 400: too long; asked for answers to 'p" in printed
+    assert run(*endpoint_fields(server), "--refused", "unjudged", judge="endpoint", samples=X_SAMPLES)[0] == 0
+    rows = rows_of(tmp_path / "pairs.jsonl")
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [("xxy", "y")] * 3
+    assert rows[0]["settings"]["judge"]["refused"] == "unjudged"
 
 
 def test_an_endpoint_that_likes_a_position(run: Run, tmp_path: Path, start: Callable[..., Server]) -> None:  # noqa: F811

@@ -11,13 +11,15 @@ import torch
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
-from vrpo.models.reward_model import RewardModel, load_reward_model
+from vrpo.models.reward_model import RewardModel, _longest, load_reward_model
 from vrpo.models.tiny import train_tokenizer
 from vrpo.rewards.verdict import Answer, Judge
 
@@ -128,6 +130,22 @@ def test_nothing_is_cut() -> None:
     assert [math.isnan(verdict.reward) for verdict in found] == [True, False, False, False, False]
     assert found[0].reason == f"longer than {limit} tokens"
     assert found[1].reward == pytest.approx(alone(module, chat_ids(ANSWERS[1])), abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rewards_are_numbers(value: float) -> None:
+    """Kills: the nan of a model that overflows, taken for an answer that was not judged."""
+    module = llama()
+    with torch.no_grad():
+        module.score.weight.fill_(value)
+    with pytest.raises(ValueError, match=r"gives answer \d the reward .*dtype"):
+        RewardModel(module, TOKENIZER, "chat")(ANSWERS)
+
+
+def test_positions_by_another_name() -> None:
+    """GPT-2's configuration calls them n_positions. Kills: a crash in the middle of the answers, beyond its table."""
+    config = GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2, n_positions=48)
+    assert _longest(GPT2ForSequenceClassification(config), TOKENIZER) == 48
 
 
 def test_loading(tmp_path: Path) -> None:

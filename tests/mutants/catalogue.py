@@ -1366,6 +1366,18 @@ REWARDS = [
         ("tests/rewards/test_numeric.py",),
     ),
     Mutant(
+        "two and a half is two",
+        "rewards/extract.py",
+        (("    if top < bottom:\n", "    if False:\n"),),
+        ("tests/rewards/test_extract.py",),
+    ),
+    Mutant(
+        "a fraction of digits without braces is a whole number",
+        "rewards/extract.py",
+        (("_FRACTION.sub(_slashed, plain(text))", "plain(text)"),),
+        ("tests/rewards/test_extract.py",),
+    ),
+    Mutant(
         "a missing truth is a wrong answer",
         "rewards/numeric.py",
         (("if truth is None:", "if truth is None and given is None:"),),
@@ -1425,6 +1437,24 @@ REWARDS = [
         ("tests/rewards/test_sandbox.py",),
     ),
     Mutant(
+        "tests with the builtins that a program leaves",
+        "rewards/confine.py",
+        (("    builtins.__dict__.update(OWN)\n", ""),),
+        ("tests/rewards/test_sandbox.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
+        "tests traced by the program",
+        "rewards/confine.py",
+        (("        trace(None)\n", "        pass\n"),),
+        ("tests/rewards/test_sandbox.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
+        "what equals everything passes",
+        "rewards/honest.py",
+        (("    if not kind.__flags__ & _MADE_BY_CODE:", "    if True:"),),
+        ("tests/rewards/test_honest.py", "tests/rewards/test_code.py"),
+    ),
+    Mutant(
         "programs inherit the environment",
         "rewards/sandbox.py",
         (("env=environment,", "env={**os.environ, **environment},"),),
@@ -1477,6 +1507,18 @@ PAIR_TESTS = {
     "PAIRS": ("tests/e2e/test_pairs.py",),
 }
 PAIRS = [  # answers to preference pairs
+    Mutant(
+        "pairs: padding behind a literal end is part of the answer",
+        "commands/pairs_samples.py",
+        (("before_end(found)", "found"),),
+        PAIR_TESTS["PAIRS"],
+    ),
+    Mutant(
+        "pairs: nan of a reward model is an answer not judged",
+        "models/reward_model.py",
+        (("if not math.isfinite(reward):", "if False:"),),
+        PAIR_TESTS["REWARD_MODEL"],
+    ),
     Mutant(
         "pairs: the order of samples decides",
         "rewards/pairing.py",
@@ -1583,13 +1625,19 @@ PAIRS = [  # answers to preference pairs
     Mutant(
         "pairs: a wrong key tried again",
         "rewards/endpoint.py",
-        (("if error.code == 429 or error.code >= 500", "if error.code >= 400"),),
+        (("if error.code in (408, 429) or error.code >= 500", "if error.code >= 400"),),
         PAIR_TESTS["ENDPOINT"],
     ),
     Mutant(
         "pairs: a constant wait",
         "rewards/endpoint.py",
         (("self.first_wait * 2.0**attempt", "self.first_wait"),),
+        PAIR_TESTS["ENDPOINT"],
+    ),
+    Mutant(
+        "pairs: a refused question is a tie",
+        "rewards/endpoint.py",
+        (('self.unreadable == "tie" and not refused', 'self.unreadable == "tie"'),),
         PAIR_TESTS["ENDPOINT"],
     ),
     Mutant(

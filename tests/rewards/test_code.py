@@ -84,6 +84,42 @@ def test_mbpp(text, reward):
     assert Mbpp(BOX)([Answer("q", text, SMALL)])[0].reward == reward
 
 
+TOTAL = "def total(xs):\n    return sum(xs) + (len(xs) == 1)\n"
+TRICKS = {
+    "an object that equals everything": "class E:\n    def __eq__(self, other): return True\n"
+    "def total(xs): return E()\n",
+    "a number that equals everything": "class E(int):\n    def __eq__(self, other): return True\n"
+    "def total(xs): return E(7)\n",
+    "a builtin replaced": f"import builtins\nbuiltins.abs = lambda x: 0\n{TOTAL}",
+    "all builtins replaced": f"__builtins__ = dict(__builtins__.__dict__, abs=lambda x: 0)\n{TOTAL}",
+    "lines of the test jumped over": "import sys\ndef trace(frame, event, _):\n"
+    "    if frame.f_code.co_name == 'check' and event == 'line': frame.f_lineno = frame.f_code.co_firstlineno + 3\n"
+    "    return trace\nsys.settrace(trace)\ndef total(xs): return 1\n",
+    "the test made a string": "def total(xs): return 0\nx = '''",
+    "a mark of passing": "def total(xs): return 0\nprint('passed')\n",
+    "the test replaced": "import sys\ndef total(xs):\n    sys._getframe(2).f_globals['check'] = None\n    return 0\n",
+    "leaving in the end": "import atexit, os\natexit.register(os._exit, 0)\ndef total(xs): return 0\n",
+    "leaving in the test": "import os\ndef total(xs): os._exit(0)\n",
+}
+TRICKED = {
+    "prompt": 'def total(xs):\n    """Sum."""\n',
+    "entry_point": "total",
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert abs(candidate([1]) - 1) == 0\n"
+    "    x = '''text'''\n",
+    "test_list": ["assert total([1, 2]) == 3", "assert abs(total([1]) - 1) == 0"],
+}
+
+
+@pytest.mark.parametrize("code", TRICKS.values(), ids=TRICKS)
+@pytest.mark.parametrize("judge", [HumanEval(BOX), Mbpp(BOX)], ids=["humaneval", "mbpp"])
+def test_tricks(judge, code):
+    """Ways to pass tests without solving the task, that need not know this sandbox."""
+    (verdict,) = judge([Answer("q", code, TRICKED)])
+    assert verdict.reward == 0, verdict
+    (verdict,) = judge([Answer("q", "from __future__ import annotations\ndef total(xs): return sum(xs)", TRICKED)])
+    assert (verdict.reward, verdict.reason) == (1, None)
+
+
 def test_many_at_a_time():
     """Kills: verdicts in the order in which programs end."""
     texts = ["    import time; time.sleep(0.3); return sum(xs)", "    return None", "    return sum(xs)"]

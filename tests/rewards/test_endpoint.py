@@ -1,6 +1,7 @@
 """The endpoint judge against a server on this machine that misbehaves as servers do."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,6 +140,7 @@ def test_a_judge_that_likes_a_position_gives_ties(start: Callable[..., Server], 
     [
         (429, {"Retry-After": "0.003"}, b"slow down"),
         (500, {}, b"oops"),
+        (408, {}, b""),
         (503, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b""),
         (200, {}, b"<html>try again</html>"),
         (200, {}, b'{"choices": []}'),
@@ -244,6 +246,30 @@ def test_unreadable_replies_are_recorded(start: Callable[..., Server]) -> None:
     assert lenient.compare([pair("xx", "x")])[0].error is not None
     server.script = lambda body, count: said(None)
     assert strict.compare([pair("a", "b")])[0].replies == (None, None)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_question(start: Callable[..., Server], status: int) -> None:
+    """Kills: one answer that is too long ends the whole run for good; an error that does not say which; a refusal that
+    is a tie, or is kept as a reply; a wrong key taken for such."""
+
+    def picky(body: dict[str, Any], count: int) -> Reply:
+        return (status, {}, b"too long") if "xxxx" in answers_in(body) else honest(body, count)
+
+    server = start(picky)
+    pairs = [pair("xx", "x"), pair("x", "xxxx")]
+    with pytest.raises(ValueError, match=f"status {status}: too long; asked for answers to 'Say x.' .*--refused unjud"):
+        EndpointJudge(endpoint(server)).compare(pairs)
+    lenient = EndpointJudge(endpoint(server), refused="unjudged", unreadable="tie")
+    found = lenient.compare(pairs)
+    assert [result.replies for result in found] == [(1.0, 1.0), (None, None)]
+    assert (found[0].error, math.isnan(found[1].value)) == (None, True)
+    assert "too long" in str(found[1].error)
+    with pytest.raises(ValueError, match="too long"):
+        lenient(pairs)
+    server.script = lambda body, count: (401, {}, b"key")
+    with pytest.raises(ValueError, match="status 401"):
+        lenient.compare(pairs)
 
 
 def test_nothing_is_paid_twice(start: Callable[..., Server], tmp_path: Path) -> None:

@@ -54,8 +54,13 @@ def test_other_places():
         (r"60\%", ["60"]),
         ("3/4 of 1/0", ["3/4", "1"]),
         (r"\frac{3}{4}, \dfrac{1}{2}", ["3/4", "1/2"]),
+        (r"\frac12, 5\frac{1}{2}, -\dfrac 3 4 and \frac{1}{2}\frac{1}{3}", ["1/2", "11/2", "-3/4", "1/2", "1/3"]),
+        ("2 1/2 cups, 2 3/2 and 2 1/0", ["5/2", "2", "3/2", "2", "1"]),
+        ("1.5e3, 2E-3 and 7 eggs", ["1500", "1/500", "7"]),
+        (r"1.5 \times 10^3 and 2 \cdot 10^{-2} and 3 * 10", ["1500", "1/50", "3", "10"]),
         (".5 and 0.50", ["1/2", "1/2"]),
-        ("it is -3, or \u22124, or -$5", ["-3", "-4", "-5"]),
+        ("it is -3, or \u22124, or -$5, or \u20136", ["-3", "-4", "-5", "-6"]),
+        ("pages 5\u20137", ["5", "7"]),
         ("16 - 7 and 16-7 and x-2 and (1)-2", ["16", "7", "16", "7", "2", "1", "2"]),
         ("- 5 eggs", ["5"]),
         ("10,20", ["10", "20"]),
@@ -64,7 +69,8 @@ def test_other_places():
     ],
 )
 def test_numbers(text, expected):
-    """Kills: thousands read as decimals or split; a subtraction read as a sign; a division by zero; rounding."""
+    r"""Kills: thousands read as decimals or split; a subtraction read as a sign; a division by zero; rounding; \frac12
+    read as 12, 2 1/2 as 2, and 1.5e3 as 3."""
     assert list(numbers(text)) == [Fraction(one) for one in expected]
 
 
@@ -78,6 +84,7 @@ def test_truths():
     assert exact("3 + 4 = <<3+4=7>>7\n#### 1,007") == 1007
     assert exact(18.0) == 18
     assert exact(0.1) == Fraction(1, 10)
+    assert exact("1e3") == 1000
     assert exact("none") is exact(None) is exact(True) is exact([1]) is None
 
 

@@ -209,6 +209,9 @@ def test_rows_that_lack_something():
         ({"instruction_id_list": ["a:b"], "kwargs": [{}]}, "answer 0: unknown instruction 'a:b'"),
         ({"instruction_id_list": ["a:b"], "kwargs": []}, "1 instructions, 0 kwargs"),
         ({"instruction_id_list": ["keywords:existence"], "kwargs": [{}]}, "'keywords:existence' lacks .*'keywords'"),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": None}]}, "lacks .*'keywords'"),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": 3}]}, "cannot use its arguments .*3"),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [None]}, "list of objects, not .None."),
     ):
         with pytest.raises(ValueError, match=message):
             Instructions()([Answer("q", "x", row)])

@@ -57,6 +57,7 @@ def test_verdicts_say_what_was_compared():
     verdict = judge("none", 8)
     assert (verdict.reward, verdict.extracted, verdict.reason) == (0, None, "no number found")
     assert judge("8", 8).reason is None
+    assert judge("8", 10**400).reason == f"not 1{'0' * 400}"  # beyond a float
     assert [written(n) for n in (number_of("1/3"), number_of("1/4"), number_of("-2"))] == ["1/3", "0.25", "-2"]
 
 

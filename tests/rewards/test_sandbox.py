@@ -88,6 +88,24 @@ def test_failures_say_what_failed():
     assert run("class E(Exception):\n    def __str__(self): raise self\nraise E").status == "failed"
 
 
+def test_parts():
+    """Kills: parts that do not share their names, or of which one is run that cannot all be; builtins and tracing of
+    one part that are those of the next."""
+    parts = (
+        "x = [1]",
+        "from __future__ import annotations\nx.append(2)",
+        "assert x == [1, 2] and __name__ == '__main__'",
+    )
+    assert SMALL(*parts).passed
+    outcome = SMALL("print('ran')", "x = (")
+    assert (outcome.status, outcome.stdout) == ("failed", "")
+    assert 'File "program.1.py", line 1' in outcome.error
+    change = "import builtins, sys\nbuiltins.abs = __builtins__ = None\nsys.settrace(print)\nsys.setprofile(print)"
+    outcome = SMALL(change, "assert abs(-1) == 1")
+    assert outcome.passed, outcome
+    assert "program.1.py" not in outcome.stdout
+
+
 @pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit"])
 def test_leaving_early_is_not_passing(leave):
     """The cheapest way to pass tests is to leave before them. Kills: exit status 0 taken for success."""

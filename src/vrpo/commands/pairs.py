@@ -276,6 +276,8 @@ def _add_endpoint(add: Callable[..., Any]) -> None:
     add("--endpoint_template", type=Path, help="File with the question; slots {prompt}, {first}, {second}.")
     add("--unreadable", choices=["error", "tie"], help="A reply without a verdict: the comparison has no result and "
         "that is recorded (default), or it counts as a tie.")  # fmt: skip
+    add("--refused", choices=["error", "unjudged"], help="A question that the endpoint does not take, such as a too "
+        "long one: stop (default), or the comparison has no result and that is recorded.")  # fmt: skip
     add("--comparisons", type=int, help="Comparisons per prompt, at most (default: all pairs of answers).")
     add("--concurrency", type=int, help="Requests at a time (default 8).")
     add("--timeout", type=float, help="Seconds to wait for the endpoint (default 120).")

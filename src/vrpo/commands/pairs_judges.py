@@ -39,7 +39,7 @@ _ENDPOINT = {  # field -> argument of Endpoint
     "timeout": "timeout",
     "retries": "retries",
 }
-_COMPARING = ("endpoint_template", "unreadable", "concurrency", "comparisons")
+_COMPARING = ("endpoint_template", "unreadable", "refused", "concurrency", "comparisons")
 _NOT_OF_THE_VERDICTS = ("device", "timeout", "retries", "concurrency", "endpoint_key_variable")
 
 
@@ -93,7 +93,7 @@ def judging(args: argparse.Namespace, device: str, memory: Path) -> Judging:
         model = load_reward_model(**{"device": device, **given})
         return ByItself(model, args.unfinished == "drop")
     endpoint = Endpoint(**{_ENDPOINT[name]: value for name, value in _given(args, _ENDPOINT).items()})
-    options = _given(args, ("unreadable", "concurrency"))
+    options = _given(args, ("unreadable", "refused", "concurrency"))
     judge = EndpointJudge(endpoint, template_of(args), memory=Ledger(memory), **options)
     return AgainstOthers(judge, args.unfinished == "drop", args.comparisons, args.seed)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from vrpo.data.formats import as_messages
 from vrpo.data.json_rows import Record, read_records
 from vrpo.models.load import end_ids_of
+from vrpo.rewards.extract import before_end
 from vrpo.rewards.pairing import Sample, distinct
 
 Unit = Literal["characters", "tokens"]
@@ -46,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Reader:
-    """How samples are read.
+    """How samples are read. A literal end token in an answer (<|eot_id|>, ...) is its end, and no part of it.
 
     Args:
         unit: of lengths.
@@ -79,21 +80,33 @@ class Reader:
         return found
 
     def _sample(self, record: Record) -> Sample:
-        text = _field(record, "answer")
-        if not isinstance(text, str):
+        found = _field(record, "answer")
+        if not isinstance(found, str):
             raise ValueError(f"{record.origin} has no text in its field 'answer' (a model without a tokenizer?)")
-        index = _integer(record, "sample_index")
-        if not self.look_for_ends and self.unit == "characters":
-            return Sample(index, text, len(text), None)
-        ids, ends = record.fields.get("answer_ids"), self._ends(record)
+        index, text = _integer(record, "sample_index"), before_end(found)
+        ended = text != found
+        if self.unit == "characters" and (ended or not self.look_for_ends):
+            return Sample(index, text, len(text), ended or None)
+        tokens, has_end = self._end(record)
+        if self.unit == "characters":
+            return Sample(index, text, len(text), has_end)
+        if text.strip() and not tokens:
+            raise ValueError(f"{record.origin}: field 'answer' has a text, and 'answer_ids' no token before the end")
+        return Sample(index, text, tokens, ended or has_end)
+
+    def _end(self, record: Record) -> tuple[int, bool]:
+        """How many tokens of an answer are before its end token, and whether it has one."""
+        ids = record.fields.get("answer_ids")
         if ids is None:
-            if self.unit == "tokens":
-                raise ValueError(f"{record.origin} has no field 'answer_ids': lengths in tokens need it")
-            return Sample(index, text, len(text), None)
+            need = "lengths in tokens need it" if self.unit == "tokens" else (
+                "whether its answer came to an end is not known, give --unfinished keep to take all as they are"
+            )  # fmt: skip
+            raise ValueError(f"{record.origin} has no field 'answer_ids': {need}")
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
             raise ValueError(f"{record.origin}: field 'answer_ids' is no list of integers")
+        ends = self._ends(record)
         length = next((at for at, token in enumerate(ids) if token in ends), len(ids))
-        return Sample(index, text, length if self.unit == "tokens" else len(text), length < len(ids))
+        return length, length < len(ids)
 
     def _ends(self, record: Record) -> frozenset[int]:
         if self.end_ids is not None:

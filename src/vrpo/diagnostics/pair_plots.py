@@ -1,8 +1,10 @@
 """The picture of `vrpo pairs`: does a length win?"""
 
 from collections.abc import Sequence
+from math import fsum, sqrt
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from vrpo.diagnostics.pair_statistics import copies_of
 from vrpo.diagnostics.plots import figure_class
@@ -12,8 +14,18 @@ _INK = "#0b5d8a"
 _BINS = 10
 
 
+class Bin(NamedTuple):
+    """Answers of similar length: mean length, mean reward, its standard error, and how many they are."""
+
+    length: float
+    reward: float
+    error: float
+    answers: int
+
+
 def length_picture(path: Path, outcomes: Sequence[Outcome], unit: str) -> None:
-    """Left: length of the chosen against the rejected answer of each pair. Right: mean reward of answers by length.
+    """Left: length of the chosen against the rejected answer of each pair. Right: mean reward of answers by length,
+    with two standard errors, as if answers to the same prompt were independent.
 
     Raises:
         ValueError: matplotlib is not installed.
@@ -39,16 +51,18 @@ def _pairs_panel(panel: Any, outcomes: Sequence[Outcome], unit: str) -> None:
     panel.set_title(f"{len(couples)} pairs, the chosen answer longer in {above}", fontsize=10)
 
 
-def _rewards_panel(panel: Any, bins: Sequence[tuple[float, float, int]], unit: str) -> None:
-    panel.plot([length for length, _, _ in bins], [reward for _, reward, _ in bins], color=_INK, marker="o")
-    panel.set(xlabel=f"length of answers, {unit}", ylabel="mean reward")
-    count = sum(size for _, _, size in bins)
+def _rewards_panel(panel: Any, bins: Sequence[Bin], unit: str) -> None:
+    panel.errorbar(
+        [part.length for part in bins], [part.reward for part in bins], [2 * part.error for part in bins],
+        color=_INK, marker="o", elinewidth=0.8,
+    )  # fmt: skip
+    panel.set(xlabel=f"length of answers, {unit}", ylabel="mean reward, ± 2 standard errors")
+    count = sum(part.answers for part in bins)
     panel.set_title(f"{count} judged answers in {len(bins)} parts by length", fontsize=10)
 
 
-def reward_by_length(outcomes: Sequence[Outcome]) -> list[tuple[float, float, int]]:
-    """Mean length, mean reward and number of answers (copies counted), in tenths by length; equal lengths stay
-    together."""
+def reward_by_length(outcomes: Sequence[Outcome]) -> list[Bin]:
+    """Answers (copies counted) in tenths by length; equal lengths stay together."""
     found: dict[int, list[float]] = {}
     for outcome in outcomes:
         for each in outcome.candidates:
@@ -63,5 +77,7 @@ def reward_by_length(outcomes: Sequence[Outcome]) -> list[tuple[float, float, in
     return [_averages(part) for part in [*bins, part] if part]
 
 
-def _averages(part: Sequence[tuple[int, float]]) -> tuple[float, float, int]:
-    return sum(length for length, _ in part) / len(part), sum(reward for _, reward in part) / len(part), len(part)
+def _averages(part: Sequence[tuple[int, float]]) -> Bin:
+    count, reward = len(part), fmean(reward for _, reward in part)
+    error = sqrt(fsum((one - reward) ** 2 for _, one in part) / max(count - 1, 1) / count)
+    return Bin(fmean(length for length, _ in part), reward, error, count)

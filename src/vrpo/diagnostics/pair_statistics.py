@@ -4,6 +4,7 @@ Pairs of one prompt share answers: tests and intervals are over prompts, each pr
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,8 @@ class PairStatistics:
     `duplicates` repeat another answer to the same prompt, `unfinished` have no end token (`end_unknown`: it is not
     known), and `unjudged` got no verdict. `rewards`: over samples, copies counted. `all_equal`: share of prompts with
     two verdicts at least, all of which are the same reward (copies counted); of a verifier also `all_right` (1) and
-    `all_wrong` (0). `reasons`: why answers did not get the full reward, the commonest. `gaps`: reward differences of
-    pairs.
+    `all_wrong` (0). `reasons`: why answers did not get the full reward, the commonest, numbers in them left out.
+    `gaps`: reward differences of pairs.
     """
 
     prompts: int
@@ -155,7 +156,7 @@ def pair_statistics(outcomes: Sequence[Outcome], *, verified: bool) -> PairStati
     reasons: Counter[str] = Counter()
     for outcome in outcomes:
         for each in outcome.candidates:
-            reasons.update({each.verdict.reason: copies_of(each)} if each.verdict.reason else {})
+            reasons.update({_kind(each.verdict.reason): copies_of(each)} if each.verdict.reason else {})
     return PairStatistics(
         prompts=len(outcomes),
         used=sum(bool(outcome.couples) for outcome in outcomes),
@@ -175,6 +176,11 @@ def pair_statistics(outcomes: Sequence[Outcome], *, verified: bool) -> PairStati
         gaps=distribution(couple.gap for couple in couples),
         length=length_bias(outcomes),
     )
+
+
+def _kind(reason: str) -> str:
+    """ "uses [4, 55], not [49, 53, 55]" and "not 18" are the commonest reasons only without their numbers."""
+    return re.sub(r"\[[-0-9., /]*\]|-?[0-9][0-9.,/]*", "…", reason)
 
 
 def _share(outcomes: Sequence[Outcome], holds: Callable[[list[float]], bool], least: int) -> Interval:

@@ -57,13 +57,15 @@ class RewardModel:
         """A verdict for each answer; batches are made of answers of similar length.
 
         Raises:
-            ValueError: an answer is too long, unless that is to be recorded.
+            ValueError: an answer is too long, unless that is to be recorded; or its reward is not finite.
         """
         encoded = [self.encode(answer) for answer in answers]
         fitting = [row for row, item in enumerate(encoded) if self._fits(item)]
         rewards = [math.nan] * len(answers)
         for rows in self._batches(fitting, encoded):
             for row, reward in zip(rows, self._rewards([encoded[row] for row in rows]).tolist(), strict=True):
+                if not math.isfinite(reward):
+                    raise ValueError(f"the reward model gives answer {row} the reward {reward}: try another dtype")
                 rewards[row] = reward
         judged = set(fitting)
         return [
@@ -168,7 +170,7 @@ def load_reward_model(
 
 def _longest(module: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Tokens that the configuration and the tokenizer both allow."""
-    positions = module.config.get_text_config().to_dict().get("max_position_embeddings")
+    positions = getattr(module.config.get_text_config(), "max_position_embeddings", None)  # GPT-2 has it as an alias
     limits = (
         [positions, int(tokenizer.model_max_length)] if isinstance(positions, int) else [tokenizer.model_max_length]
     )

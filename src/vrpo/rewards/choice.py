@@ -8,6 +8,8 @@ from vrpo.rewards.extract import before_end, boxed, plain, said, tagged
 from vrpo.rewards.fields import field_of
 from vrpo.rewards.verdict import Answer, Verdict
 
+_REASON = r"\s+(?:[-\u2013\u2014]|(?:because|since|as)\b)"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -15,8 +17,9 @@ class Choice:
 
     The letter is looked for in this order, after cutting at the first end token: in the last <answer> tag; in the last
     \boxed{...}; after the last "answer is"; at the very beginning, as in "B." or "(B) because"; alone on the last such
-    line; and the last one in brackets, as in "(B)". In a tag, a box and after "is", a letter counts if it is alone, in
-    brackets, or followed by punctuation; small letters count only there and only alone. "A man" is no choice.
+    line; the last one in brackets, as in "(B)"; and the last one named, as in "option B" or "I choose B". In a tag, a
+    box and after "is", a letter counts if it is alone, in brackets, or followed by punctuation, a dash or a word that
+    gives the reason ("B because"); small letters count only there and only alone. "A man" is no choice.
 
     `field`: where the row has the truth, a letter, in brackets or not, or the index of one, from 0. `letters`: the
     choices, capital.
@@ -60,7 +63,8 @@ def letter_of(text: str, letters: str) -> str | None:
         return first[1]
     alone = re.findall(rf"^[^\w\n]{{0,10}}({one})[^\w\n]{{0,10}}$", text, re.MULTILINE)
     bracketed = re.findall(rf"\(({one})\)", text)
-    return next((found[-1] for found in (alone, bracketed) if found), None)
+    named = re.findall(rf"\b(?i:option|choice|choose|pick|select)(?:\s+is)?\W{{1,4}}({one})(?![\w'])", text)
+    return next((found[-1] for found in (alone, bracketed, named) if found), None)
 
 
 def _stated(text: str, one: str, small: str) -> str | None:
@@ -68,5 +72,5 @@ def _stated(text: str, one: str, small: str) -> str | None:
     whole = re.fullmatch(rf"\W*({small})\W*", text)
     if whole:
         return whole[1].upper()
-    found = re.search(rf"(?<!\w)\W{{0,3}}({one})(?=[^\w\s']|\s*$|\s*\n)", text)
+    found = re.search(rf"(?<!\w)\W{{0,3}}({one})(?=[^\w\s']|\s*$|\s*\n|{_REASON})", text)
     return found[1] if found else None

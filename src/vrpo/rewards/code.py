@@ -4,11 +4,22 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vrpo.rewards.extract import before_end, fenced
 from vrpo.rewards.fields import field_of
 from vrpo.rewards.sandbox import Outcome, Sandbox
 from vrpo.rewards.verdict import Answer, Verdict
+
+_HONEST = (Path(__file__).parent / "honest.py").read_text() + "\nmain(program, functions, tests)\n"
+
+
+@dataclass(frozen=True)
+class Program:
+    """An answer's code, and the parts in which it is run."""
+
+    code: str
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,7 @@ class HumanEval:
     The answer is cut at the first end token. Its code is the last fenced block that defines the function, or else the
     first block, or else the whole text. If it defines the function it is run after the row's `prompt`, whose imports
     and helpers it may use and whose stub it replaces; if not, it continues the prompt. A continuation whose first line
-    has lost its indentation gets four spaces back.
+    has lost its indentation gets four spaces back. Results must be made of the library's types (honest.py).
 
     `workers`: programs run at a time.
 
@@ -33,13 +44,13 @@ class HumanEval:
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         return _run_all(self.sandbox, [self._program(one, index) for index, one in enumerate(answers)], self.workers)
 
-    def _program(self, answer: Answer, index: int) -> tuple[str, str]:
+    def _program(self, answer: Answer, index: int) -> Program:
         prompt, entry, test = (str(field_of(answer.row, name, index)) for name in ("prompt", "entry_point", "test"))
         code = code_of(answer.text, entry)
         if not defines(code, entry):
             code = continuation(code)
-            return code, f"{prompt}{code}\n\n{test}\n\ncheck({entry})\n"
-        return code, f"{prompt}\n\n{code}\n\n{test}\n\ncheck({entry})\n"
+            return Program(code, (prompt + code, tested(f"{test}\n\ncheck({entry})\n", entry)))
+        return Program(code, (prompt, code, tested(f"{test}\n\ncheck({entry})\n", entry)))
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,8 @@ class Mbpp:
     """1 if all assertions of the row's `test_list` hold, after its `test_imports` (MBPP, arXiv 2108.07732).
 
     The answer is cut at the first end token and at "[DONE]". Its code is the last fenced block that defines a function
-    the tests call, or else the first block, or else the text after "[BEGIN]".
+    the tests call, or else the first block, or else the text after "[BEGIN]". Results must be made of the library's
+    types (honest.py).
 
     `workers`: programs run at a time.
 
@@ -62,14 +74,14 @@ class Mbpp:
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         return _run_all(self.sandbox, [self._program(one, index) for index, one in enumerate(answers)], self.workers)
 
-    def _program(self, answer: Answer, index: int) -> tuple[str, str]:
+    def _program(self, answer: Answer, index: int) -> Program:
         tests, imports = field_of(answer.row, "test_list", index), answer.row.get("test_imports") or []
         if isinstance(imports, str) or isinstance(tests, str) or not tests:
             raise ValueError(f"answer {index}: test_list and test_imports must be lists of statements")
         called = re.findall(r"\b([A-Za-z_]\w*)\s*\(", " ".join(tests))
         text = before_end(answer.text).split("[DONE]", 1)[0].rpartition("[BEGIN]")[2]
         code = code_of(text, *called)
-        return code, "\n".join([*imports, code, "", *tests, ""])
+        return Program(code, ("\n".join(imports), code, tested("\n".join(tests), *called)))
 
 
 def code_of(text: str, *entries: str) -> str:
@@ -92,10 +104,16 @@ def continuation(code: str) -> str:
     return body if body.startswith((" ", "\t")) else "    " + body
 
 
-def _run_all(sandbox: Sandbox, programs: Sequence[tuple[str, str]], workers: int) -> list[Verdict]:
+def tested(tests: str, *functions: str) -> str:
+    """A part of a program that runs tests of these functions of the parts before it, with honest results."""
+    given = f"{{'__name__': 'honest', 'program': globals(), 'functions': {list(functions)!r}, 'tests': {tests!r}}}"
+    return f"exec({_HONEST!r}, {given})"
+
+
+def _run_all(sandbox: Sandbox, programs: Sequence[Program], workers: int) -> list[Verdict]:
     with ThreadPoolExecutor(workers) as pool:
-        outcomes = list(pool.map(lambda program: sandbox(program[1]), programs))
-    return [_verdict(code, outcome) for (code, _), outcome in zip(programs, outcomes, strict=True)]
+        outcomes = list(pool.map(lambda program: sandbox(*program.parts), programs))
+    return [_verdict(program.code, outcome) for program, outcome in zip(programs, outcomes, strict=True)]
 
 
 def _verdict(code: str, outcome: Outcome) -> Verdict:

@@ -8,6 +8,7 @@ The order matters: the user first (root is exempt from the limit on processes), 
 Landlock for files, seccomp for system calls, and a check that they hold. Nothing of this can be undone by the process.
 """
 
+import builtins
 import ctypes
 import json
 import linecache
@@ -33,6 +34,7 @@ ON_FILES = 1 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 
+OWN, TRACES = dict(builtins.__dict__), (sys.settrace, sys.setprofile)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
@@ -187,13 +189,15 @@ def confine(job: dict[str, Any]) -> None:
     check(without, job["limits"]["memory"])
 
 
-def run(text: str) -> tuple[str, str | None]:
-    """The program as `__main__`; how it ended, and its exception in a line."""
+def run(parts: list[str]) -> tuple[str, str | None]:
+    """The parts of a program, one after another as `__main__`; how they ended, and their exception in a line. All are
+    compiled before the first one is run."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    linecache.cache[PROGRAM] = (len(text), None, text.splitlines(keepends=True), PROGRAM)
     try:
-        exec(compile(text, PROGRAM, "exec"), module.__dict__)
+        for code in [compiled(text, number) for number, text in enumerate(parts)]:
+            exec(code, module.__dict__)
+            restore(module.__dict__)
     except SystemExit as error:
         return "exited", f"SystemExit: {error.code}"
     except MemoryError:
@@ -202,6 +206,20 @@ def run(text: str) -> tuple[str, str | None]:
     except BaseException as error:
         return outcome_of(error), described(error)
     return "passed", None
+
+
+def compiled(text: str, number: int) -> types.CodeType:
+    name = PROGRAM if number == 0 else f"program.{number}.py"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    return compile(text, name, "exec")
+
+
+def restore(names: dict[str, Any]) -> None:
+    """What a part has done to Python's own names, and its tracing, do not reach the next part: that may be a test."""
+    for trace in TRACES:
+        trace(None)
+    builtins.__dict__.update(OWN)
+    names["__builtins__"] = builtins
 
 
 def outcome_of(error: BaseException) -> str:

@@ -73,8 +73,7 @@ def problem_of(row: Mapping[str, Any], index: int) -> tuple[tuple[int, ...], Fra
             continue  # another kind of row with a field of that name
         if given and reached is not None:
             return given, reached
-    wanted = " or ".join("+".join(names) for names, _ in _FORMATS)
-    raise ValueError(f"answer {index}: its row is no Countdown problem: needs {wanted}; it has {sorted(row)}")
+    raise ValueError(f"answer {index}: its row is no Countdown problem: needs {_WANTED}; it has {sorted(row)}")
 
 
 def _pair(numbers: Any, target: Any = None) -> tuple[Sequence[Any], Any]:
@@ -86,6 +85,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], Callable[..., tuple[Sequence[Any], Any]]]
     (("input", "output"), lambda given, target: _pair(f"[{given}]", target)),
     (("ground_truth",), lambda both: _pair(*both)),
 )
+_WANTED = "extra_info.numbers and reward_model.ground_truth, or input and output, or ground_truth: [numbers, target]"
 
 
 def expression_of(text: str) -> str | None:

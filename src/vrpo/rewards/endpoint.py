@@ -7,6 +7,7 @@ nowhere else: not to a redirect, not into a message, not into a file.
 
 import http.client
 import json
+import math
 import os
 import re
 import time
@@ -45,6 +46,7 @@ Verdict: tie
 _SLOTS = re.compile(r"\{(prompt|first|second)\}")
 _VERDICT = re.compile(r"[\s*_]*verdict:[\s*_]*(A|B|tie)[\s*_.]*", re.IGNORECASE)
 _VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
+_OF_ONE_QUESTION = (400, 413, 422)  # statuses of what is too long or filtered, and of a field that is not known
 _SHOWN = 200  # characters of a server's message
 
 
@@ -83,6 +85,10 @@ class _Again(Exception):
         self.after = after
 
 
+class Refused(ValueError):
+    """The server does not take this question, such as one that is too long for it; it may take others."""
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """A chat-completions endpoint.
@@ -93,8 +99,8 @@ class Endpoint:
         extra: more fields of the request, or other values of those that we send; None: the field is left out, such as a
             temperature for models that refuse one.
         timeout: seconds without a sign of the server.
-        retries: how often a request is made again after 429, a 5xx, a timeout, a broken connection or a reply that is
-            no chat completion; the wait doubles from `first_wait` seconds up to `longest_wait`, or is as long as the
+        retries: how often a request is made again after 408, 429, a 5xx, a timeout, a broken connection or a reply that
+            is no chat completion; the wait doubles from `first_wait` seconds up to `longest_wait`, or is as long as the
             server says, up to the same.
     """
 
@@ -141,7 +147,8 @@ class Endpoint:
         """The text of the reply; empty if the model gave none.
 
         Raises:
-            ValueError: the server refuses the request, or did not answer it after all retries.
+            Refused: the server does not take this question.
+            ValueError: it refuses every request, or did not answer this one after all retries.
         """
         failure = ""
         for attempt in range(self.retries + 1):
@@ -173,9 +180,10 @@ class Endpoint:
         except (OSError, http.client.HTTPException):
             said = ""
         message = f"status {error.code}: {' '.join(_without(self._key(), said).split())[:_SHOWN]}"
-        if error.code == 429 or error.code >= 500:
+        if error.code in (408, 429) or error.code >= 500:
             raise _Again(message, _seconds(error.headers.get("Retry-After"))) from None
-        raise ValueError(f"{self.url} refuses the request with {message}") from None
+        kind = Refused if error.code in _OF_ONE_QUESTION else ValueError
+        raise kind(f"{self.url} refuses the request with {message}") from None
 
 
 def _without(key: str | None, text: str) -> str:
@@ -213,6 +221,13 @@ def read_verdict(reply: str) -> float | None:
     return _VALUES[found.pop()] if len(found) == 1 else None
 
 
+def _why(reply: str | Refused) -> str:
+    """Why a reply has no verdict."""
+    if isinstance(reply, Refused):
+        return str(reply)
+    return f"no verdict in the reply {' '.join(reply.split())[-_SHOWN:]!r}"
+
+
 def question(template: str, prompt: Any, first: str, second: str) -> str:
     """The template with its slots filled; braces elsewhere, also in the answers, stay as they are."""
     text = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
@@ -229,12 +244,15 @@ class EndpointJudge:
             "Verdict: B" or "Verdict: tie".
         unreadable: what becomes of a comparison of which a reply has no verdict: "error", it has no result, or "tie",
             that reply counts as a tie. Recorded in `Comparison.error` either way.
+        refused: what becomes of a comparison of which the server does not take a question: "error" ends it all,
+            "unjudged": it has no result, and that is recorded.
         concurrency: requests at a time.
     """
 
     endpoint: Endpoint
     template: str = TEMPLATE
     unreadable: Literal["error", "tie"] = "error"
+    refused: Literal["error", "unjudged"] = "error"
     concurrency: int = 8
     memory: Memory = field(default_factory=NoMemory)
 
@@ -244,6 +262,8 @@ class EndpointJudge:
             raise ValueError(f"the template of the question has no slot {{{missing[0]}}}")
         if self.unreadable not in ("error", "tie"):
             raise ValueError(f"unreadable must be 'error' or 'tie', not {self.unreadable!r}")
+        if self.refused not in ("error", "unjudged"):
+            raise ValueError(f"refused must be 'error' or 'unjudged', not {self.refused!r}")
         if self.concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {self.concurrency}")
 
@@ -255,47 +275,54 @@ class EndpointJudge:
         """
         results = self.compare(pairs)
         for result in results:
-            if result.error is not None and self.unreadable == "error":
+            if math.isnan(result.value):
                 raise ValueError(result.error)
         return [result.value for result in results]
 
     def compare(self, pairs: Sequence[tuple[Answer, Answer]]) -> list[Comparison]:
         """Like calling it, with what was read in each order, and errors recorded."""
         questions = [
-            question(self.template, one.prompt, first, second)
+            (question(self.template, one.prompt, first, second), one.prompt)
             for one, other in pairs
             for first, second in ((one.text, other.text), (other.text, one.text))
         ]
-        replies = self._replies(questions)
+        found = self._replies(dict(questions))
+        replies = [found[text] for text, _ in questions]
         return [self._comparison(*replies[at : at + 2]) for at in range(0, len(replies), 2)]
 
-    def _comparison(self, forward: str, backward: str) -> Comparison:
-        one, swapped = read_verdict(forward), read_verdict(backward)
-        unread = [reply for reply, value in ((forward, one), (backward, swapped)) if value is None]
-        error = f"no verdict in the reply {' '.join(unread[0].split())[-_SHOWN:]!r}" if unread else None
+    def _comparison(self, forward: str | Refused, backward: str | Refused) -> Comparison:
+        replies = (forward, backward)
+        one, swapped = (None if isinstance(reply, Refused) else read_verdict(reply) for reply in replies)
+        error = next((_why(reply) for reply, value in zip(replies, (one, swapped), strict=True) if value is None), None)
+        refused = any(isinstance(reply, Refused) for reply in replies)
         values = (one, None if swapped is None else 1 - swapped)
-        return Comparison(values, self.unreadable == "tie", error)
+        return Comparison(values, self.unreadable == "tie" and not refused, error)
 
-    def _replies(self, questions: Sequence[str]) -> list[str]:
-        """In order; the first failure cancels what has not begun."""
-        different = list(dict.fromkeys(questions))
-        found: dict[str, str] = {}
+    def _replies(self, prompts: Mapping[str, Any]) -> dict[str, str | Refused]:
+        """To each question, of which the prompt is given; the first failure cancels what has not begun."""
+        found: dict[str, str | Refused] = {}
         with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = {pool.submit(self._reply, text): text for text in different}
+            asked = {pool.submit(self._reply, text): text for text in prompts}
             try:
                 for done in as_completed(asked):
-                    found[asked[done]] = done.result()
+                    reply = found[asked[done]] = done.result()
+                    if isinstance(reply, Refused) and self.refused == "error":
+                        about = " ".join(str(prompts[asked[done]]).split())[:_SHOWN]
+                        raise Refused(f"{reply}; asked for answers to {about!r} (--refused unjudged goes on without)")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [found[text] for text in questions]
+        return found
 
-    def _reply(self, text: str) -> str:
+    def _reply(self, text: str) -> str | Refused:
         body = self.endpoint.body(text)
         name = self.endpoint.name_of(body)
         known = self.memory.recall(name)
         if known is not None:
             return known
-        reply = self.endpoint.ask(body)
+        try:
+            reply = self.endpoint.ask(body)
+        except Refused as refusal:
+            return refusal
         self.memory.keep(name, reply)
         return reply

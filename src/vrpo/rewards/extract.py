@@ -19,10 +19,15 @@ _TAG = re.compile(r"<answer>(.*?)(?=</answer|<answer>|\Z)", re.DOTALL)
 _MARKED = re.compile(r"####[ \t]*([^\n]+)")
 _SAID = re.compile(r"answer\s+is\s*:?|answer\s*:", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_FRACTION = re.compile(
+    r"(?P<before>(?<=[0-9}])\s?)?\\[dt]?frac\s?(?:\{([0-9]{1,30})\}|([0-9]))\s?(?:\{([0-9]{1,30})\}|([0-9]))"
+)
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)}])(?<![0-9]\s)[-\u2212](?=[$€£0-9.\\]))?[$€£]?\s?"
-    r"(?:\\[dt]?frac\{(?P<top>[0-9]{1,30})\}\{(?P<bottom>[0-9]{1,30})\}"
-    r"|(?P<whole>[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?P<point>\.[0-9]{1,30})?(?:/(?P<over>[0-9]{1,30}))?"
+    r"(?P<sign>(?<![\w)}])(?<![0-9]\s)[-\u2212\u2013](?=[$€£0-9.]))?[$€£]?\s?"
+    r"(?:(?P<mixed>[0-9]{1,30})\s(?P<top>[0-9]{1,30})/(?P<bottom>[0-9]{1,30})"
+    r"|(?P<whole>[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?P<point>\.[0-9]{1,30})?"
+    r"(?:[eE](?P<e>[+-]?[0-9]{1,2})(?!\w)|\s?(?:\\times|\\cdot|[\u00d7*])\s?10\^\{?(?P<ten>-?[0-9]{1,2})(?![0-9])\}?"
+    r"|/(?P<over>[0-9]{1,30}))?"
     r"|(?P<only>\.[0-9]{1,30}))"
 )
 
@@ -86,20 +91,35 @@ def plain(text: str) -> str:
 
 
 def numbers(text: str) -> Iterator[Fraction]:
-    r"""Every number in a text, in order, exactly: 1,234.50, -3, $5, 40 %, 3/4, \frac{3}{4}; a percent sign is dropped.
+    r"""Every number in a text, in order, exactly: 1,234.50, -3, $5, 40 %, 3/4, \frac{3}{4}, 2 1/2, 1.5e3,
+    2 \times 10^3; a percent sign is dropped.
 
     A minus counts as a sign if nothing is in front that could be subtracted from.
     """
-    for match in _NUMBER.finditer(plain(text)):
-        yield (-1 if match["sign"] else 1) * _magnitude(match)
+    for match in _NUMBER.finditer(_FRACTION.sub(_slashed, plain(text))):
+        sign = -1 if match["sign"] else 1
+        if match["mixed"] is None:
+            yield sign * _magnitude(match)
+        else:
+            yield from (sign * number for number in _mixed(*(int(match[name]) for name in ("mixed", "top", "bottom"))))
+
+
+def _slashed(match: re.Match[str]) -> str:
+    """A LaTeX fraction of digits as 3/4, apart from a number or a fraction before it."""
+    _, top, top_digit, bottom, bottom_digit = match.groups()
+    return ("" if match["before"] is None else " ") + f"{top or top_digit}/{bottom or bottom_digit}"
+
+
+def _mixed(whole: int, top: int, bottom: int) -> tuple[Fraction, ...]:
+    """2 1/2 is one number; 2 3/2 are two."""
+    if top < bottom:
+        return (whole + Fraction(top, bottom),)
+    return Fraction(whole), Fraction(top, bottom or 1)
 
 
 def _magnitude(match: re.Match[str]) -> Fraction:
-    top, over = match["top"], match["over"] or match["bottom"]
-    if top is None:
-        top = (match["whole"] or "0").replace(",", "") + (match["point"] or match["only"] or "")
-    below = Fraction(over) if over else Fraction(1)
-    return Fraction(top) / below if below else Fraction(top)
+    digits = (match["whole"] or "0").replace(",", "") + (match["point"] or match["only"] or "")
+    return Fraction(digits) * Fraction(10) ** int(match["e"] or match["ten"] or 0) / (int(match["over"] or 1) or 1)
 
 
 def exact(value: Any) -> Fraction | None:
@@ -108,4 +128,4 @@ def exact(value: Any) -> Fraction | None:
         return None
     if isinstance(value, str):
         return next(numbers(marked(value) or value), None)
-    return Fraction(str(value)) if math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else Fraction(str(value))

@@ -46,6 +46,8 @@ class Instructions:
         arguments = field_of(answer.row, "kwargs", index)
         if len(names) != len(arguments) or not names:
             raise ValueError(f"answer {index}: {len(names)} instructions, {len(arguments)} kwargs in its row")
+        if not all(isinstance(given, Mapping) for given in arguments):
+            raise ValueError(f"answer {index}: kwargs of its row must be a list of objects, not {arguments!r}")
         text = before_end(answer.text)
         missed = [
             name
@@ -62,9 +64,12 @@ def followed(name: str, arguments: Mapping[str, Any], text: str, where: str) -> 
     if name not in CHECKS:
         raise ValueError(f"{where}: unknown instruction {name!r}")
     try:
-        return bool(text.strip()) and CHECKS[name](text, arguments)
+        given = {key: value for key, value in arguments.items() if value is not None}  # tables fill in null
+        return bool(text.strip()) and CHECKS[name](text, given)
     except KeyError as error:
         raise ValueError(f"{where}: instruction {name!r} lacks its argument {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{where}: instruction {name!r} cannot use its arguments {arguments!r}: {error}") from error
 
 
 def _compares(count: int, relation: str, limit: int) -> bool:

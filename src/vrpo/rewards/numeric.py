@@ -65,7 +65,7 @@ def _stated(text: str | None) -> Fraction | None:
 
 def written(number: Fraction) -> str:
     """A number as people write it: 18, 0.5, 1/3."""
-    decimal = float(number)
     if number.denominator == 1:
         return str(number.numerator)
+    decimal = float(number)
     return str(decimal) if Fraction(str(decimal)) == number else str(number)

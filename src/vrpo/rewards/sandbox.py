@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ class Outcome:
 class Sandbox:
     """Runs a Python program's text in a process of its own, and returns its `Outcome`.
 
+    A program may come in parts, such as the tests behind it: they share their names, but all are compiled before the
+    first is run, and what one does to Python's own names (builtins, tracing) does not reach the next.
+
     The process has no network, no other process and no program but itself, no environment, and no rights: it can read
     what Python needs and `readable` (whose folders can also be imported from), write plain files in a temporary folder
     that is removed, and signal itself only. Its standard input is empty; PYTHONHASHSEED is 0. Everything it starts is
@@ -73,8 +76,8 @@ class Sandbox:
 
     `without` names defences to go without (of `DEFENCES`) where a machine lacks them: an explicit loss of protection.
 
-    Not to be confused with a guarantee of honest tests: a program shares an interpreter with the tests appended to it,
-    and one written to look for them can find them. And what the kernel tells everybody (whether a path exists, its
+    Not to be confused with a guarantee of honest tests: a program shares an interpreter with the tests behind it, and
+    one written to look for them can find them. And what the kernel tells everybody (whether a path exists, its
     size, the machine's name) is told.
 
     Args:
@@ -103,7 +106,7 @@ class Sandbox:
         if unknown := set(self.without) - set(DEFENCES):
             raise ValueError(f"without={self.without}: {sorted(unknown)} not among {DEFENCES}")
 
-    def __call__(self, program: str) -> Outcome:
+    def __call__(self, *program: str) -> Outcome:
         """Raises:
         SandboxUnavailable: this machine lacks a defence that `without` does not name.
         """
@@ -111,7 +114,7 @@ class Sandbox:
         with tempfile.TemporaryDirectory(prefix="vrpo-") as folder:
             return self._run(program, os.path.realpath(folder))
 
-    def _run(self, program: str, folder: str) -> Outcome:
+    def _run(self, program: Sequence[str], folder: str) -> Outcome:
         nonce = os.urandom(16).hex()
         reader, writer = os.pipe()
         started = time.monotonic()
@@ -128,11 +131,11 @@ class Sandbox:
                 watch.end()
         return _outcome(watch, why, nonce, self.cpu_seconds)
 
-    def _job(self, program: str, nonce: str, folder: str, report: int, pid: int) -> dict[str, Any]:
+    def _job(self, program: Sequence[str], nonce: str, folder: str, report: int, pid: int) -> dict[str, Any]:
         read = [*_needed(), *(os.path.realpath(path) for path in self.readable)]
         names = ("cpu_seconds", "memory", "threads", "file_bytes")
         return {
-            "program": program,
+            "program": list(program),
             "nonce": nonce,
             "report": report,
             "folder": folder,
