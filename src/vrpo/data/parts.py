@@ -6,12 +6,13 @@ processes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vrpo.data.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ class Parts:
         self._replace(self.path(part), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def join(self) -> bool:
-        """Make the output from its parts, if all are there and it is not; says whether it is there."""
+        """Make the output from its parts, if all are there and it is not; says whether it is there. Parts whose output
+        is there are cleared away: a run may have been stopped in between."""
         if self.output.exists():
+            if self.folder.is_dir():
+                shutil.rmtree(self.folder)
             return True
         paths = [self.path(part) for part in range(self.count)]
         if not all(path.is_file() for path in paths):
@@ -84,9 +88,4 @@ class Parts:
 
     @staticmethod
     def _replace(path: Path, text: str) -> None:
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_whole(path, lambda part: part.write_text(text))
