@@ -317,7 +317,7 @@ class JSONLogCallback(TrainerCallback):
                 file.write(_line(state.log_history[-1]))
 
 
-def _line(entry: Mapping[str, float]) -> str:
+def _line(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, sort_keys=True) + "\n"
 
 
