@@ -1784,7 +1784,7 @@ KILLED = [  # what a kill leaves
     Mutant(
         "a step after the last one",
         "training/base.py",
-        (('            given["num_update_steps_per_epoch"] = 0\n', "            pass\n"),),
+        (('            kwargs["num_update_steps_per_epoch"] = 0\n', "            pass\n"),),
         RESUME,
     ),
     Mutant(

@@ -170,12 +170,12 @@ class DiffusionTrainer(Trainer, ABC):
             self.on_gradient()
         return (loss * share).detach().to(torch.float32)
 
-    def _run_epoch(self, **given: Any) -> Any:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """A run that goes on from the checkpoint of its last step, in the middle of an epoch, has no step to make;
         transformers looks whether it should stop only after one."""
         if self.state.global_step >= self.state.max_steps:
-            given["num_update_steps_per_epoch"] = 0
-        return super()._run_epoch(**given)
+            kwargs["num_update_steps_per_epoch"] = 0
+        return super()._run_epoch(*args, **kwargs)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         """`eval_on_start` means the start of the run, not where it goes on; only that asks to skip the scheduler."""
