@@ -232,7 +232,7 @@ HEAD = (
     "files and folders",
     "kills by the clock",
     "kills at file operations",
-    "kills with none / up to half / more of the final files in place",
+    "kills with none / up to half / more of these in place",
     "the same after another run",
     "kills in a row, and the same in the end",
     "differing",
