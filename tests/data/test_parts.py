@@ -38,6 +38,22 @@ def test_a_part_that_was_not_finished_is_missing(tmp_path: Path) -> None:
     assert made.missing() == [0, 1, 2]
 
 
+def test_parts_beside_their_output_are_cleared_away(tmp_path: Path) -> None:
+    """A run was killed after the output was there and before all its parts were gone. Kills: parts left for ever."""
+    made = parts(tmp_path)
+    made.missing()
+    for part in range(3):
+        made.write(part, [{"part": part}])
+    content = {path.name: path.read_bytes() for path in made.folder.iterdir()}
+    assert made.join()
+    made.folder.mkdir()
+    for name in list(content)[1:]:
+        (made.folder / name).write_bytes(content[name])
+    assert made.missing() == []
+    assert made.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_other_settings_are_refused(tmp_path: Path, finished: bool) -> None:
     """Kills: parts of two runs in one file; an error that does not say which setting."""

@@ -172,8 +172,9 @@ def test_mistakes_are_one_line(given: list[str], message: str, capsys: pytest.Ca
     assert "Traceback" not in error
 
 
-def test_models_have_names(checkpoints: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """name=path, name=path:adapter, or a path; a fingerprint that sees other weights."""
+def test_models_have_names(checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """name=path, name=path:adapter, or a path; a fingerprint that sees other weights, and not how long their training
+    took. Kills: the same model trained twice taken for two."""
     assert (named("a=org/model").path, named("a=org/model").adapter) == ("org/model", None)
     assert (named("a=x/base:x/lora").path, named("a=x/base:x/lora").adapter) == ("x/base", "x/lora")
     assert named("org/model").name == "model"
@@ -183,6 +184,13 @@ def test_models_have_names(checkpoints: list[str], capsys: pytest.CaptureFixture
     assert files_fingerprint("org/model") == "org/model"
     with pytest.raises(ValueError, match=r"without / or \| in the name"):
         named("a|b=org/model")
+    trained = tmp_path / "trained"
+    shutil.copytree(checkpoints[0].partition("=")[2], trained)
+    for name in ("trainer_state.json", "training_args.bin"):
+        (trained / name).write_text('{"train_runtime": 1.5}')
+    assert files_fingerprint(str(trained)) == prints[0]
+    (trained / "config.json").write_text("{}")
+    assert files_fingerprint(str(trained)) != prints[0]
     same = ["m=x", "m=y"]
     assert main(["eval", "--models", *same, "--output_dir", "unused", "--tasks", "gsm8k"]) == 2
     assert "two are called m" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from tests.rewards.test_endpoint import KEY, Server, answers_in, honest, said, s
 from vrpo.cli import main
 from vrpo.commands.pairs_judges import VERIFIERS
 from vrpo.data.formats import FIELDS
+from vrpo.data.parts import Parts
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.reward_model import load_reward_model
@@ -104,6 +105,31 @@ def test_pairs_carry_everything(run: Run, tmp_path: Path) -> None:
     assert "2 pairs from 2 of 4 prompts and 11 sampled answers." in report
     assert (tmp_path / "report" / "length_bias.png").stat().st_size > 1000
     assert "2 pairs from 2 of 4 prompts" in printed
+
+
+def test_a_run_stopped_before_its_parts_are_joined_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills: pairs that are made and never put into their file."""
+    assert run()[0] == 0
+    whole = (tmp_path / "pairs.jsonl").read_bytes()
+    names = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    (tmp_path / "pairs.jsonl").unlink()
+    (tmp_path / "pairs.jsonl.settings.json").unlink()
+    real = Parts.join
+
+    def stops(parts: Parts) -> bool:
+        if parts.output.name == "pairs.jsonl":
+            raise KeyboardInterrupt
+        return real(parts)
+
+    monkeypatch.setattr(Parts, "join", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.setattr(Parts, "join", real)
+    assert run()[0] == 0
+    assert (tmp_path / "pairs.jsonl").read_bytes() == whole
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == names
 
 
 @pytest.mark.parametrize(("unfinished", "chosen", "judged"), [("reject", None, 9), ("keep", "6", 9), ("drop", None, 8)])

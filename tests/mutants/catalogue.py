@@ -1851,6 +1851,80 @@ EVALUATION = [
     ),
 ]
 
+WHOLE, RESUME, SAMPLED = ("tests/data/test_whole.py",), ("tests/training/test_resume.py",), ("tests/e2e/test_pairs.py",)
+
+KILLED = [  # what a kill leaves
+    Mutant(
+        "leftovers of killed processes kept",
+        "data/whole.py",
+        (("        return True\n", "        return False\n"),),
+        WHOLE,
+    ),
+    Mutant(
+        "parts kept beside their output",
+        "data/parts.py",
+        (("            if self.folder.is_dir():\n", "            if False:\n"),),
+        PARTS,
+    ),
+    Mutant(
+        "pairs never joined after a stop",
+        "commands/pairs.py",
+        (("        made.join()\n        _report", "            made.join()\n        _report"),),
+        SAMPLED,
+    ),
+    Mutant(
+        "half a checkpoint taken for one",
+        "training/checkpoints.py",
+        (("        return False\n", "        return True\n"),),
+        RESUME,
+    ),
+    Mutant(
+        "checkpoints in the order of their names",
+        "training/checkpoints.py",
+        (("isdecimal()), key=_steps)", "isdecimal()))"),),
+        RESUME,
+    ),
+    Mutant(
+        "half a removed checkpoint kept",
+        "training/checkpoints.py",
+        (("        shutil.rmtree(path)\n", "        pass\n"),),
+        RESUME,
+    ),
+    Mutant(
+        "fields of a log in the order of their making",
+        "training/base.py",
+        (("json.dumps(entry, sort_keys=True)", "json.dumps(entry)"),),
+        RESUME,
+    ),
+    Mutant(
+        "a step after the last one",
+        "training/base.py",
+        (('            kwargs["num_update_steps_per_epoch"] = 0\n', "            pass\n"),),
+        RESUME,
+    ),
+    Mutant(
+        "an evaluation on start in the middle",
+        "training/base.py",
+        (("if skip_scheduler and self.state.global_step > 0:", "if False:"),),
+        RESUME,
+    ),
+    Mutant(
+        "samples of two runs in one file",
+        "training/samples.py",
+        (
+            ("if self.path.is_file() and state.global_step else []", "if self.path.is_file() else []"),
+            ('json.loads(line)["step"] <= step', 'json.loads(line)["step"] <= max(step, 9)'),
+        ),
+        RESUME,
+    ),
+    Mutant(
+        "the clock in a model's fingerprint",
+        "commands/evaluate_models.py",
+        ((" and file.name not in _OF_TRAINING", ""),),
+        ("tests/e2e/test_eval.py",),
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -1864,4 +1938,5 @@ MUTANTS = [
     *REWARDS,
     *PAIRS,
     *EVALUATION,
+    *KILLED,
 ]

@@ -1,6 +1,7 @@
 """A resumed run is the uninterrupted one, bit for bit; its checkpoint has the official layout."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tests.training.runs import (
     train,
     vrpo_config,
 )
+from vrpo.commands.train import run
 from vrpo.models.load import load
+from vrpo.training.checkpoints import checkpoint_of, last_checkpoint
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
@@ -107,3 +110,67 @@ def test_sft_resumes(tmp_path: Path) -> None:
     )
     assert distance(whole[5:], rest) == 0
     assert log_lines(tmp_path) == expected
+
+
+def command(folder: Path, steps: int = 6, **fields: Any) -> list[str]:
+    """What `vrpo sft` does with its trainer, in a folder; log.jsonl but for its last line, and the card."""
+    given = {"save_strategy": "steps", "save_steps": 2, "max_steps": steps, "learning_rate": 1e-2, **fields}
+    given |= {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "resume_from_checkpoint": "auto"}
+    run(SFTTrainer(tiny(), args=sft_config(folder, **given), train_dataset=answers(16), eval_dataset=answers(3)))
+    return [*(folder / "log.jsonl").read_text().split("\n")[:-2], (folder / "README.md").read_text()]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_one_command_begins_and_goes_on(tmp_path: Path) -> None:
+    """auto, in the middle of the second epoch: from no checkpoint, from one that is half there, from the last. Kills: a
+    checkpoint without its state taken for one; an evaluation "on start" in the middle; one step too many for a run
+    that was killed after its last checkpoint; samples that begin a second time in the same file;
+    fields in another order."""
+    sampled = {"sample_steps": 2, "num_samples": 2, "sample_max_new_tokens": 4}
+    expected = command(tmp_path, **sampled)
+    files = {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "samples.jsonl")}
+    everything = names(tmp_path)
+    for broken in (2, 6, 0):
+        (tmp_path / "model.safetensors").unlink()
+        for step in (2, 4, 6):
+            state = tmp_path / f"checkpoint-{step}" / "trainer_state.json"
+            if broken and step >= broken:
+                state.write_bytes(state.read_bytes()[:100])
+                (state.parent / "scheduler.pt").unlink()
+        with (tmp_path / "samples.jsonl").open("a") as file:
+            file.write('{"step": 6, "prom')
+        assert command(tmp_path, **sampled) == expected
+        assert {name: (tmp_path / name).read_bytes() for name in files} == files
+        assert names(tmp_path) == everything
+
+
+def test_a_rotation_is_finished(tmp_path: Path) -> None:
+    """Killed while old checkpoints were removed. Kills: half a checkpoint in the place of a whole one."""
+    command(tmp_path, save_total_limit=2)
+    everything = names(tmp_path)
+    half = tmp_path / "checkpoint-2"
+    half.mkdir()
+    (half / "scheduler.pt").write_text("left")
+    os.utime(half, (2**31, 2**31))  # newer than all others
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+    command(tmp_path, save_total_limit=2)
+    assert names(tmp_path) == everything
+
+
+def test_which_checkpoint(tmp_path: Path) -> None:
+    """Kills: checkpoints in the order of their names; `true` that begins anew."""
+    for step in (2, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-new").mkdir()
+    assert checkpoint_of(sft_config(tmp_path)) is None
+    assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="auto")) is None
+    with pytest.raises(ValueError, match="holds no checkpoint that is whole; auto begins without one"):
+        checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="true"))
+    for step, content in ((2, "{}"), (9, "{}"), (10, '{"half": ')):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    for word in ("auto", "true"):
+        assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint=word)) == str(tmp_path / "checkpoint-9")
+    assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="elsewhere")) == "elsewhere"

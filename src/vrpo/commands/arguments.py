@@ -46,6 +46,8 @@ _FIXED = (  # fields of ours that have one sensible value, which --help need not
 _HELP = {  # in place of transformers'
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
     "gradient_checkpointing_kwargs": "Its options as JSON, or as a mapping in YAML: use_reentrant.",
+    "resume_from_checkpoint": "A checkpoint's folder to go on from; true: the last whole one of output_dir; auto: the "
+    "same, and if there is none the run begins, so that one command does both.",
     "report_to": "Where to log, one or several: none, all, tensorboard, wandb, trackio.",
 }
 

@@ -11,6 +11,7 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, mask_id_of
 
 _BLOCKS, _BLOCK = 64, 4096  # of each file of weights, that are read for a fingerprint
+_OF_TRAINING = ("trainer_state.json", "training_args.bin")  # beside a model that was trained: times, where it was
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def files_fingerprint(path: str | None) -> str | None:
         return path
     found = blake2b(digest_size=8)
     for file in sorted(Path(path).iterdir()):
-        if file.suffix not in (".safetensors", ".bin", ".json") or not file.is_file():
+        wanted = file.suffix in (".safetensors", ".bin", ".json") and file.name not in _OF_TRAINING
+        if not wanted or not file.is_file():
             continue
         size = file.stat().st_size
         found.update(f"{file.name} {size}".encode())

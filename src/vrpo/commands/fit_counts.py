@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.diagnostics.counts import CountLaw, fit_counts
+from vrpo.training.checkpoints import checkpoint_of
 from vrpo.training.config import VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 
@@ -49,7 +50,7 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
             "and give its count_exponent"
         )
     args = trainer.args
-    if args.resume_from_checkpoint is not None:
+    if checkpoint_of(args) is not None:
         args.count_exponent = _fitted_before(args.folder / _FILE)
         return
     model: Any = trainer.model

@@ -69,7 +69,7 @@ def pairs(argv: Sequence[str]) -> None:
         outcomes = _outcomes(args, groups, verdicts.output, rule)
         if made.missing():  # only now: nothing is begun where a judge has failed
             made.write(0, [row for each in zip(groups, outcomes, strict=True) for row in _rows(*each, settings)])
-            made.join()
+        made.join()
         _report(args, outcomes, settings)
 
 

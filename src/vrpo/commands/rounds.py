@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 from accelerate import PartialState
-from transformers.trainer_utils import get_last_checkpoint
 
 from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments
 from vrpo.commands.evaluate import evaluate
 from vrpo.commands.generate import generate_command
 from vrpo.commands.pairs import pairs
+from vrpo.data.whole import write_whole
 from vrpo.models.load import load
 from vrpo.training.config import VRPOConfig
 
@@ -130,7 +130,7 @@ def _train(
     own = copy.copy(config)
     into = folder / ("adapter" if model.use_peft else "model")
     own.output_dir = str(into)
-    own.resume_from_checkpoint = get_last_checkpoint(str(into)) if into.is_dir() else None
+    own.resume_from_checkpoint = "auto"
     train_once(replace(data, dataset_name=str(folder / "pairs.jsonl")), model, own)
     if model.use_peft:
         _once(lambda: load(into).merged().save_pretrained(folder / "model"))
@@ -151,4 +151,4 @@ def _written(path: Path, fields: Mapping[str, Any]) -> str:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.rstrip("\n") + "\n")
+    write_whole(path, lambda part: part.write_text(text.rstrip("\n") + "\n"))

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, Value
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
-from transformers.trainer_utils import get_last_checkpoint
 
 from vrpo.commands.arguments import (
     DataArguments,
@@ -26,6 +26,7 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
+from vrpo.training.checkpoints import checkpoint_of, finish_rotation
 from vrpo.training.config import DiffusionConfig, SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
@@ -85,12 +86,11 @@ def sft(argv: Sequence[str]) -> None:
 
 def run(trainer: DiffusionTrainer) -> None:
     """Train, from a checkpoint if asked, and leave model, tokenizer, card and state in output_dir."""
-    args = trainer.args
-    checkpoint: Any = args.resume_from_checkpoint
-    if checkpoint is not None and str(checkpoint).lower() == "true":
-        checkpoint = get_last_checkpoint(str(args.folder))
-        if checkpoint is None:
-            raise ValueError(f"--resume_from_checkpoint true: {args.folder} holds no checkpoint")
+    checkpoint = checkpoint_of(trainer.args)
+    if checkpoint is not None and Path(checkpoint).parent == trainer.args.folder:
+        if trainer.is_world_process_zero():
+            finish_rotation(trainer.args, Path(checkpoint))
+        trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     trainer.create_model_card()

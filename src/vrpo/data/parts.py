@@ -6,12 +6,16 @@ processes; and nothing else is left behind.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from vrpo.data.whole import write_whole
+
+from vrpo.data.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -95,13 +99,15 @@ class Parts:
 
     def _replace(self, path: Path, pieces: Iterable[bytes]) -> None:
         """By a file that is written in the folder, so that a stop leaves nothing elsewhere."""
-        part = self.folder / f".{path.name}.{os.getpid()}.part"
-        with part.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        inside = self.folder / path.name
+        write_whole(inside, partial(_write, pieces))
+        if inside != path:
+            inside.replace(path)
+
+
+def _write(pieces: Iterable[bytes], path: Path) -> None:
+    with path.open("wb") as file:
+        file.writelines(pieces)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,6 @@ the same designs or on more pairs measures only what is not there yet.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from vrpo.data.whole import write_whole
 from vrpo.diagnostics.designs import Design
 from vrpo.diagnostics.replicates import AnswerGradients, Replicates, replicate
 from vrpo.models.fingerprint import digest_of
@@ -71,7 +71,7 @@ class Store:
         path = folder / "settings.json"
         (folder / "pairs").mkdir(parents=True, exist_ok=True)
         if not path.is_file():
-            _replace(path, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
+            write_whole(path, lambda part: part.write_text(json.dumps(settings, indent=2) + "\n"))
         found = json.loads(path.read_text())
         changed = [name for name in settings if name not in found or found[name] != settings[name]]
         if changed or len(found) != len(settings):
@@ -91,7 +91,7 @@ class Store:
             tensors |= {f"answers.{name}": getattr(replicates.answers, name) for name in _ANSWERS}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         about = {"tokens": fingerprint(pair), "plan": repr(design.plan)}
-        _replace(self.path(example, design), lambda part: save_file(whole, part, about))
+        write_whole(self.path(example, design), lambda part: save_file(whole, part, about))
 
     def load(self, example: int, design: Design, pair: Tokens) -> Replicates | None:
         """What is there for this pair and design, or None.
@@ -121,13 +121,6 @@ def _check(path: Path, about: Mapping[str, str], tokens: str, plan: str) -> None
         raise ValueError(
             f"{path} was measured under {about['plan']}, which is now {plan}: delete it, or use another --output_dir"
         )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a whole file or none."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    os.replace(part, path)
 
 
 def measured(

@@ -170,6 +170,19 @@ class DiffusionTrainer(Trainer, ABC):
             self.on_gradient()
         return (loss * share).detach().to(torch.float32)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """A run that goes on from the checkpoint of its last step, in the middle of an epoch, has no step to make;
+        transformers looks whether it should stop only after one."""
+        if self.state.global_step >= self.state.max_steps:
+            kwargs["num_update_steps_per_epoch"] = 0
+        return super()._run_epoch(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        """`eval_on_start` means the start of the run, not where it goes on; only that asks to skip the scheduler."""
+        if skip_scheduler and self.state.global_step > 0:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     def on_gradient(self) -> None:
         """Called once per optimizer step, when its gradient is complete: added up over micro-batches and processes."""
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16)  # sharded; scaled
@@ -285,7 +298,8 @@ class DiffusionTrainer(Trainer, ABC):
 
 @dataclass
 class JSONLogCallback(TrainerCallback):
-    """Every log line as one JSON object in output_dir/log.jsonl. A resumed run continues the file where it resumes."""
+    """Every log line as one JSON object in output_dir/log.jsonl. A resumed run continues the file where it resumes; its
+    state comes from a checkpoint, where names are sorted, and so they are here."""
 
     path: Path
 
@@ -294,13 +308,17 @@ class JSONLogCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self.path.write_text("".join(map(_line, state.log_history)))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, sort_keys=True) + "\n"
 
 
 def check_trainable(module: Any) -> None:

@@ -76,7 +76,7 @@ def _evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return ["Not evaluated during training."]
     first, last = evaluations[0], evaluations[-1]
-    names = [name for name in last if name.startswith("eval_") and f"{name}_stderr" in last]
+    names = sorted(name for name in last if name.startswith("eval_") and f"{name}_stderr" in last)
     header = f"| evaluation | step {first['step']} | step {last['step']} | standard error (items) |"
     rows = [f"| `{name}` | {first[name]:.4g} | {last[name]:.4g} | {last[f'{name}_stderr']:.2g} |" for name in names]
     return [header, "|---|---|---|---|", *rows]

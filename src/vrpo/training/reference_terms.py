@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from vrpo.data.whole import write_whole
 from vrpo.draws import fold
 from vrpo.reference import GivenReference
 from vrpo.types import Pairs, Tokens
@@ -57,7 +58,7 @@ class TermStore:
         path = self.folder / "settings.json"
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(path, lambda part: part.write_text(json.dumps(dict(self.settings), indent=1) + "\n"))
+            write_whole(path, lambda part: part.write_text(json.dumps(dict(self.settings), indent=1) + "\n"))
         found = json.loads(path.read_text())
         changed = [name for name in {**found, **self.settings} if found.get(name) != self.settings.get(name)]
         if changed:
@@ -91,7 +92,7 @@ class TermStore:
         names = entry_names(tokens, pairs)
         both = torch.stack([terms[pairs.chosen, 0], terms[pairs.rejected, 0]], 1)
         found = {"name": names.cpu(), "terms": both.cpu().contiguous()}
-        _replace(self.path(names), lambda part: save_file(found, part))
+        write_whole(self.path(names), lambda part: save_file(found, part))
 
     def load(self, batches: Iterable[tuple[Tokens, Pairs]]) -> "KnownTerms":
         """The terms of these shards."""
@@ -131,10 +132,3 @@ class KnownTerms:
         terms = both.new_zeros(len(tokens.key), 1, both.shape[-1])
         terms[pairs.chosen, 0], terms[pairs.rejected, 0] = both[:, 0], both[:, 1]
         return GivenReference(terms)
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a whole file or none."""
-    part = path.with_name(f".{path.name}.{id(path)}.part")
-    write(part)
-    part.replace(path)

@@ -1,7 +1,7 @@
 """Answers generated while training, to look at: one JSON object per prompt and step in output_dir/samples.jsonl."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vrpo.data.whole import write_whole
 from vrpo.decoding.decode import generate
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.config import DiffusionConfig
@@ -32,12 +33,12 @@ class SampleCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.is_world_process_zero:  # what came after the checkpoint, or of a run that begins again, comes again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().split("\n") if self.path.is_file() and state.global_step else []
+            write_whole(self.path, lambda part: part.write_text("".join(_until(state.global_step, lines))))
         if state.global_step == 0:
             self._write(state)
-        elif state.is_world_process_zero and self.path.is_file():  # resumed: what came after the checkpoint comes again
-            lines = [line for line in self.path.read_text().split("\n") if line]
-            kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(line + "\n" for line in kept))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self.config.sample_steps is not None
@@ -56,7 +57,6 @@ class SampleCallback(TrainerCallback):
                 max_new_tokens=self.config.sample_max_new_tokens,
             )
         self.denoiser.module.train(training)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             for index, answer in enumerate(answers):
                 line = {"step": state.global_step, "prompt": self._text(answer.prompt_ids), "answer": answer.text}
@@ -64,3 +64,13 @@ class SampleCallback(TrainerCallback):
 
     def _text(self, ids: Sequence[int]) -> str:
         return "" if self.denoiser.tokenizer is None else str(self.denoiser.tokenizer.decode(list(ids)))
+
+
+def _until(step: int, lines: Sequence[str]) -> Iterator[str]:
+    """Lines of no later step; one that was cut off by a kill is of a later one."""
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                yield line + "\n"
+        except ValueError:
+            continue
