@@ -18,6 +18,7 @@ from accelerate import PartialState
 import vrpo
 from vrpo.commands.arguments import parse
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
+from vrpo.decoding.sampling import Sampling
 from vrpo.diagnostics.eval_picture import eval_picture
 from vrpo.diagnostics.plots import figure_class
 from vrpo.evals.answers import SAMPLING
@@ -27,7 +28,8 @@ from vrpo.evals.own import OWN, OwnTask
 from vrpo.evals.own_run import OwnRun
 from vrpo.evals.presets import PRESETS, Setting, setting_of
 from vrpo.evals.report import Measure, Result, measure_of, results_of, tables
-from vrpo.rewards.judges import verifier
+from vrpo.rewards.judges import check_truth, verifier
+from vrpo.rewards.verdict import Answer
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "lm-eval", "numpy")
 Values = Mapping[tuple[str, str], Mapping[str, float]]  # (task, metric) -> item -> value
@@ -123,22 +125,31 @@ class Planned:
 
 def evaluate(argv: Sequence[str]) -> None:
     """Compare models on benchmarks with intervals and exact tests: our tasks from files, all others by lm-eval."""
-    (args,) = parse((EvalArguments,), argv, prog="vrpo eval", description=evaluate.__doc__ or "")
-    runner = _Harness(args)
-    figure_class()  # refuses now, not after an hour, if there is no matplotlib
-    models, planned = several(args.models), plan_of(args)
+    args, models, planned, runner = checked(argv)
     state = _state(args)
     crew = Crew(state.process_index, state.num_processes, state.wait_for_everyone)
     if crew.index == 0:
         print(_announced(args, models, planned), file=sys.stderr)
     try:
-        runner.check([task.name for task in planned if task.own is None])
         measures = measured(args, models, planned, runner, crew)
     except KeyboardInterrupt:
         print(f"interrupted: what was answered is kept in {args.folder}; the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
     if crew.index == 0:
         write(args, models, planned, results_of(measures, args.seed, args.num_resamples))
+
+
+def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[Planned], "_Harness"]:
+    """Arguments, and what they come to, as far as it can be checked without a model.
+
+    Raises:
+        ValueError: naming the field, the file or the row.
+    """
+    (args,) = parse((EvalArguments,), argv, prog="vrpo eval", description=evaluate.__doc__ or "")
+    figure_class()  # refuses now, not after an hour, if there is no matplotlib
+    models, planned, runner = several(args.models), plan_of(args), _Harness(args)
+    runner.check([task.name for task in planned if task.own is None])
+    return args, models, planned, runner
 
 
 def plan_of(args: EvalArguments) -> list[Planned]:
@@ -180,9 +191,13 @@ def _planned(args: EvalArguments, name: str, files: Mapping[str, Path]) -> Plann
         raise ValueError(f"judging {name} executes what the model wrote: add --confirm_run_unsafe_code")
     if "max_new_tokens" not in sampling:
         raise ValueError(f"{name}: no preset says how long answers may be: give --max_new_tokens")
-    rows = task.rows(files[name])[: args.limit]
-    verifier(task.judge)  # refuses now, not after an hour, if it cannot be had
-    return Planned(name, task, rows, {"stop_at_end": True, **sampling}, setting)
+    rows, sampling = task.rows(files[name])[: args.limit], {"stop_at_end": True, **sampling}
+    Sampling.of(**sampling)  # refuses now, not after an hour, and so do a judge that cannot be had and a missing truth
+    asked = [Answer(task.prompt(row), "", row) for row in rows]
+    check_truth(
+        task.judge, verifier(task.judge), [(f"{files[name]}: row {place}", one) for place, one in enumerate(asked)]
+    )
+    return Planned(name, task, rows, sampling, setting)
 
 
 def _announced(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned]) -> str:

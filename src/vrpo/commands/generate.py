@@ -21,7 +21,7 @@ from vrpo.data.json_rows import read_records
 from vrpo.data.parts import Parts
 from vrpo.decoding.decode import Generation, generate
 from vrpo.decoding.flight import Flight
-from vrpo.decoding.sampling import CACHES
+from vrpo.decoding.sampling import CACHES, Sampling
 from vrpo.decoding.select import MEASURES
 from vrpo.decoding.view import in_colour, write_trace
 from vrpo.models.hf import HFDenoiser
@@ -47,10 +47,11 @@ _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a pa
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text or messages, and the other fields of its row, which go along."""
+    """Text or messages, and the other fields of its row, which go along. `origin`: the line of a file."""
 
     content: Any
     row: dict[str, Any]
+    origin: str = "--prompt"
 
     @property
     def text(self) -> str:
@@ -59,8 +60,7 @@ class Prompt:
 
 def generate_command(argv: Sequence[str]) -> None:
     """Answer prompts with a diffusion language model (semi-autoregressive remasking)."""
-    args = _parsed(argv)
-    prompts = _prompts(args)
+    args, prompts = checked(argv)
     state = PartialState(cpu=args.device == "cpu")
     if args.output is None and state.num_processes > 1:
         raise ValueError("several processes share the work through a file: give --output")
@@ -68,6 +68,17 @@ def generate_command(argv: Sequence[str]) -> None:
         _on_terminal(args, prompts)
     else:
         _into_file(args, prompts, state)
+
+
+def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
+    """Arguments and prompts, as far as they can be checked without a model.
+
+    Raises:
+        ValueError: naming the field, or the line of the file of prompts.
+    """
+    args = _parsed(argv)
+    Sampling.of(**{name: getattr(args, name) for name in _SAMPLING})
+    return args, _prompts(args)
 
 
 def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialState) -> None:
@@ -245,7 +256,9 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
     if not args.prompts.is_file():
         raise ValueError(f"--prompts {args.prompts}: no such file")
     if ".json" not in args.prompts.name:
-        return [Prompt(line, {}) for line in args.prompts.read_text().split("\n") if line.strip()]
+        lines = enumerate(args.prompts.read_text().split("\n"), start=1)
+        found = [Prompt(line, {}, f"{args.prompts}:{number}") for number, line in lines if line.strip()]
+        return _some(found, args.prompts)
     found = []
     for record in read_records(args.prompts, str(args.prompts)):
         if record.unusable is not None:
@@ -253,8 +266,15 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
         content = record.fields.get("prompt")
         if not isinstance(content, str) and not _messages(content):
             raise ValueError(f"{record.origin} has no field 'prompt' that holds text or messages")
-        found.append(Prompt(content, {name: value for name, value in record.fields.items() if name != "prompt"}))
-    return found
+        row = {name: value for name, value in record.fields.items() if name != "prompt"}
+        found.append(Prompt(content, row, record.origin))
+    return _some(found, args.prompts)
+
+
+def _some(prompts: list[Prompt], path: Path) -> list[Prompt]:
+    if not prompts:
+        raise ValueError(f"--prompts {path} holds no prompts")
+    return prompts
 
 
 def _messages(content: Any) -> bool:

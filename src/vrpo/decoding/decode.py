@@ -97,19 +97,19 @@ def generate(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    sampling = Sampling(
+    sampling = Sampling.of(
         max_new_tokens,
-        max_new_tokens if block_size is None else block_size,
-        max_new_tokens if steps is None and threshold is None else steps,
-        temperature,
-        cfg_scale,
-        remasking,
-        logits_eos_inf,
-        confidence_eos_eot_inf,
+        block_size,
+        steps,
         threshold,
-        cache,
-        refresh,
-        stop_at_end,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+        remasking=remasking,
+        logits_eos_inf=logits_eos_inf,
+        confidence_eos_eot_inf=confidence_eos_eot_inf,
+        cache=cache,
+        refresh=refresh,
+        stop_at_end=stop_at_end,
     )
     pilot = Pilot.of(denoiser, sampling)
     rows = prompt_ids(denoiser.tokenizer, prompts, denoiser.mask_id)

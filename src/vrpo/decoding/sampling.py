@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from vrpo.decoding.select import MEASURES, Commit, Proposer, Quota, Threshold, quotas
 
@@ -28,6 +29,24 @@ class Sampling:
     cache: str = "none"
     refresh: int | None = None
     stop_at_end: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        max_new_tokens: int,
+        block_size: int | None = None,
+        steps: int | None = None,
+        threshold: float | None = None,
+        **others: Any,
+    ) -> "Sampling":
+        """With the defaults of `generate`: one block, and one token a step unless there is a threshold."""
+        return cls(
+            max_new_tokens,
+            max_new_tokens if block_size is None else block_size,
+            max_new_tokens if steps is None and threshold is None else steps,
+            threshold=threshold,
+            **others,
+        )
 
     def __post_init__(self) -> None:
         for name, value in (("max_new_tokens", self.max_new_tokens), ("block_size", self.block_size)):
