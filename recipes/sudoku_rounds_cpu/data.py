@@ -80,7 +80,11 @@ def main() -> None:
     for part, size in PARTS.items():
         rows = []
         for puzzle, solution in (next(made) for _ in range(size)):
-            truth = {"completion": careless(puzzle, solution, chance)} if part == "sft" else {"Puzzle": puzzle, "Solution": solution}
+            truth = (
+                {"completion": careless(puzzle, solution, chance)}
+                if part == "sft"
+                else {"Puzzle": puzzle, "Solution": solution}
+            )
             rows.append(json.dumps({"prompt": f"{puzzle}=", **truth}))
         (folder / f"{part}.jsonl").write_text("\n".join(rows) + "\n")
         print(f"{folder / part}.jsonl: {size} puzzles")
