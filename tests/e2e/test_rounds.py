@@ -108,7 +108,7 @@ def test_a_stopped_loop_goes_on(
         ({"rounds": None}, "generate goes with rounds"),
         ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, not 0"),
         ({"prompts_per_round": 4}, "2 rounds of prompts_per_round 4 need 8 prompts: prompts.jsonl has 6"),
-        ({"eval_strategy": "epoch"}, "eval_strategy epoch needs eval_fraction or eval_dataset_name"),
+        ({"eval_strategy": "epoch"}, "eval_strategy in rounds needs pairs to hold out: eval_fraction"),
         ({"eval_fraction": 0.5}, "eval_fraction is given, but eval_strategy is 'no'"),
         ({"generate": {"prompts": "prompts.jsonl", "temprature": 1}}, "error: generate: unknown field 'temprature'"),
         ({"generate": {"prompts": "nowhere.jsonl"}}, "generate: --prompts nowhere.jsonl: no such file"),

@@ -180,10 +180,9 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
         raise ValueError("ref_model_name_or_path: rounds have the first model as reference, or refresh_reference")
     if config.resume_from_checkpoint is not None:
         raise ValueError("resume_from_checkpoint: rounds go on by themselves where they were stopped, leave it out")
-    if config.eval_strategy != "no" and data.eval_dataset_name is None and data.eval_fraction is None:
-        raise ValueError(
-            f"eval_strategy {config.eval_strategy} needs eval_fraction or eval_dataset_name: pairs to hold out"
-        )
+    evaluated = [name for name in ("eval_strategy", "sample_steps") if getattr(config, name) not in ("no", None)]
+    if evaluated and data.eval_dataset_name is None and data.eval_fraction is None:
+        raise ValueError(f"{evaluated[0]} in rounds needs pairs to hold out: eval_fraction, or eval_dataset_name")
 
 
 def _checked_stages(loop: RoundArguments, config: VRPOConfig, first: str) -> list[Prompt]:
