@@ -4,6 +4,7 @@ Their commands are parsed in e2e/test_arguments.py. That they train, only GPUs c
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from transformers.trainer_pt_utils import get_module_class_from_name
 
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.rewards.sudoku import fault
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "accelerate"
 KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}
@@ -94,3 +96,25 @@ def test_ddp_asks_for_eight_processes() -> None:
     assert arguments.multi_gpu
     assert not any((arguments.use_fsdp, arguments.use_deepspeed, arguments.cpu))
     assert arguments.num_processes == 8
+
+
+def test_made_puzzles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kills: puzzles to train on among those to measure with; a truth that the judge does not accept; puzzles that the
+    judge solves in another way; careless solvers who are right."""
+    spec = importlib.util.spec_from_file_location("data", FOLDER.parent / "sudoku_rounds_cpu" / "data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    data = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(data)
+    monkeypatch.setattr(data, "PARTS", {"sft": 40, "prompts": 20, "validation": 20, "test": 20})
+    monkeypatch.setattr("sys.argv", ["data.py", "--folder", str(tmp_path)])
+    data.main()
+    rows = {part: [json.loads(line) for line in (tmp_path / f"{part}.jsonl").open()] for part in data.PARTS}
+    prompts = [row["prompt"] for part in rows.values() for row in part]
+    assert len(set(prompts)) == len(prompts) == 100
+    grids = data.grids()
+    for row in [row for part in ("prompts", "validation", "test") for row in rows[part]]:
+        assert [grid for grid in grids if fault(grid, row["Puzzle"]) is None] == [row["Solution"]]
+        assert row["prompt"] == f"{row['Puzzle']}="
+    right = sum(fault(row["completion"], row["prompt"][:-1]) is None for row in rows["sft"])
+    assert 4 <= right <= 20  # of 40 at 0.3: outside with probability 0.005, but the puzzles are always the same

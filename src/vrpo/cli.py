@@ -37,7 +37,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code. What a user did wrong is one line on stderr and exit code 2;
-    with VRPO_TRACEBACK=1 in the environment, its traceback comes first."""
+    with VRPO_TRACEBACK=1 in the environment, its traceback comes first. Ctrl-C is exit code 130."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -59,4 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}" + ("" if traced else " (VRPO_TRACEBACK=1 shows where)"), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0

@@ -145,7 +145,9 @@ class ScratchArguments:
     from_scratch: bool = field(
         default=False, metadata={"help": "Train a BPE tokenizer on the training rows, and a new LLaDA-layout model."}
     )
-    vocab_size: int = field(default=4096, metadata={"help": "Size of the tokenizer, at most."})
+    vocab_size: int = field(
+        default=4096, metadata={"help": "Size of the tokenizer, at most. 262: bytes and special tokens, none merged."}
+    )
     hidden_size: int = field(default=256, metadata={"help": "Width of the new model."})
     num_layers: int = field(default=6, metadata={"help": "Layers of the new model."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads of the new model."})

@@ -29,24 +29,33 @@ Values = Mapping[tuple[str, str], Mapping[str, float]]  # (task, metric) -> item
 
 def evaluate(argv: Sequence[str]) -> None:
     """Compare models on benchmarks with intervals and exact tests: our tasks from files, all others by lm-eval."""
-    (args,) = parse((EvalArguments,), argv, prog="vrpo eval", description=evaluate.__doc__ or "")
-    runner = _Harness(args)
-    figure_class()  # refuses now, not after an hour, if there is no matplotlib
-    models, planned = several(args.models), plan_of(args)
+    args, models, planned, runner = checked(argv)
     state = _state(args)
     crew = Crew(state.process_index, state.num_processes, state.wait_for_everyone)
     if crew.index == 0:
         print(_announced(args, models, planned), file=sys.stderr)
     try:
-        for model in models:
-            model.require()
-        runner.check([task.name for task in planned if task.own is None], models)
         measures = measured(args, models, planned, runner, crew)
     except KeyboardInterrupt:
         print(f"interrupted: what was answered is kept in {args.folder}; the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
     if crew.index == 0:
         write(args, models, planned, results_of(measures, args.seed, args.num_resamples))
+
+
+def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[Planned], "_Harness"]:
+    """Arguments, and what they come to, as far as it can be checked without loading a model.
+
+    Raises:
+        ValueError: naming the field, the file or the row.
+    """
+    (args,) = parse((EvalArguments,), argv, prog="vrpo eval", description=evaluate.__doc__ or "")
+    figure_class()  # refuses now, not after an hour, if there is no matplotlib
+    models, planned, runner = several(args.models), plan_of(args), _Harness(args)
+    for model in models:
+        model.require()
+    runner.check([task.name for task in planned if task.own is None], models)
+    return args, models, planned, runner
 
 
 def _announced(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned]) -> str:

@@ -49,8 +49,7 @@ _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a pa
 
 def generate_command(argv: Sequence[str]) -> None:
     """Answer prompts with a diffusion language model (semi-autoregressive remasking)."""
-    args = _parsed(argv)
-    prompts = given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
+    args, prompts = checked(argv)
     state = PartialState(cpu=args.device == "cpu")
     if args.output is None and state.num_processes > 1:
         raise ValueError("several processes share the work through a file: give --output")
@@ -58,6 +57,16 @@ def generate_command(argv: Sequence[str]) -> None:
         _on_terminal(args, prompts)
     else:
         _into_file(args, prompts, state)
+
+
+def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
+    """Arguments and prompts, as far as they can be checked without a model.
+
+    Raises:
+        ValueError: naming the field, or the line of the file of prompts.
+    """
+    args = _parsed(argv)
+    return args, given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
 
 
 def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialState) -> None:

@@ -18,6 +18,7 @@ from vrpo.commands.config_file import Parser, with_config
 from vrpo.commands.pairs_judges import (
     JUDGES,
     check_fields,
+    check_judge,
     is_verifier,
     judge_settings,
     judging,
@@ -54,9 +55,7 @@ _RULE_FIELDS = ("margin", "max_ratio", "every_pair")
 
 def pairs(argv: Sequence[str]) -> None:
     """Judge sampled answers and make preference pairs of them, for `vrpo train`."""
-    args = _parsed(argv)
-    rule = rule_of(args)
-    figure_class()  # refuses now, not after an hour, if there is no matplotlib
+    args, rule = checked(argv)
     ends = None if args.end_ids is None else frozenset(args.end_ids)
     groups = Reader(args.length_in, args.unfinished != "keep", ends).read(args.samples)
     settings = _settings(args)
@@ -71,6 +70,19 @@ def pairs(argv: Sequence[str]) -> None:
             made.write(0, [row for each in zip(groups, outcomes, strict=True) for row in _rows(*each, settings)])
         made.join()
         _report(args, outcomes, settings)
+
+
+def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, Rule]:
+    """Arguments and rule, as far as they can be checked without samples.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    args = _parsed(argv)
+    rule = rule_of(args)
+    figure_class()  # refuses now, not after an hour, if there is no matplotlib
+    check_judge(args)
+    return args, rule
 
 
 def rule_of(args: argparse.Namespace) -> Rule:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from vrpo.commands.pairs_samples import Group
 from vrpo.data.ledger import Ledger
 from vrpo.rewards.comparisons import Comparison, schedule, win_rates
-from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge
+from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge, Memory, NoMemory
 from vrpo.rewards.judges import VERIFIERS, verifier
 from vrpo.rewards.pairing import Key, Sample
 from vrpo.rewards.verdict import Answer, Judge, Verdict
@@ -67,10 +67,22 @@ def check_fields(args: argparse.Namespace) -> None:
             raise ValueError(f"--judge {args.judge} needs --{name}")
 
 
+def check_judge(args: argparse.Namespace) -> None:
+    """A verifier can be had; an endpoint's question, address and key make sense. Nothing is loaded and nobody asked.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if is_verifier(args):
+        verifier_of(args)
+    if args.judge == "endpoint":
+        _endpoint_judge(args, NoMemory())
+
+
 def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The judge's name and all that its verdicts depend on, as plain JSON values."""
     if is_verifier(args):
-        judge: Any = _verifier(args)
+        judge: Any = verifier_of(args)
         own = {field.name: getattr(judge, field.name) for field in fields(judge)} if is_dataclass(judge) else {}
         return {"name": args.judge, "class": ".".join(VERIFIERS[args.judge]), **_plain(own)}
     names = _REWARD_MODEL if args.judge == "reward_model" else (*_ENDPOINT, *_COMPARING)
@@ -85,17 +97,20 @@ def judging(args: argparse.Namespace, device: str, memory: Path) -> Judging:
     """The judge, loaded. `device`: where a reward model runs unless --device says otherwise. `memory`: the file of an
     endpoint's replies."""
     if is_verifier(args):
-        return ByItself(_verifier(args), args.unfinished == "drop")
+        return ByItself(verifier_of(args), args.unfinished == "drop")
     if args.judge == "reward_model":
         from vrpo.models.reward_model import load_reward_model
 
         given = {_REWARD_MODEL[name]: value for name, value in _given(args, _REWARD_MODEL).items()}
         model = load_reward_model(**{"device": device, **given})
         return ByItself(model, args.unfinished == "drop")
+    return AgainstOthers(_endpoint_judge(args, Ledger(memory)), args.unfinished == "drop", args.comparisons, args.seed)
+
+
+def _endpoint_judge(args: argparse.Namespace, memory: Memory) -> EndpointJudge:
     endpoint = Endpoint(**{_ENDPOINT[name]: value for name, value in _given(args, _ENDPOINT).items()})
     options = _given(args, ("unreadable", "refused", "concurrency"))
-    judge = EndpointJudge(endpoint, template_of(args), memory=Ledger(memory), **options)
-    return AgainstOthers(judge, args.unfinished == "drop", args.comparisons, args.seed)
+    return EndpointJudge(endpoint, template_of(args), memory=memory, **options)
 
 
 def _given(args: argparse.Namespace, names: Any) -> dict[str, Any]:
@@ -108,7 +123,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _verifier(args: argparse.Namespace) -> Judge:
+def verifier_of(args: argparse.Namespace) -> Judge:
+    """The verifier with its parameters.
+
+    Raises:
+        ValueError: it takes no such parameter, or needs a package.
+    """
     try:
         return verifier(args.judge, **(args.judge_arguments or {}))
     except TypeError as error:

@@ -7,8 +7,10 @@ way of going on after a stop. What deliberately does not live here: what the sta
 
 import copy
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,19 @@ import yaml
 from accelerate import PartialState
 
 from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments
+from vrpo.commands.evaluate import checked as evaluate_checked
 from vrpo.commands.evaluate import evaluate
+from vrpo.commands.generate import checked as generate_checked
 from vrpo.commands.generate import generate_command
+from vrpo.commands.generate_prompts import Prompt
+from vrpo.commands.pairs import checked as pairs_checked
 from vrpo.commands.pairs import pairs
+from vrpo.commands.pairs_judges import is_verifier, verifier_of
 from vrpo.data.whole import write_whole
+from vrpo.diagnostics.report import table
 from vrpo.models.load import load
+from vrpo.rewards.judges import check_truth
+from vrpo.rewards.verdict import Answer
 from vrpo.training.config import VRPOConfig
 
 _OURS = {  # what a round itself says to a stage
@@ -29,6 +39,11 @@ _OURS = {  # what a round itself says to a stage
     "pairs": ("samples", "output", "report"),
     "evaluate": ("models", "output_dir"),
 }
+_OF_TRAINING = (  # fields that a finished round must have been made with; others may change when the loop goes on
+    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "optim"),
+    *("num_train_epochs", "max_steps", "seed", "max_length", "beta", "sft_coef", "plan", "num_times", "num_masks"),
+    *("num_draws", "pair_coupling", "share_draws"),
+)
 TrainOnce = Callable[[PreferenceDataArguments, ModelArguments, VRPOConfig], None]
 
 
@@ -51,15 +66,21 @@ class RoundArguments:
     refresh_reference: bool = field(
         default=False, metadata={"help": "Rounds: the reference is the model of the round before, not the first one."}
     )
+    prompts_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Rounds: prompts of a round, which later ones do not see again. None: all, in every round."},
+    )
 
     def __post_init__(self) -> None:
         given = [name for name in ("generate", "pairs", "evaluate") if getattr(self, name) is not None]
-        if self.rounds is None and (given or self.refresh_reference):
-            raise ValueError(f"{(given or ['refresh_reference'])[0]} goes with rounds, which is not given")
+        alone = [name for name in ("refresh_reference", "prompts_per_round") if getattr(self, name)]
+        if self.rounds is None and (given or alone):
+            raise ValueError(f"{(given or alone)[0]} goes with rounds, which is not given")
         if self.rounds is None:
             return
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be at least 1, not {self.rounds}")
+        for name in ("rounds", "prompts_per_round"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("generate", "pairs"):
             if getattr(self, name) is None:
                 raise ValueError(f"rounds needs a mapping {name}: the fields of `vrpo {name}`")
@@ -76,28 +97,79 @@ def rounds(
     config: VRPOConfig,
     train_once: TrainOnce,
 ) -> None:
-    """All rounds that are not done, and the evaluation.
+    """All rounds that are not done, and the evaluation. What later stages are told is checked before the first one.
 
     Raises:
-        ValueError: fields that rounds do not go with.
+        ValueError: fields that rounds do not go with; what a stage refuses; a finished round of other settings.
     """
     assert loop.rounds is not None
     _check(data, model, config)
     assert model.model_name_or_path is not None
+    prompts = _checked_stages(loop, config, model.model_name_or_path)
+    try:
+        last = _all_rounds(loop, data, model, config, train_once, prompts)
+        if loop.evaluate is not None:
+            _say(f"evaluation: before, and after round {loop.rounds}")
+            evaluate(_evaluation(loop, config, model.model_name_or_path, last))
+    except KeyboardInterrupt:
+        _say(f"interrupted: what is done is kept in {config.folder}; the same command goes on")
+        raise SystemExit(130) from None
+
+
+def _all_rounds(
+    loop: RoundArguments,
+    data: PreferenceDataArguments,
+    model: ModelArguments,
+    config: VRPOConfig,
+    train_once: TrainOnce,
+    prompts: list[Prompt],
+) -> str:
+    """The model after the last round."""
+    assert loop.rounds is not None
     first = current = model.model_name_or_path
+    assert current is not None
     for number in range(1, loop.rounds + 1):
         folder = config.folder / f"round_{number}"
         reference = None if loop.refresh_reference or number == 1 else first
-        if not (folder / "done.json").is_file():
-            _collect(loop, folder, current, config.seed + number)
+        made_with = {"policy": current, "reference": reference, **_settings(loop, model, config)}
+        if not _is_done(folder, made_with):
+            _say(f"round {number} of {loop.rounds}: {current} answers")
+            _collect(loop, folder, current, config, number, prompts)
+            _say(f"round {number} of {loop.rounds}: training on the pairs")
             policy = replace(model, model_name_or_path=current, ref_model_name_or_path=reference)
             _train(folder, data, policy, config, train_once)
-            _once(partial(_write, folder / "done.json", json.dumps({"policy": current, "reference": reference})))
+            _once(partial(_write, folder / "done.json", json.dumps(made_with, indent=1)))
         current = str(folder / "model")
-    if loop.evaluate is not None:
-        path = _written(config.folder / "evaluate.yaml", loop.evaluate)
-        models = ["--models", f"before={first}", f"after={current}"]
-        evaluate(["--config", path, *models, "--output_dir", str(config.folder / "evaluation")])
+        _once(partial(_account, config.folder, number))
+    return current
+
+
+def _is_done(folder: Path, made_with: Mapping[str, Any]) -> bool:
+    """
+    Raises:
+        ValueError: it is, and with other settings.
+    """
+    if not (folder / "done.json").is_file() or not (folder / "model" / "config.json").is_file():
+        return False
+    found, now = json.loads((folder / "done.json").read_text()), json.loads(json.dumps(made_with))
+    changed = [
+        f"{name} was {found.get(name)!r} and is {now.get(name)!r}"
+        for name in now | found
+        if found.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} was made with other settings: {'; '.join(changed)}. Give another --output_dir, or delete "
+            f"{folder} and the rounds after it"
+        )
+    return True
+
+
+def _settings(loop: RoundArguments, model: ModelArguments, config: VRPOConfig) -> dict[str, Any]:
+    """What a round depends on, besides where it begins."""
+    ours = {"generate": loop.generate, "pairs": loop.pairs, "prompts_per_round": loop.prompts_per_round}
+    theirs = {name: value for name, value in asdict(model).items() if "name_or_path" not in name}
+    return {**ours, **theirs, **{name: getattr(config, name) for name in _OF_TRAINING}}
 
 
 def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
@@ -109,18 +181,97 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
         raise ValueError("ref_model_name_or_path: rounds have the first model as reference, or refresh_reference")
     if config.resume_from_checkpoint is not None:
         raise ValueError("resume_from_checkpoint: rounds go on by themselves where they were stopped, leave it out")
+    evaluated = [name for name in ("eval_strategy", "sample_steps") if getattr(config, name) not in ("no", None)]
+    if evaluated and data.eval_dataset_name is None and data.eval_fraction is None:
+        raise ValueError(f"{evaluated[0]} in rounds needs pairs to hold out: eval_fraction, or eval_dataset_name")
 
 
-def _collect(loop: RoundArguments, folder: Path, policy: str, seed: int) -> None:
-    """Answers and pairs of a round."""
-    assert loop.generate is not None
-    assert loop.pairs is not None
-    samples, made = str(folder / "samples.jsonl"), str(folder / "pairs.jsonl")
-    path = _written(folder / "generate.yaml", loop.generate)
-    generate_command(["--config", path, "--model_name_or_path", policy, "--output", samples, "--seed", str(seed)])
-    path = _written(folder / "pairs.yaml", loop.pairs)
-    pairs(["--config", path, "--samples", samples, "--output", made, "--report", str(folder / "pairs")])
+def _checked_stages(loop: RoundArguments, config: VRPOConfig, first: str) -> list[Prompt]:
+    """The prompts. Each stage reads its fields, and what it needs of files, before any has begun.
+
+    Raises:
+        ValueError: naming the mapping, and the field or the line.
+    """
+    assert loop.rounds is not None
+    for name in _OURS:
+        if getattr(loop, name) is not None:
+            _once(partial(_write, _fields(config, name), yaml.safe_dump(getattr(loop, name), sort_keys=False)))
+    folder = config.folder / "round_1"
+    with _named(config, "generate"):
+        args, prompts = generate_checked(_generation(folder, first, config, 1))
+        if loop.prompts_per_round is not None and args.prompts is None:
+            raise ValueError("prompts_per_round goes with prompts, a file")
+        needed = loop.rounds * (loop.prompts_per_round or 0)
+        if needed > len(prompts):
+            raise ValueError(
+                f"{loop.rounds} rounds of prompts_per_round {loop.prompts_per_round} need {needed} prompts: "
+                f"{args.prompts} has {len(prompts)}"
+            )
+    with _named(config, "pairs"):
+        args, _ = pairs_checked(_pairing(folder, config))
+        if is_verifier(args):
+            asked = [(prompt.origin, Answer(prompt.content, "", prompt.row)) for prompt in prompts]
+            check_truth(args.judge, verifier_of(args), asked)
+    if loop.evaluate is not None:
+        with _named(config, "evaluate"):
+            evaluate_checked(_evaluation(loop, config, first, first))
+    return prompts
+
+
+def _fields(config: VRPOConfig, name: str) -> Path:
+    """Where the fields of a stage are, as the file that its command reads."""
+    return config.folder / f"{name}.yaml"
+
+
+@contextmanager
+def _named(config: VRPOConfig, name: str) -> Iterator[None]:
+    """What a stage refuses is said of its mapping, which is what the user wrote, not of the file made of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {str(error).removeprefix(f'{_fields(config, name)}: ')}") from error
+
+
+def _generation(folder: Path, policy: str, config: VRPOConfig, number: int) -> list[str]:
+    given = ["--config", str(_fields(config, "generate")), "--model_name_or_path", policy]
+    given += ["--device", "cpu"] if config.use_cpu else []
+    return [*given, "--output", str(folder / "samples.jsonl"), "--seed", str(config.seed + number)]
+
+
+def _pairing(folder: Path, config: VRPOConfig) -> list[str]:
+    given = ["--config", str(_fields(config, "pairs")), "--samples", str(folder / "samples.jsonl")]
+    return [*given, "--output", str(folder / "pairs.jsonl"), "--report", str(folder / "pairs")]
+
+
+def _evaluation(loop: RoundArguments, config: VRPOConfig, first: str, last: str) -> list[str]:
+    given = ["--config", str(_fields(config, "evaluate")), "--output_dir", str(config.folder / "evaluation")]
+    given += ["--device", "cpu"] if config.use_cpu else []
+    return [*given, "--models", f"before={first}", f"after_round_{loop.rounds}={last}"]
+
+
+def _collect(
+    loop: RoundArguments, folder: Path, policy: str, config: VRPOConfig, number: int, prompts: list[Prompt]
+) -> None:
+    """Answers and pairs of a round.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    given = _generation(folder, policy, config, number)
+    if loop.prompts_per_round is not None:
+        last = number * loop.prompts_per_round
+        part = [{"prompt": one.content, **one.row} for one in prompts[last - loop.prompts_per_round : last]]
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in part)
+        _once(partial(_write, folder / "prompts.jsonl", text))
+        given += ["--prompts", str(folder / "prompts.jsonl")]
+    generate_command(given)
+    pairs(_pairing(folder, config))
     PartialState().wait_for_everyone()
+    if not (folder / "pairs.jsonl").stat().st_size:
+        raise ValueError(
+            f"no pairs in round {number}, the reasons are in {folder / 'pairs' / 'pairs.md'}: more samples of a prompt "
+            "(num_samples), another temperature or easier prompts give answers of different reward"
+        )
 
 
 def _train(
@@ -136,17 +287,29 @@ def _train(
         _once(lambda: load(into).merged().save_pretrained(folder / "model"))
 
 
+def _account(folder: Path, rounds: int) -> None:
+    """rounds.md: what the answers of each round so far were like."""
+    rows = []
+    for each in range(1, rounds + 1):
+        found = json.loads((folder / f"round_{each}" / "pairs" / "pairs.json").read_text())
+        counts = (found["samples"], found["prompts"], found["used"], found["pairs"])
+        rows.append([str(each), *map(str, counts), f"{found['rewards']['mean']:.3g}"])
+    head = ["round", "answers", "prompts", "prompts with a pair", "pairs", "mean reward of the answers"]
+    note = "The answers of a round are those of the model that it began with."
+    _write(folder / "rounds.md", f"{table(head, rows)}\n\n{note}")
+
+
+def _say(text: str) -> None:
+    if PartialState().is_main_process:
+        print(f"== {text}", file=sys.stderr, flush=True)
+
+
 def _once(work: Callable[[], Any]) -> None:
     """On the main process, while the others wait."""
     state = PartialState()
     if state.is_main_process:
         work()
     state.wait_for_everyone()
-
-
-def _written(path: Path, fields: Mapping[str, Any]) -> str:
-    _once(partial(_write, path, yaml.safe_dump(dict(fields))))
-    return str(path)
 
 
 def _write(path: Path, text: str) -> None:

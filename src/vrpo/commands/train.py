@@ -37,6 +37,7 @@ def train(argv: Sequence[str]) -> None:
     classes = (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig)
     data, model, loop, config = parse(classes, argv, prog="vrpo train", description=train.__doc__ or "")
     if loop.rounds is not None:
+        check_run(data, model, config)
         rounds(loop, data, model, config, train_on)
     else:
         train_on(data, model, config)
@@ -44,8 +45,7 @@ def train(argv: Sequence[str]) -> None:
 
 def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
     """One run on one set of pairs."""
-    if data.fit_counts is not None:
-        check_fit(data.fit_counts, config)
+    check_run(data, model, config)
     quantized = quantization(model, config)
     rows, eval_rows = datasets(data, config)
     reference = None
@@ -62,6 +62,17 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
     if data.fit_counts is not None:
         fit_exponent(trainer, data.fit_counts)
     run(trainer)
+
+
+def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
+    """
+    Raises:
+        ValueError: fields that do not go together, or a package that is missing; said before anything is read.
+    """
+    if data.fit_counts is not None:
+        check_fit(data.fit_counts, config)
+    quantization(model, config)
+    evaluates(data, config)
 
 
 def sft(argv: Sequence[str]) -> None:
@@ -97,6 +108,8 @@ def run(trainer: DiffusionTrainer) -> None:
     if trainer.is_fsdp_enabled:  # FSDP2 saves shards by default, from which nothing loads a model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()  # uploads too, with push_to_hub
+    if trainer.is_world_process_zero():
+        print(f"the model is in {trainer.args.folder}", file=sys.stderr)
 
 
 def datasets(
@@ -105,7 +118,20 @@ def datasets(
     """Training rows, and evaluation rows if the configuration evaluates or samples.
 
     Raises:
-        ValueError: rows for an evaluation that does not take place, or from two sources; no such rows.
+        ValueError: as `evaluates`; no such rows.
+    """
+    wanted = evaluates(data, config)
+    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split, columns=columns)
+    if data.eval_fraction is not None:
+        return split_rows(rows, data.eval_fraction, config.seed)
+    return rows, evaluation_rows(data, columns) if wanted else None
+
+
+def evaluates(data: DataArguments, config: DiffusionConfig) -> bool:
+    """Whether the configuration evaluates or samples, for which it needs rows.
+
+    Raises:
+        ValueError: rows for an evaluation that does not take place, or from two sources.
     """
     wanted = config.eval_strategy != "no" or config.eval_on_start or config.sample_steps is not None
     given = [name for name in ("eval_fraction", "eval_dataset_name") if getattr(data, name) is not None]
@@ -113,10 +139,7 @@ def datasets(
         raise ValueError("eval_fraction and eval_dataset_name exclude each other: give one of them")
     if given and not wanted:
         raise ValueError(f"{given[0]} is given, but eval_strategy is 'no': add --eval_strategy steps")
-    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split, columns=columns)
-    if data.eval_fraction is not None:
-        return split_rows(rows, data.eval_fraction, config.seed)
-    return rows, evaluation_rows(data, columns) if wanted else None
+    return wanted
 
 
 def evaluation_rows(data: DataArguments, columns: Sequence[str]) -> Dataset:

@@ -15,8 +15,6 @@ from typing import Any
 
 from vrpo.data.whole import write_whole
 
-from vrpo.data.whole import write_whole
-
 
 @dataclass(frozen=True)
 class Parts:
