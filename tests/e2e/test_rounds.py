@@ -121,11 +121,11 @@ def test_a_stopped_loop_goes_on(
         ({"evaluate": {"task": ["sudoku=prompts.jsonl"]}}, "evaluate: sudoku: no preset says how long"),
         (
             {"evaluate": {"task": ["sudoku=prompts.jsonl"], "max_new_tokens": 8, "steps": 3, "block_size": 4}},
-            "evaluate: steps must be a multiple of the 2 block(s)",
+            "evaluate: sudoku: steps must be a multiple of the 2 block(s)",
         ),
         (
             {"evaluate": {"task": ["sudoku=prompts.jsonl"], "max_new_tokens": 8}},
-            "evaluate: prompts.jsonl: row 0: judge sudoku: its row is no 4x4 Sudoku",
+            "evaluate: prompts.jsonl:1 cannot be judged: its row is no 4x4 Sudoku",
         ),
     ],
 )

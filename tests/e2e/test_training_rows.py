@@ -156,7 +156,8 @@ def test_a_whole_model_is_saved(sharded: bool) -> None:
     plugin = SimpleNamespace(set_state_dict_type=lambda kind: calls.append(kind))
     steps = ("save_state", "create_model_card", "save_model")
     trainer: Any = SimpleNamespace(
-        args=SimpleNamespace(resume_from_checkpoint=None),
+        args=SimpleNamespace(resume_from_checkpoint=None, folder="somewhere"),
+        is_world_process_zero=lambda: True,
         train=lambda resume_from_checkpoint: calls.append("train"),
         is_fsdp_enabled=sharded,
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),

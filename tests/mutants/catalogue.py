@@ -1311,7 +1311,7 @@ DECODING = [
     Mutant(
         "half an output where nobody clears it away",
         "data/parts.py",
-        (('part = self.folder / f"', 'part = path.parent / f"'),),
+        (("inside = self.folder / path.name", "inside = path"),),
         PARTS,
     ),
     Mutant(
@@ -1714,7 +1714,7 @@ PAIRS = [  # answers to preference pairs
     Mutant(
         "pairs: the canvas counted as length",
         "commands/pairs_samples.py",
-        (('length if self.unit == "tokens" else', 'len(ids) if self.unit == "tokens" else'),),
+        (("return length, length < len(ids)", "return len(ids), length < len(ids)"),),
         PAIR_TESTS["PAIRS"],
     ),
     Mutant(
@@ -1863,7 +1863,7 @@ KILLED = [  # what a kill leaves
     Mutant(
         "parts kept beside their output",
         "data/parts.py",
-        (("            if self.folder.is_dir():\n", "            if False:\n"),),
+        (("        self._clear()\n        return True", "        return True"),),
         PARTS,
     ),
     Mutant(

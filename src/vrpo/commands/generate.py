@@ -99,6 +99,7 @@ def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialSt
         print(f"{len(items)} answers in {args.output}", file=sys.stderr)
         if args.trace is not None:
             _trace_of_file(args)
+    state.wait_for_everyone()  # what comes next, in a round, finds the file in every process
 
 
 def _contents(args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, Any]:
