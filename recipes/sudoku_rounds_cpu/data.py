@@ -16,7 +16,7 @@ from itertools import permutations, product
 from pathlib import Path
 
 CELLS = 16
-PARTS = {"sft": 10000, "prompts": 1200, "validation": 500, "test": 1000}
+PARTS = {"sft": 10000, "prompts": 3000, "validation": 500, "test": 1000}
 EMPTY = (3, 6)  # cells of a puzzle: this many at least and at most
 CARELESS = 0.7  # probability that a solver repeats a digit
 
