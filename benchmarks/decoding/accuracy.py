@@ -31,7 +31,7 @@ from common import trainer_settings
 from tasks import TASKS, Row
 
 HERE = Path(__file__).parent
-CANVAS, BLOCK, STEPS, SEED = 64, 16, 4000, 0
+CANVAS, BLOCK, STEPS, SEED = 64, 32, 4000, 0
 PUZZLES, ROWS = 1000, 100  # answered, and at a time
 OFFICIAL = "one token a pass (official)"
 WAYS: dict[str, dict[str, Any]] = {
@@ -41,20 +41,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "in random order": {"remasking": "random"},
     "2 tokens a pass": {"tokens": 2},
     "4 tokens a pass": {"tokens": 4},
+    "threshold 0.99": {"threshold": 0.99},
+    "threshold 0.98": {"threshold": 0.98},
     "threshold 0.95": {"threshold": 0.95},
     "threshold 0.9": {"threshold": 0.9},
     "threshold 0.8": {"threshold": 0.8},
-    "threshold 0.6": {"threshold": 0.6},
     "prefix cache": {"cache": "prefix"},
     "dual cache": {"cache": "dual"},
     "dual cache, again every 4": {"cache": "dual", "refresh": 4},
 }
 LONG = {
     "stop at the end token": {"stop_at_end": True},
+    "threshold 0.99, stop": {"threshold": 0.99, "stop_at_end": True},
+    "threshold 0.985, stop": {"threshold": 0.985, "stop_at_end": True},
+    "threshold 0.98, stop": {"threshold": 0.98, "stop_at_end": True},
     "threshold 0.95, stop": {"threshold": 0.95, "stop_at_end": True},
     "threshold 0.9, stop": {"threshold": 0.9, "stop_at_end": True},
-    "threshold 0.8, stop": {"threshold": 0.8, "stop_at_end": True},
-    "threshold 0.9, stop, dual cache": {"threshold": 0.9, "stop_at_end": True, "cache": "dual"},
+    "threshold 0.99, stop, dual cache": {"threshold": 0.99, "stop_at_end": True, "cache": "dual"},
 }
 
 

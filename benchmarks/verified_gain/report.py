@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from run import BETAS, RATES, REPEATS, SEEDS, Job, Study, best, grid_jobs, points, result_of
 
 HERE = Path(__file__).parent
-T4 = 2.776  # 97.5 % quantile of Student's t with 4 degrees of freedom: five seeds
+T4, Z = 2.776, 1.960  # 97.5 % quantiles: Student's t with 4 degrees of freedom (five seeds), the normal (problems)
 LABELS = {
     "base": "before",
     "sft": "SFT on the chosen answers",
@@ -23,12 +23,12 @@ Marks = list[list[int]]  # by seed, by problem
 
 
 def with_interval(values: Marks) -> tuple[float, float]:
-    """Mean over seeds and problems, and half a 95 % interval that contains the chance of both: the variance over seeds
-    and that over problems are added, Student's t with the seeds' degrees of freedom."""
+    """Mean over seeds and problems, and half a 95 % interval that contains the chance of both: the half widths over
+    seeds (Student's t) and over problems are added in squares."""
     seeds = [mean(row) for row in values]
     problems = [mean(column) for column in zip(*values, strict=True)]
     over_seeds = variance(seeds) / len(seeds) if len(seeds) > 1 else 0.0
-    return mean(seeds), T4 * math.sqrt(over_seeds + variance(problems) / len(problems))
+    return mean(seeds), math.sqrt(T4**2 * over_seeds + Z**2 * variance(problems) / len(problems))
 
 
 def minus(one: Marks, other: Marks) -> Marks:

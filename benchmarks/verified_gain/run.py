@@ -32,7 +32,7 @@ from vrpo.rewards.judges import verifier
 from vrpo.rewards.verdict import Answer
 from vrpo.training.base import DiffusionTrainer
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "variance_training"))
+sys.path.append(str(Path(__file__).parent.parent / "variance_training"))
 from common import claimed, trainer_settings
 
 SAMPLES, TEMPERATURE, PER_PROMPT = 8, 1.0, 2
