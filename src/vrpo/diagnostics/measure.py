@@ -23,6 +23,7 @@ from vrpo.sketch import Sketch
 from vrpo.types import Denoiser, Tokens
 
 _ANSWERS = ("masked", "square", "length")
+_ABOUT = "about"  # one entry of metadata: safetensors puts several in an order of chance, and files would differ
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Store:
         if replicates.answers is not None:
             tensors |= {f"answers.{name}": getattr(replicates.answers, name) for name in _ANSWERS}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        about = {"tokens": fingerprint(pair), "plan": repr(design.plan)}
+        about = {_ABOUT: json.dumps({"tokens": fingerprint(pair), "plan": repr(design.plan)})}
         write_whole(self.path(example, design), lambda part: save_file(whole, part, about))
 
     def load(self, example: int, design: Design, pair: Tokens) -> Replicates | None:
@@ -103,7 +104,7 @@ class Store:
         if not path.is_file():
             return None
         with safe_open(path, "pt") as file:
-            _check(path, file.metadata(), fingerprint(pair), repr(design.plan))
+            _check(path, json.loads(file.metadata()[_ABOUT]), fingerprint(pair), repr(design.plan))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         parts = [tensors.pop(f"answers.{name}", None) for name in _ANSWERS]
         if design.single and any(part is None for part in parts):
