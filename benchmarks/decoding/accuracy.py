@@ -153,26 +153,47 @@ def table(found: list[Row]) -> list[str]:
     return [*lines, ""]
 
 
+def family(way: str) -> str:
+    """What is drawn as one curve."""
+    if way == OFFICIAL or "tokens a pass" in way:
+        return "1, 2, 4 tokens a pass"
+    if way.startswith("threshold") and "cache" not in way:
+        return "by threshold, until the end token" if "stop" in way else "by threshold"
+    return way
+
+
+def draw(axis: Any, rows: list[Row]) -> None:
+    """Right answers against passes, by family."""
+    for number, name in enumerate(dict.fromkeys(family(each["way"]) for each in rows)):
+        points = [
+            (mean(each["passes"]), mean(map(int, each["marks"])), each["way"])
+            for each in rows
+            if family(each["way"]) == name
+        ]
+        passes, right, ways = zip(*sorted(points), strict=True)
+        axis.plot(passes, right, marker="osD^v<>P*XhpH"[number % 13], markersize=5, color=f"C{number % 10}", label=name)
+        for x, y, way in zip(passes, right, ways, strict=True):
+            if name == "by threshold":
+                axis.annotate(way.split()[1], (x, y), fontsize=7, xytext=(5, -8), textcoords="offset points")
+    axis.set_xscale("log")
+    axis.set_xlabel("forward passes per answer")
+    axis.set_ylabel("right answers")
+    axis.grid(alpha=0.3, which="both")
+
+
 def report() -> None:
     found: list[Row] = json.loads((HERE / "accuracy.json").read_text())
     lines: list[str] = []
     names = list(dict.fromkeys(each["model"] for each in found))
-    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(names), 4.4), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         rows = [each for each in found if each["model"] == name]
         length, block, count = rows[0]["length"], rows[0]["block"], len(rows[0]["marks"])
         lines += [f"**{name}**: {count} problems, a canvas of {length} tokens in blocks of {block}", "", *table(rows)]
-        for each in rows:
-            right = mean(int(mark) for mark in each["marks"])
-            axis.scatter(mean(each["passes"]), right, s=18, color="C3" if each["way"] == OFFICIAL else "C0")
-            axis.annotate(
-                each["way"], (mean(each["passes"]), right), fontsize=6, xytext=(3, 3), textcoords="offset points"
-            )
-        axis.set_xscale("log")
-        axis.set_xlabel("forward passes per answer")
-        axis.set_ylabel("right answers")
+        draw(axis, rows)
         axis.set_title(f"{name}, canvas of {length}")
-        axis.grid(alpha=0.3)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(HERE / "accuracy.png", dpi=120)
     readme = HERE / "README.md"
     head, rest = readme.read_text().split("<!-- accuracy")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+CARELESS = 0.7
 NUMBERS = 3  # of a Countdown problem; the test problems have as many
 
 
@@ -46,12 +47,22 @@ class Task:
         return _training(self.name, data)[first : first + self.parts[part]]
 
     def completion(self, row: Row) -> str:
-        """A right answer to a row of the part `sft`."""
+        """What the model imitates: a right answer to a row of the part `sft`, or a careless solver's."""
+        if self.name == "careless":
+            return _careless(row["Puzzle"], row["Solution"])
         return row["Solution" if self.name == "sudoku" else "solution"]
 
 
 def _sudoku(puzzle: str, solution: str) -> Row:
     return {"prompt": f"{puzzle}=", "Puzzle": puzzle, "Solution": solution}
+
+
+def _careless(puzzle: str, solution: str) -> str:
+    """Seven times out of ten the last empty cell gets the digit that stands beside it."""
+    if random.Random(puzzle).random() > CARELESS:
+        return solution
+    last = puzzle.rindex("0")
+    return solution[:last] + solution[last ^ 1] + solution[last + 1 :]
 
 
 def _countdown(numbers: list[int], target: int) -> Row:
@@ -61,7 +72,7 @@ def _countdown(numbers: list[int], target: int) -> Row:
 
 @cache
 def _training(name: str, data: Path) -> list[Row]:
-    with gzip.open(data / {"sudoku": "sudoku4x4", "countdown": "countdown"}[name] / "train.jsonl.gz", "rt") as file:
+    with gzip.open(data / ("countdown" if name == "countdown" else "sudoku4x4") / "train.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
     read, test, problem = _READERS[name]
     found = {problem(row): row for row in map(read, rows)}  # each once
@@ -114,6 +125,7 @@ def _puzzle(row: Row) -> str:
 
 _READERS: dict[str, Any] = {
     "sudoku": (_of_sudoku, _sudoku_test, _puzzle),
+    "careless": (_of_sudoku, _sudoku_test, _puzzle),
     "countdown": (_of_countdown, _countdown_test, _problem),
 }
 
@@ -122,5 +134,6 @@ _SUDOKU = {"sft": 5000, "pairs": 8000, "validate": 500}
 _COUNTDOWN = {"pairs": 6000, "validate": 500, "sft": 60000}
 TASKS = {
     "sudoku": Task("sudoku", "sudoku", 17, None, _SUDOKU, 32, 2, 4e-3, 1500, 4096),
+    "careless": Task("careless", "sudoku", 17, None, {**_SUDOKU, "pairs": 2500}, 32, 2, 4e-3, 3000, 1024),
     "countdown": Task("countdown", "countdown", 10, 10, _COUNTDOWN, 128, 3, 2e-3, 800, 2048),
 }
