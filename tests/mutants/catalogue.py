@@ -1873,6 +1873,12 @@ KILLED = [  # what a kill leaves
         SAMPLED,
     ),
     Mutant(
+        "half a checkpoint left where it is written again",
+        "training/checkpoints.py",
+        (("_steps(path) > first and not _is_whole(path)", "_steps(path) > first and False"),),
+        ("tests/training/test_resume.py",),
+    ),
+    Mutant(
         "half a checkpoint taken for one",
         "training/checkpoints.py",
         (("        return False\n", "        return True\n"),),

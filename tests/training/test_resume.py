@@ -23,7 +23,7 @@ from tests.training.runs import (
 )
 from vrpo.commands.train import run
 from vrpo.models.load import load
-from vrpo.training.checkpoints import checkpoint_of, last_checkpoint
+from vrpo.training.checkpoints import checkpoint_of, clear_halves, last_checkpoint
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
@@ -174,3 +174,16 @@ def test_which_checkpoint(tmp_path: Path) -> None:
     for word in ("auto", "true"):
         assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint=word)) == str(tmp_path / "checkpoint-9")
     assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="elsewhere")) == "elsewhere"
+
+
+@pytest.mark.parametrize("last", [None, 4])
+def test_halves_are_cleared(tmp_path: Path, last: int | None) -> None:
+    """Only what comes after the checkpoint that the run goes on from. Kills: peft adds to half a card."""
+    for number in (2, 4, 6):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        (tmp_path / f"checkpoint-{number}" / "README.md").touch()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    config = sft_config(tmp_path)
+    clear_halves(config, None if last is None else tmp_path / f"checkpoint-{last}")
+    left = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert left == {"checkpoint-4", *([] if last is None else ["checkpoint-2"])}

@@ -26,7 +26,7 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
-from vrpo.training.checkpoints import checkpoint_of, finish_rotation
+from vrpo.training.checkpoints import checkpoint_of, clear_halves, finish_rotation
 from vrpo.training.config import DiffusionConfig, SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
@@ -98,9 +98,12 @@ def sft(argv: Sequence[str]) -> None:
 def run(trainer: DiffusionTrainer) -> None:
     """Train, from a checkpoint if asked, and leave model, tokenizer, card and state in output_dir."""
     checkpoint = checkpoint_of(trainer.args)
-    if checkpoint is not None and Path(checkpoint).parent == trainer.args.folder:
+    last = None if checkpoint is None else Path(checkpoint)
+    if trainer.args.resume_from_checkpoint is not None and (last is None or last.parent == trainer.args.folder):
         if trainer.is_world_process_zero():
-            finish_rotation(trainer.args, Path(checkpoint))
+            clear_halves(trainer.args, last)
+            if last is not None:
+                finish_rotation(trainer.args, last)
         trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()

@@ -36,6 +36,14 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(_checkpoints(folder)) if _is_whole(path)), None)
 
 
+def clear_halves(config: DiffusionConfig, checkpoint: Path | None) -> None:
+    """Remove what a kill left of checkpoints after this one (None: of any): they are written again, and peft would take
+    half a card for one to add to."""
+    first = -1 if checkpoint is None else _steps(checkpoint)
+    for path in [path for path in _checkpoints(config.folder) if _steps(path) > first and not _is_whole(path)]:
+        shutil.rmtree(path)
+
+
 def finish_rotation(config: DiffusionConfig, checkpoint: Path) -> None:
     """Remove what `save_total_limit` had no room for when this checkpoint of output_dir was made: the run may have been
     killed while it did that, and transformers takes a folder that is half removed for a new one."""
