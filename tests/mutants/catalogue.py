@@ -1893,7 +1893,7 @@ KILLED = [  # what a kill leaves
     Mutant(
         "half a removed checkpoint kept",
         "training/checkpoints.py",
-        (("        shutil.rmtree(path)\n", "        pass\n"),),
+        (("[: max(surplus, 0)]:\n        shutil.rmtree(path)\n", "[: max(surplus, 0)]:\n        pass\n"),),
         RESUME,
     ),
     Mutant(
