@@ -173,6 +173,8 @@ def test_which_checkpoint(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
     for word in ("auto", "true"):
         assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint=word)) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="elsewhere")) == "elsewhere"
 
 
