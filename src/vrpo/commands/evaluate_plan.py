@@ -6,8 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vrpo.decoding.sampling import Sampling
-from vrpo.evals.answers import SAMPLING
+from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.evals.compare import RESAMPLES
 from vrpo.evals.kept import part_size_of
 from vrpo.evals.own import OWN, OwnTask

@@ -22,27 +22,13 @@ from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
 from vrpo.data.parts import Parts
 from vrpo.decoding.decode import Generation, generate
 from vrpo.decoding.flight import Flight
-from vrpo.decoding.sampling import CACHES, Sampling
+from vrpo.decoding.sampling import CACHES, SAMPLING, Sampling
 from vrpo.decoding.select import MEASURES
 from vrpo.decoding.view import in_colour, write_trace
 from vrpo.evals.kept import digest
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, mask_id_of, tokenizer_of
 
-_SAMPLING = (  # what goes to `generate` as it is
-    "max_new_tokens",
-    "block_size",
-    "steps",
-    "temperature",
-    "cfg_scale",
-    "remasking",
-    "logits_eos_inf",
-    "confidence_eos_eot_inf",
-    "threshold",
-    "cache",
-    "refresh",
-    "stop_at_end",
-)
 _NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device")
 _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a part only
 
@@ -188,7 +174,7 @@ def _answers(
     return generate(
         denoiser,
         ids,
-        **{name: getattr(args, name) for name in _SAMPLING},
+        **{name: getattr(args, name) for name in SAMPLING},
         generator=torch.Generator(denoiser.device).manual_seed(args.seed),
         first_row=first,
         batch_size=args.batch_size,
@@ -222,7 +208,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     if args.output is not None and args.output.suffix in (".gz", ".parquet"):
         raise ValueError(f"--output {args.output}: plain JSON lines are written: let the name end in .jsonl")
     _check_device(args.device)
-    sampling = Sampling.of(**{name: getattr(args, name) for name in _SAMPLING})
+    sampling = Sampling.of(**{name: getattr(args, name) for name in SAMPLING})
     if args.num_samples > 1 and not sampling.random:
         raise ValueError(f"--num_samples {args.num_samples} would be equal answers: set --temperature above 0")
     return args

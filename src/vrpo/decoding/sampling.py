@@ -1,7 +1,7 @@
 """How a canvas is written: the arguments of `generate`, checked, and the parts they choose."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from vrpo.decoding.select import MEASURES, Commit, Proposer, Quota, Threshold, quotas
@@ -111,3 +111,6 @@ class Sampling:
             banned=(*never, *((eos_id,) if self.logits_eos_inf else ())),
             demoted=ends if self.confidence_eos_eot_inf else (),
         )
+
+
+SAMPLING = tuple(field.name for field in fields(Sampling))  # the arguments, by name

@@ -10,21 +10,6 @@ import torch
 from vrpo.decoding.decode import generate
 from vrpo.models.hf import HFDenoiser
 
-SAMPLING = (  # arguments of `generate` that may be set
-    "max_new_tokens",
-    "block_size",
-    "steps",
-    "temperature",
-    "cfg_scale",
-    "remasking",
-    "logits_eos_inf",
-    "confidence_eos_eot_inf",
-    "threshold",
-    "cache",
-    "refresh",
-    "stop_at_end",
-)
-
 
 @dataclass(frozen=True)
 class Written:

@@ -18,8 +18,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from vrpo.decoding.sampling import SAMPLING
 from vrpo.draws import FixedCount
-from vrpo.evals.answers import SAMPLING, cut_left, max_length_of, until, written
+from vrpo.evals.answers import cut_left, max_length_of, until, written
 from vrpo.evals.kept import ALONE, Crew, Row, part_size_of, rows_of
 from vrpo.evals.likelihood import Likelihood, Request, exact_up_to, likelihoods, number_of, written_greedily
 from vrpo.models.hf import HFDenoiser
