@@ -27,6 +27,7 @@ from vrpo.commands.generate_prompts import Prompt
 from vrpo.commands.pairs import checked as pairs_checked
 from vrpo.commands.pairs import pairs
 from vrpo.commands.pairs_judges import is_verifier, verifier_of
+from vrpo.data.parts import differences
 from vrpo.data.whole import write_whole
 from vrpo.diagnostics.report import table
 from vrpo.models.load import load
@@ -152,11 +153,7 @@ def _is_done(folder: Path, made_with: Mapping[str, Any]) -> bool:
     if not (folder / "done.json").is_file() or not (folder / "model" / "config.json").is_file():
         return False
     found, now = json.loads((folder / "done.json").read_text()), json.loads(json.dumps(made_with))
-    changed = [
-        f"{name} was {found.get(name)!r} and is {now.get(name)!r}"
-        for name in now | found
-        if found.get(name) != now.get(name)
-    ]
+    changed = differences(found, now)
     if changed:
         raise ValueError(
             f"{folder} was made with other settings: {'; '.join(changed)}. Give another --output_dir, or delete "

@@ -85,11 +85,7 @@ class Parts:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read: {error}. Give another --output, or {beside}") from error
         now = json.loads(self._text())
-        changed = [
-            f"{name} was {found.get(name)!r} and is {now.get(name)!r}"
-            for name in now | found
-            if found.get(name) != now.get(name)
-        ]
+        changed = differences(found, now)
         if changed:
             raise ValueError(
                 f"{self.output} was begun with other settings: {'; '.join(changed)}. Give another --output, or {beside}"
@@ -113,3 +109,12 @@ def _line(row: Mapping[str, Any]) -> bytes:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and a file only in escapes
         return (json.dumps(row) + "\n").encode()
+
+
+def differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What has changed between two sets of settings, in words."""
+    return [
+        f"{name} was {found.get(name)!r} and is {now.get(name)!r}"
+        for name in {**now, **found}
+        if found.get(name) != now.get(name)
+    ]
