@@ -89,15 +89,17 @@ def test_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.syspath_prepend(str(GPU))
     bench, cost = importlib.import_module("run"), importlib.import_module("cost")
+    shared = importlib.import_module("step")
     device, shape = torch.device("cpu"), bench.TINY
     for checkpointed in (False, True):
-        model = bench.Counting(bench.random_llada(shape, device, "eager", checkpointing=checkpointed), device)
+        model = shared.Counting(bench.random_llada(shape, device, "eager", checkpointing=checkpointed), device)
         assert sum(p.numel() for p in model.module.parameters() if p.requires_grad) == shape.adapter_weights
         assert sum(p.numel() for p in model.module.parameters() if not p.requires_grad) == shape.weights
         optimizer = torch.optim.AdamW([p for p in model.module.parameters() if p.requires_grad])
-        tokens, pairs = bench.batch([[8, 24, 24]], shape, device, 0)
+        tokens, pairs = shared.batch([[8, 24, 24]], shape, device, 0)
         with FlopCounterMode(display=False) as counter:
-            _, draws = bench.run_step(bench.Case("eager", "one_pass", "full", 4), model, optimizer, tokens, pairs, 128)
+            case = shared.Case("eager", "one_pass", "full", 4)
+            _, draws = shared.run_step(case, model, optimizer, tokens, pairs, 128)
         work = cost.Work(4 * 64, 4 * 2 * 32**2, float((draws.weight != 0).sum()))
         expected = cost.lora_flops(shape, work)
         expected += cost.again_flops(shape, work, checkpointed=checkpointed, value_share=0.0, lora=True)
@@ -109,10 +111,12 @@ def test_counted_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a block keeps for its backward, counted in storages that autograd holds: one more block, so much more."""
     monkeypatch.syspath_prepend(str(GPU))
     bench, cost = importlib.import_module("run"), importlib.import_module("cost")
+    shared = importlib.import_module("step")
     length, kept = 256, []
     ids, on = torch.arange(length)[None], torch.ones(1, length, dtype=torch.bool)
     for layers in (1, 2):
-        shape = cost.Shape(layers=layers, width=512, inner=1536, vocabulary=512, rank=2)
+        heads = dict.fromkeys(("heads", "key_heads"), 4)
+        shape = cost.Shape(layers=layers, width=512, inner=1536, vocabulary=512, rank=2, **heads)
         module = bench.random_llada(shape, torch.device("cpu"), "sdpa", checkpointing=False)
         weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
         storages: dict[int, Any] = {}
@@ -122,7 +126,7 @@ def test_counted_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-            out = bench.Counting(module, ids.device)(input_ids=ids, attention_mask=on, masked=~on, scored=on)
+            out = shared.Counting(module, ids.device)(input_ids=ids, attention_mask=on, masked=~on, scored=on)
         assert out.requires_grad
         kept.append(sum(each.nbytes() for place, each in storages.items() if place not in weights) / length)
     assert kept[1] - kept[0] == pytest.approx(cost.kept_bytes(shape), rel=0.02)
@@ -190,7 +194,7 @@ def test_scaling_takes_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mon
 def test_gpu_8b_knows_no_default_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: an H100 with PCIe, whose peak is lower, taken for one with SXM; a default for unknown cards."""
     monkeypatch.syspath_prepend(str(GPU))
-    bench = importlib.import_module("run")
+    bench = importlib.import_module("step")
     assert bench.peak_flops("NVIDIA H100 80GB HBM3", None) == bench.peak_flops("NVIDIA H200", None) == 989e12
     assert bench.peak_flops("some GPU", 500.0) == 500e12
     assert bench.peak_flops("cpu", None) is None
