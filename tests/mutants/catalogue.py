@@ -354,7 +354,10 @@ CORE = [
 
 MODELS = [
     Mutant(
-        "causal attention in checkpoints", "models/llada.py", (('"is_causal": False', '"is_causal": True'),), GOLDEN
+        "causal attention in checkpoints",
+        "models/llada.py",
+        (("is_causal: bool = False", "is_causal: bool = True"),),
+        GOLDEN,
     ),
     Mutant(
         "causal attention in new models",
@@ -372,7 +375,7 @@ MODELS = [
         "head on all positions",
         "models/hf.py",
         (
-            ("use_cache=False)[0][scored]", "use_cache=False)[0].flatten(0, 1)"),
+            ("use_cache=False)[0][row, column]", "use_cache=False)[0].flatten(0, 1)"),
             (
                 "return target_logp(self.lm_head, hidden, input_ids[scored])",
                 "return target_logp(self.lm_head, hidden, input_ids.flatten())[scored.flatten()]",
@@ -444,7 +447,7 @@ MODELS = [
     ),
     Mutant("nothing hidden from the model", "models/hf.py", (("input_ids=corrupted", "input_ids=input_ids"),), FORWARD),
     Mutant("arguments swallowed", "models/hf.py", (("if given:", "if False:"),), FORWARD),
-    Mutant("RoPE base of Llama", "models/llada.py", (('float(official["rope_theta"])', "10000.0"),), GOLDEN),
+    Mutant("RoPE base of Llama", "models/official.py", (('float(official["rope_theta"])', "10000.0"),), GOLDEN),
     Mutant(
         "gate and up swapped",
         "models/llada.py",
@@ -455,9 +458,19 @@ MODELS = [
         ),
         GOLDEN,
     ),
-    Mutant("unsupported fields accepted", "models/llada.py", (("official[field] != value:", "False:"),), LOAD),
+    Mutant("unsupported fields accepted", "models/official.py", (("config_dict[field] != value:", "False:"),), LOAD),
     Mutant(
-        "unknown fields dropped on saving", "models/llada.py", (("        **(config.official or {}),\n", ""),), LOAD
+        "unknown fields dropped on saving",
+        "models/official.py",
+        (("return {**official, **known", "return {**known"),),
+        LOAD,
+    ),
+    Mutant("logits not shifted", "models/hf.py", (("if not shift:", "if True:"),), GOLDEN),
+    Mutant(
+        "a row's first token said by padding",
+        "models/hf.py",
+        (("torch.where(attention_mask[row, before], before, column)", "before"),),
+        GOLDEN,
     ),
 ]
 

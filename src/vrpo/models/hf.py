@@ -26,8 +26,8 @@ PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compil
 class MaskedDiffusion:
     """Mixin that turns a causal-LM class of transformers into a masked diffusion model; put it first among the bases.
 
-    The class it is mixed into supplies `model` (backbone), `lm_head` and a config with `mask_token_id` and
-    `is_causal = False`.
+    The class it is mixed into supplies `model` (backbone), `lm_head` and a config with `mask_token_id`,
+    `is_causal = False` and `shift_logits` (models/official.py).
     """
 
     config: Any
@@ -55,10 +55,12 @@ class MaskedDiffusion:
         if given:
             raise TypeError(f"a masked diffusion model takes no {', '.join(given)}")
         corrupted = torch.where(masked, self.config.mask_token_id, input_ids)
+        row, column = said_at(scored, attention_mask, self.config.shift_logits)
         if self.config._attn_implementation == "flex_attention":
-            hidden = self._without_padding(corrupted, attention_mask)[scored[attention_mask]]
+            place = attention_mask.flatten().cumsum(0).view_as(input_ids) - 1  # where a token is without padding
+            hidden = self._without_padding(corrupted, attention_mask)[place[row, column]]
         else:
-            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][scored]
+            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
         if output == "logits":
             return logits_of(self.lm_head, hidden)
         return target_logp(self.lm_head, hidden, input_ids[scored])
@@ -83,6 +85,22 @@ class MaskedDiffusion:
         return create_block_mask(
             lambda b, h, query, key: row[query] == row[key], None, None, len(row), len(row), device=str(row.device)
         )
+
+
+def said_at(
+    wanted: Bool[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], shift: bool
+) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"]]:
+    """Row and column whose hidden state says what the token at each wanted position is, row-major.
+
+    The position itself, or if the logits are shifted the one before; a row's first token, which has none before it,
+    speaks for itself, as in the official sampler. There it is the first column, which of a row padded on the left is
+    padding: here it is the row's first token, so that padding changes nothing.
+    """
+    row, column = wanted.nonzero().unbind(1)
+    if not shift:
+        return row, column
+    before = (column - 1).clamp(min=0)
+    return row, torch.where(attention_mask[row, before], before, column)
 
 
 @dataclass(frozen=True)
@@ -138,7 +156,8 @@ class HFDenoiser:
         """
         base = self._base_for_columns()
         hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask)
-        return logits_of(base.lm_head, hidden[wanted]), columns
+        said = said_at(wanted, attention_mask, base.config.shift_logits)
+        return logits_of(base.lm_head, hidden[said]), columns
 
     def logits_of_columns(
         self,
@@ -151,7 +170,11 @@ class HFDenoiser:
         """Logits at the wanted ones of these columns, which see all others as they were when they were kept."""
         base = self._base_for_columns()
         hidden = hidden_of_columns(base.model, input_ids, column, attention_mask, kept)
-        return logits_of(base.lm_head, hidden[wanted])
+        if not base.config.shift_logits:
+            return logits_of(base.lm_head, hidden[wanted])
+        everywhere = kept.hidden_with(column, hidden)  # the one before a column may not be among those computed again
+        position = torch.zeros_like(attention_mask).scatter(1, column, wanted)
+        return logits_of(base.lm_head, everywhere[said_at(position, attention_mask, True)])
 
     def _base_for_columns(self) -> Any:
         base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module

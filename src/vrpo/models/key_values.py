@@ -17,10 +17,12 @@ from transformers.cache_utils import DynamicLayer
 
 @dataclass(frozen=True)
 class KeyValues:
-    """One tensor per layer for the keys, after rotation, and one for the values."""
+    """One tensor per layer for the keys, after rotation, and one for the values; and the last hidden states, which say
+    the token of the next column where logits are shifted."""
 
     keys: list[Float[Tensor, "B H L D"]]
     values: list[Float[Tensor, "B H L D"]]
+    hidden: Float[Tensor, "B L W"]
 
     def rows(self, index: Int[Tensor, " R"]) -> "KeyValues":
         if torch.equal(index, torch.arange(len(self.keys[0]), device=index.device)):
@@ -31,15 +33,22 @@ class KeyValues:
         """These rows replaced."""
         pairs = zip(self.keys + self.values, other.keys + other.values, strict=True)
         changed = [mine.index_copy(0, index, theirs) for mine, theirs in pairs]
-        return KeyValues(changed[: len(self.keys)], changed[len(self.keys) :])
+        hidden = self.hidden.index_copy(0, index, other.hidden)
+        return KeyValues(changed[: len(self.keys)], changed[len(self.keys) :], hidden)
 
     def resized(self, rows: int, columns: int) -> "KeyValues":
         """Columns added or cut on the left, rows of zeros added below."""
-        count, _, length, _ = self.keys[0].shape
-        return self._each(lambda tensor: pad(tensor, (0, 0, columns - length, 0, 0, 0, 0, rows - count)))
+        count, length, _ = self.hidden.shape
+        more = (0, 0, columns - length, 0), (0, rows - count)
+        return self._each(lambda tensor: pad(tensor, more[0] + (0, 0) * (tensor.dim() - 3) + more[1]))
+
+    def hidden_with(self, column: Int[Tensor, "B C"], new: Float[Tensor, "B C W"]) -> Float[Tensor, "B L W"]:
+        """The hidden states of all columns, these ones being new."""
+        return self.hidden.scatter(1, column[..., None].expand_as(new), new)
 
     def _each(self, change: Any) -> "KeyValues":
-        return KeyValues([change(key) for key in self.keys], [change(value) for value in self.values])
+        keys, values = ([change(tensor) for tensor in part] for part in (self.keys, self.values))
+        return KeyValues(keys, values, change(self.hidden))
 
 
 class _Beside(DynamicLayer):
@@ -64,7 +73,7 @@ def hidden_and_columns(
         use_cache=True,
     )
     layers: Any = cache.layers
-    return found[0], KeyValues([layer.keys for layer in layers], [layer.values for layer in layers])
+    return found[0], KeyValues([layer.keys for layer in layers], [layer.values for layer in layers], found[0])
 
 
 def hidden_of_columns(

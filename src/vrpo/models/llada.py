@@ -1,21 +1,17 @@
 """LLaDA-8B-Base, LLaDA-8B-Instruct, LLaDA-1.5: transformers' Llama, bidirectional, under the official names.
 
-Only what differs: field names of config.json, tensor names of the checkpoint, special tokens.
+Only what differs: field names of config.json, tensor names of the checkpoint.
 """
 
-import json
-from os import PathLike
-from pathlib import Path
-from typing import Any, no_type_check
+from collections.abc import Mapping
+from typing import Any, ClassVar, no_type_check
 
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
 from vrpo.models.hf import MaskedDiffusion
-
-ARCHITECTURE = "LLaDAModelLM"  # `architectures[0]`; `model_type` alone is shared with LLaDA-MoE
-END_OF_TURN = "<|eot_id|>"
+from vrpo.models.official import OfficialConfig
 
 _FIELDS = {  # official field -> transformers' Llama field
     "d_model": "hidden_size",
@@ -85,63 +81,37 @@ _TENSORS = (  # official name -> transformers' Llama name, applied in this order
 )
 
 
-@no_type_check  # transformers writes its __init__, whose signature hides the **kwargs it takes
-class LLaDAConfig(LlamaConfig):
-    """transformers' Llama configuration that reads and writes LLaDA's official config.json."""
+@no_type_check
+class LLaDAConfig(OfficialConfig, LlamaConfig):
+    """LLaDA's config.json. `model_type` is LLaDA-MoE's too, hence `architectures` tells them apart."""
 
     model_type = "llada"
+    architecture: ClassVar[str] = "LLaDAModelLM"
+    fields: ClassVar[Mapping[str, str]] = _FIELDS
+    fixed: ClassVar[Mapping[str, Any]] = _FIXED
+    presentation: ClassVar[Mapping[str, Any]] = _PRESENTATION
+    required: ClassVar[tuple[str, ...]] = (
+        "d_model",
+        "n_layers",
+        "n_heads",
+        "mlp_hidden_size",
+        "vocab_size",
+        "mask_token_id",
+        "rope_theta",
+    )
+    official: dict[str, Any] | None = None
     mask_token_id: int | None = None
     is_causal: bool = False
-    official: dict[str, Any] | None = None  # the file it was read from, so that fields we do not know survive
+    shift_logits: bool = False
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if "hidden_size" in config_dict:  # transformers' own fields, as from to_dict
-            return super().from_dict(config_dict, **kwargs)
-        return super().from_dict(from_official(config_dict), **kwargs)
+    def read(cls, official: dict[str, Any]) -> dict[str, Any]:
+        """`embedding_size` is what `vocab_size` is padded to, where it is given."""
+        rows = official["embedding_size"] if official.get("embedding_size") else official["vocab_size"]
+        return {**super().read(official), "vocab_size": rows, "bos_token_id": None}
 
-    def to_json_file(self, json_file_path: str | PathLike[Any], use_diff: bool = True) -> None:
-        """Write the official fields; what `save_pretrained` calls."""
-        Path(json_file_path).write_text(json.dumps(to_official(self), indent=2, sort_keys=True) + "\n")
-
-
-def from_official(official: dict[str, Any]) -> dict[str, Any]:
-    """Fields of transformers' Llama from LLaDA's config.json.
-
-    Raises:
-        ValueError: a field is missing, or has a value that the official code supports and this adapter does not.
-    """
-    for field, value in _FIXED.items():
-        if field in official and official[field] != value:
-            raise ValueError(f"config.json: {field} = {official[field]!r} is not supported, only {value!r}")
-    required = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "vocab_size", "mask_token_id", "rope_theta")
-    missing = [field for field in required if field not in official or official[field] is None]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}: not a LLaDA configuration")
-    fields = {ours: official[theirs] for theirs, ours in _FIELDS.items() if theirs in official}
-    fields["vocab_size"] = official["embedding_size"] if official.get("embedding_size") else official["vocab_size"]
-    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": float(official["rope_theta"])}
-    for field in ("torch_dtype", "dtype"):
-        if field in official:
-            fields["dtype"] = official[field]
-    return {**fields, "official": official, "is_causal": False, "bos_token_id": None}
-
-
-def to_official(config: LLaDAConfig) -> dict[str, Any]:
-    """LLaDA's config.json from a configuration, whichever way it was made."""
-    fields = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
-    assert config.rope_parameters is not None
-    return {
-        **_PRESENTATION,
-        **_FIXED,
-        **(config.official or {}),
-        **fields,
-        "architectures": [ARCHITECTURE],
-        "model_type": "llada",
-        "vocab_size": config.vocab_size,
-        "rope_theta": config.rope_parameters["rope_theta"],
-        "torch_dtype": str(config.dtype).removeprefix("torch."),
-    }
+    def write(self) -> dict[str, Any]:
+        return {**super().write(), "vocab_size": self.vocab_size}
 
 
 class LLaDA(MaskedDiffusion, LlamaForCausalLM):

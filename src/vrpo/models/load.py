@@ -9,10 +9,15 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
-from vrpo.models import llada
+from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
+from vrpo.models.dream import Dream
+from vrpo.models.facts import facts_of
 from vrpo.models.hf import HFDenoiser
+from vrpo.models.illada import ILLaDA
+from vrpo.models.llada import LLaDA
 
-_ADAPTERS: dict[str, type[PreTrainedModel]] = {llada.ARCHITECTURE: llada.LLaDA}
+_CLASSES: tuple[Any, ...] = (LLaDA, ILLaDA, Dream, BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3)
+_ADAPTERS: dict[str, type[PreTrainedModel]] = {each.config_class.architecture: each for each in _CLASSES}
 
 
 def load(
@@ -23,6 +28,8 @@ def load(
     adapter: str | Path | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    mask_token_id: int | None = None,
+    shift_logits: bool | None = None,
 ) -> HFDenoiser:
     """Load a diffusion language model in its official layout, from the hub or a folder, in evaluation mode.
 
@@ -35,6 +42,9 @@ def load(
         quantization_config: transformers' BitsAndBytesConfig, or another of its quantisation configurations: the linear
             layers of the blocks are quantised while they are read; head, embedding and norms stay as they are. For
             inference, and as the frozen base of an adapter.
+        mask_token_id: of a model whose folder does not say it (`mask_id_in`); saved with the model.
+        shift_logits: of a causal model that is to be turned bidirectional: it goes on predicting the next token, which
+            keeps what it has learnt; None: as config.json says. Saved with the model.
 
     Raises:
         ValueError: the architecture has no adapter here, or its configuration is incomplete, or what quantises is not
@@ -49,7 +59,13 @@ def load(
     if quantization_config is not None:  # quantised where it will stay
         options |= {"quantization_config": quantization_config}
         options |= {} if device is None else {"device_map": {"": device}}
-    loaded: Any = model_class(name_or_path).from_pretrained(name_or_path, output_loading_info=True, **options)
+    tokenizer = load_tokenizer(name_or_path)
+    config = _config_of(name_or_path, tokenizer, mask_token_id)
+    if shift_logits is not None:
+        config.shift_logits = shift_logits
+    loaded: Any = model_class(name_or_path).from_pretrained(
+        name_or_path, config=config, output_loading_info=True, **options
+    )
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -57,7 +73,7 @@ def load(
     _keep_layout(module)
     if adapter is not None:
         module = PeftModel.from_pretrained(module, str(adapter))
-    return adapt(module.eval().to(device), load_tokenizer(name_or_path))
+    return adapt(module.eval().to(device), tokenizer)
 
 
 def require_bitsandbytes() -> None:
@@ -84,12 +100,29 @@ def _keep_layout(module: Any) -> None:
 def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
     """A denoiser from a module of one of our classes, or a peft wrapper of one, and its tokenizer."""
     config = module.config
-    eot_id = None
     if tokenizer is not None:  # unused by the model; transformers' Trainer would otherwise report a difference
         config.bos_token_id = module.generation_config.bos_token_id = tokenizer.bos_token_id
-    if tokenizer is not None and llada.END_OF_TURN in tokenizer.get_vocab():
-        eot_id = tokenizer.get_vocab()[llada.END_OF_TURN]
-    return HFDenoiser(module, tokenizer, config.mask_token_id, config.eos_token_id, config.pad_token_id, eot_id)
+    eos_id = _end_of_text(config, tokenizer)
+    pad_id = eos_id if config.pad_token_id is None else config.pad_token_id  # never attended, whichever it is
+    return HFDenoiser(module, tokenizer, config.mask_token_id, eos_id, pad_id, _end_of_turn(config, tokenizer))
+
+
+def _end_of_text(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Some chat models list several end tokens: the tokenizer says which of them ends a text."""
+    ends = config.eos_token_id
+    if isinstance(ends, int):
+        return ends
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        return int(tokenizer.eos_token_id)
+    if not ends:
+        raise ValueError("neither config.json nor a tokenizer has an eos_token_id, which ends an answer")
+    return int(ends[0])
+
+
+def _end_of_turn(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    known = {} if tokenizer is None else tokenizer.get_vocab()
+    texts = facts_of(type(config).architecture).end_of_turn
+    return next((known[text] for text in texts if text in known), None)
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
@@ -107,16 +140,39 @@ def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
 
 def mask_id_of(name_or_path: str) -> int:
     """The mask token of a model, or of the base of an adapter, without loading it."""
-    return int(_config_of(_without_adapter(name_or_path)).mask_token_id)
+    name_or_path = _without_adapter(name_or_path)
+    return int(_config_of(name_or_path, load_tokenizer(name_or_path), None).mask_token_id)
 
 
 def end_ids_of(name_or_path: str) -> set[int]:
     """The tokens at which an answer of a model, or of the base of an adapter, ends, without loading it."""
     name_or_path = _without_adapter(name_or_path)
-    ends = {int(_config_of(name_or_path).eos_token_id)}
     tokenizer = load_tokenizer(name_or_path)
-    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
-    return ends | ({vocabulary[llada.END_OF_TURN]} if llada.END_OF_TURN in vocabulary else set())
+    config = _config_of(name_or_path, tokenizer, None)
+    turn = _end_of_turn(config, tokenizer)
+    return {_end_of_text(config, tokenizer)} | (set() if turn is None else {turn})
+
+
+def mask_id_in(config: Any, tokenizer: PreTrainedTokenizerBase | None, given: int | None) -> int:
+    """The mask token's id: as given, or else as config.json, the tokenizer, or the table of published models says.
+
+    Raises:
+        ValueError: none of them says it, or it is not in the vocabulary.
+    """
+    facts = facts_of(type(config).architecture)
+    found = config.mask_token_id if given is None else given
+    if found is None and tokenizer is not None:
+        named = tokenizer.mask_token_id
+        found = tokenizer.get_vocab().get(facts.mask_token) if named is None and facts.mask_token else named
+    if found is None:
+        found = facts.mask_id
+    if found is None or not 0 <= found < config.vocab_size:
+        raise ValueError(
+            f"the mask token {'is not known' if found is None else f'{found} is not in the vocabulary'} "
+            f"({config.vocab_size} embeddings): pass mask_token_id (--mask_token_id), an id that texts do not contain, "
+            "or set it in config.json; of a causal model take a reserved token, or a free row of its embedding"
+        )
+    return int(found)
 
 
 def model_class(name_or_path: str) -> type[PreTrainedModel]:
@@ -138,9 +194,11 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
     return _ADAPTERS[architectures[0]]
 
 
-def _config_of(name_or_path: str) -> Any:
+def _config_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None, mask_token_id: int | None) -> Any:
     klass: Any = model_class(name_or_path)
-    return klass.config_class.from_pretrained(name_or_path)
+    config = klass.config_class.from_pretrained(name_or_path)
+    config.mask_token_id = mask_id_in(config, tokenizer, mask_token_id)
+    return config
 
 
 def _without_adapter(name_or_path: str) -> str:
