@@ -17,6 +17,7 @@ from vrpo.estimator import plan_packs
 
 ROOT = Path(__file__).parents[1]
 GPU, SCALING = ROOT / "benchmarks" / "gpu_8b", ROOT / "benchmarks" / "scaling"
+MATRIX = ROOT / "benchmarks" / "model_matrix" / "gpu.py"
 
 
 def script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -201,3 +202,47 @@ def test_gpu_8b_knows_no_default_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NVIDIA H100 PCIe", "some GPU"):
         with pytest.raises(ValueError, match="--peak_tflops"):
             bench.peak_flops(name, None)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+    """Rows and tables of the GPU script of the matrix, tiny: experts, and a tied head with grouped queries."""
+    folder = tmp_path_factory.mktemp("matrix")
+    few = ("--families", "LLaDA-MoE-7B-A1B", "iLLaDA-8B", "--steps", "LLaDA-MoE-7B-A1B", "--peak_tflops", "1")
+    done = script(MATRIX, "--tiny", "--device", "cpu", *few, "--output", str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((folder / "gpu_result.json").read_text())["rows"], (folder / "gpu_table.md").read_text()
+
+
+def test_model_matrix_gpu_measures_every_row(matrix: tuple[list[dict[str, Any]], str]) -> None:
+    """Kills: a family whose class or fields have moved; a checkpoint that comes back changed; a row not shown."""
+    rows, table = matrix
+    assert not [row for row in rows if "failed" in row or "skipped" in row]
+    assert [row["experts"] for row in rows if row["part"] == "steps"] == ["grouped_mm", "eager", "batched_mm"]
+    loads = [row for row in rows if row["part"] == "load"]
+    assert [row["family"] for row in loads] == ["LLaDA-MoE-7B-A1B", "iLLaDA-8B"]
+    assert all(row["load_equal"] and row["device_map_equal"] for row in loads)
+    assert len([row for row in rows if row["part"] == "experts"]) == 2 * 3 * 3
+    assert table.count("| step |") == 3
+    assert table.count("| forward |") == 2 + 2  # of families; of the two numbers of tokens
+
+
+def test_model_matrix_counts_the_weights(matrix: tuple[list[dict[str, Any]], str], monkeypatch: Any) -> None:
+    """Kills: a tied head counted twice; key heads taken for heads; the experts of one token taken for all of them."""
+    monkeypatch.syspath_prepend(str(GPU))
+    cost = importlib.import_module("cost")
+    for row in matrix[0]:
+        if row["part"] == "built":
+            shape = cost.Shape(**row["shape"])
+            assert row["weights"] == pytest.approx(shape.weights, rel=1e-3)
+            assert row["trained"] == shape.adapter_weights
+
+
+def test_model_matrix_checks_find_no_difference(tmp_path: Path) -> None:
+    """Kills: logits read at the wrong position; padding that is attended; rows of a call that see each other."""
+    few = ("--parts", "checks", "--families", "Dream-7B", "LLaDA-8B", "--output", str(tmp_path))
+    done = script(MATRIX, "--tiny", "--device", "cpu", *few)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "gpu_checks.json").read_text())["rows"]
+    assert len(rows) == 2 * (2 + 2)
+    assert all(row["ok"] for row in rows), rows
