@@ -50,7 +50,6 @@ from step import (  # noqa: E402
 
 START = time.perf_counter()
 PARTS = ("experts", "forward", "steps", "load")
-DRAWS, PAIRS, PACK = 8, 4, 4096
 ROWS, LENGTH = 16, 512  # of a forward that is timed
 LOAD_SECONDS = 40  # to save and load a checkpoint at least once
 
@@ -61,6 +60,7 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
         self.tiny, self.deadline = args.tiny, START + args.budget_seconds
+        self.draws, self.pairs, self.pack = (2, 2, 128) if args.tiny else (8, 4, 4096)
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         self.speeds = {"matmul_flops": matmul_flops(self.device, self.tiny), "copy_bytes": copy_bytes(self.device)}
         self.result: dict[str, Any] = {
@@ -70,14 +70,16 @@ class Run:
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "peak_flops": peak_flops(name, args.peak_tflops),
             **self.speeds,
-            "settings": {"tiny": args.tiny, "draws": DRAWS, "pairs": PAIRS, "pack": self.pack, "parts": args.parts},
+            "settings": {
+                "tiny": args.tiny,
+                "draws": self.draws,
+                "pairs": self.pairs,
+                "pack": self.pack,
+                "parts": args.parts,
+            },
             "finished": False,
             "rows": [],
         }
-
-    @property
-    def pack(self) -> int:
-        return 128 if self.tiny else PACK
 
     def left(self) -> float:
         return self.deadline - time.perf_counter()
@@ -109,7 +111,8 @@ def checks(run: Run, families: list[Family]) -> None:
             run.add("checks", golden_rows(family, run.device, attentions))
     for family in families:
         torch._dynamo.reset()  # compiled graphs of other head counts are not this family's
-        run.add("checks", gradient_rows(family, 64 if run.tiny else 512, run.device, attentions[:1] + attentions[2:]))
+        size = {"width": 64, "shorter": 16} if run.tiny else {"width": 512, "shorter": 1}
+        run.add("checks", gradient_rows(family, run.device, attentions[:1] + attentions[2:], **size))
 
 
 def forward_rows(run: Run, model: Counting, shape: Shape, attentions: list[str]) -> Iterator[dict[str, Any]]:
@@ -143,17 +146,17 @@ def forward_rows(run: Run, model: Counting, shape: Shape, attentions: list[str])
 def step_rows(run: Run, model: Counting, shape: Shape, attentions: list[str]) -> Iterator[dict[str, Any]]:
     lengths = json.loads((GPU_8B / "lengths.json").read_text())
     if run.tiny:
-        lengths = [[1 + each // 32 for each in row] for row in lengths]
+        lengths = [[1 + each // 64 for each in row] for row in lengths]
     trained = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
     bench = Bench(
         shape=shape,
         device=run.device,
         model=model,
         optimizer=torch.optim.AdamW(trained, lr=1e-5, betas=(0.9, 0.95), fused=run.device.type == "cuda"),
-        workloads={"pairs": spread(lengths, PAIRS)},
+        workloads={"pairs": spread(lengths, run.pairs)},
         max_tokens=run.pack,
         checkpointing=True,
-        repeats=2,
+        repeats=1 if run.tiny else 2,
         deadline=run.deadline,
     )
     implementations = IMPLEMENTATIONS if shape.experts else (None,)
@@ -161,7 +164,7 @@ def step_rows(run: Run, model: Counting, shape: Shape, attentions: list[str]) ->
         for attention in attentions if implementation in (None, IMPLEMENTATIONS[0]) else attentions[:1]:
             if implementation is not None:
                 choose(model.module, implementation)
-            yield {"experts": implementation} | bench.measure(Case(attention, ONE_PASS, "pairs", DRAWS))
+            yield {"experts": implementation} | bench.measure(Case(attention, ONE_PASS, "pairs", run.draws))
             release()
 
 

@@ -58,7 +58,9 @@ def problem(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().split(chr(10))[0][:300]}"
 
 
-def gradient_rows(family: Family, width: int, device: torch.device, attentions: list[str]) -> Iterator[dict[str, Any]]:
+def gradient_rows(
+    family: Family, device: torch.device, attentions: list[str], *, width: int, shorter: int
+) -> Iterator[dict[str, Any]]:
     """Gradient of a weighted sum of log-probabilities, of rows of many lengths, against each row alone in float64.
 
     Rectangles with padding for sdpa, one sequence without padding for flex_attention; then the same in bf16.
@@ -68,7 +70,7 @@ def gradient_rows(family: Family, width: int, device: torch.device, attentions: 
     with torch.no_grad():
         for parameter in wide.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))  # the same weights in every dtype
-    calls = [inputs(lengths, shape.vocabulary, device) for lengths in ROWS]
+    calls = [inputs([each // shorter for each in row], shape.vocabulary, device) for row in ROWS]
     true = [gradient(wide, [alone(call, i) for i in range(len(call["input_ids"]))]) for call in calls]
     state = wide.state_dict()
     for attention in attentions:
@@ -107,7 +109,7 @@ def compared(
     }
 
 
-def inputs(lengths: tuple[int, ...], vocabulary: int, device: torch.device) -> dict[str, Tensor]:
+def inputs(lengths: list[int], vocabulary: int, device: torch.device) -> dict[str, Tensor]:
     """Random rows of these lengths, every other one padded on the left; a third of the tokens hidden and scored."""
     generator, width = torch.Generator().manual_seed(sum(lengths)), max(lengths)
     place = torch.arange(width).expand(len(lengths), -1)
