@@ -28,8 +28,8 @@ GPU_8B = HERE.parent / "gpu_8b"
 sys.path.insert(0, str(GPU_8B))
 
 from cost import Shape, Work, parts  # noqa: E402
-from gpu_checks import golden_rows, gradient_rows, problem  # noqa: E402
-from gpu_experts import IMPLEMENTATIONS, TOKENS, choose, expert_rows  # noqa: E402
+from gpu_checks import choose, golden_rows, gradient_rows, problem  # noqa: E402
+from gpu_experts import IMPLEMENTATIONS, TOKENS, expert_rows  # noqa: E402
 from gpu_families import FAMILIES, Family  # noqa: E402
 from gpu_load import fresh, load_row  # noqa: E402
 from gpu_table import summary, write_table  # noqa: E402
@@ -85,11 +85,17 @@ class Run:
         return self.deadline - time.perf_counter()
 
     def add(self, part: str, rows: Iterable[dict[str, Any]], **facts: Any) -> None:
-        """Write each row when it is there, and print it, for a log that breaks off."""
-        for row in rows:
-            self.result["rows"].append({"part": part, **facts, **row, "at": time.perf_counter() - START})
-            print(json.dumps(self.result["rows"][-1]), flush=True)
-            self.write()
+        """Write each row when it is there, and print it, for a log that breaks off. A part that fails is a row, too."""
+        try:
+            for row in rows:
+                self.keep({"part": part, **facts, **row})
+        except Exception as error:  # the other parts may still be had
+            self.keep({"part": part, **facts, "failed": problem(error)})
+
+    def keep(self, row: dict[str, Any]) -> None:
+        self.result["rows"].append(row | {"at": time.perf_counter() - START})
+        print(json.dumps(self.result["rows"][-1]), flush=True)
+        self.write()
 
     def write(self) -> None:
         name = "gpu_checks.json" if self.args.parts == ["checks"] else "gpu_result.json"
@@ -107,12 +113,13 @@ def copy_bytes(device: torch.device) -> float:
 def checks(run: Run, families: list[Family]) -> None:
     attentions = ["sdpa", "eager"] + (["flex_attention"] if run.device.type == "cuda" else [])
     for family in families:
-        if family.golden is not None:
-            run.add("checks", golden_rows(family, run.device, attentions))
+        run.add("checks", golden_rows(family, run.device, attentions), family=family.name)
     for family in families:
         torch._dynamo.reset()  # compiled graphs of other head counts are not this family's
         size = {"width": 64, "shorter": 16} if run.tiny else {"width": 512, "shorter": 1}
-        run.add("checks", gradient_rows(family, run.device, attentions[:1] + attentions[2:], **size))
+        run.add(
+            "checks", gradient_rows(family, run.device, attentions[:1] + attentions[2:], **size), family=family.name
+        )
 
 
 def forward_rows(run: Run, model: Counting, shape: Shape, attentions: list[str]) -> Iterator[dict[str, Any]]:

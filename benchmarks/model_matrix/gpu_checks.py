@@ -6,9 +6,11 @@ float32 is compared with TF32 off. Nothing here is timed.
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from cost import Shape
 from gpu_families import GOLDEN, Family
 from safetensors.torch import load_file
 from step import random_module
@@ -23,26 +25,28 @@ ROWS = ((700, 130, 257, 64, 500), (300, 200, 90), (128, 800))  # one call each: 
 
 def golden_rows(family: Family, device: torch.device, attentions: list[str]) -> Iterator[dict[str, Any]]:
     """Largest difference of logits from those of the official code (float32, CPU), padded on the left or not at all."""
-    assert family.golden is not None
-    stored = load_file(GOLDEN / family.golden / "golden.safetensors")
-    for attention in attentions:
-        row = {"check": "logits against the official code", "family": family.name, "attention": attention}
-        try:
-            denoiser = vrpo.load(
-                GOLDEN / family.golden, dtype=torch.float32, device=device, attn_implementation=attention
-            )
-            shifted = denoiser.module.config.shift_logits
-            off = 0.0
-            for prefix, logits in (("", "logits"), ("left_", family.honoured)):
-                ids = stored[f"{prefix}input_ids"].long()
-                on = stored[f"{prefix}attention_mask"].bool() if prefix else torch.ones_like(ids, dtype=torch.bool)
-                with torch.no_grad():
-                    found = denoiser.logits(ids.to(device), on.to(device), on.to(device)).cpu()
-                expected = aligned(stored[logits], on, shifted)[on]
-                off = max(off, float(((found - expected).abs() / (1 + expected.abs())).max()))
-            yield row | {"off": off, "most": LOGITS, "ok": off <= LOGITS}
-        except Exception as error:  # whatever it is, the other rows may still be had
-            yield row | {"failed": problem(error)}
+    for folder, honoured, mask in family.golden:
+        for attention in attentions:
+            row = {"check": f"logits of {folder}", "family": family.name, "attention": attention}
+            try:
+                off = logits_off(GOLDEN / folder, honoured, mask, device, attention)
+                yield row | {"off": off, "most": LOGITS, "ok": off <= LOGITS}
+            except Exception as error:  # whatever it is, the other rows may still be had
+                yield row | {"failed": problem(error)}
+
+
+def logits_off(folder: Path, honoured: str, mask: int | None, device: torch.device, attention: str) -> float:
+    stored = load_file(folder / "golden.safetensors")
+    denoiser = vrpo.load(folder, dtype=torch.float32, device=device, attn_implementation=attention, mask_token_id=mask)
+    off = 0.0
+    for prefix, logits in (("", "logits"), ("left_", honoured)):
+        ids = stored[f"{prefix}input_ids"].long()
+        on = stored[f"{prefix}attention_mask"].bool() if prefix else torch.ones_like(ids, dtype=torch.bool)
+        with torch.no_grad():
+            found = denoiser.logits(ids.to(device), on.to(device), on.to(device)).cpu()
+        expected = aligned(stored[logits], on, denoiser.module.config.shift_logits)[on]
+        off = max(off, float(((found - expected).abs() / (1 + expected.abs())).max()))
+    return off
 
 
 def aligned(logits: Tensor, on: Tensor, shifted: bool) -> Tensor:
@@ -66,47 +70,44 @@ def gradient_rows(
     Rectangles with padding for sdpa, one sequence without padding for flex_attention; then the same in bf16.
     """
     shape = family.tiny(width)
-    wide = random_module(family.module, family.config(shape, "sdpa"), device, torch.float64).train()
+    wide = made(family, shape, "sdpa", "eager", device, torch.float64)
     with torch.no_grad():
         for parameter in wide.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))  # the same weights in every dtype
     calls = [inputs([each // shorter for each in row], shape.vocabulary, device) for row in ROWS]
     true = [gradient(wide, [alone(call, i) for i in range(len(call["input_ids"]))]) for call in calls]
-    state = wide.state_dict()
-    for attention in attentions:
+    ways = [(attention, "eager") for attention in attentions]
+    for attention, experts in [*ways, ("sdpa", "grouped_mm")] if shape.experts else ways:
         for dtype in (torch.float32, torch.bfloat16):
-            yield from compared(family, shape, attention, dtype, device, state, calls, true)
+            row = {"check": "gradient against float64", "family": family.name, "attention": attention}
+            row |= {"dtype": str(dtype).removeprefix("torch."), "experts": experts if shape.experts else None}
+            start = time.perf_counter()
+            try:
+                module = made(family, shape, attention, experts, device, dtype)
+                module.load_state_dict(wide.state_dict())
+                row |= judged(max(distance(gradient(module, [c]), e) for c, e in zip(calls, true, strict=True)), row)
+            except Exception as error:  # whatever it is, the other rows may still be had
+                row |= {"failed": problem(error)}
+            yield row | {"seconds": time.perf_counter() - start, "graphs": counters["stats"]["unique_graphs"]}
 
 
-def compared(
-    family: Family,
-    shape: Any,
-    attention: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    state: dict[str, Tensor],
-    calls: list[dict[str, Tensor]],
-    true: list[dict[str, Tensor]],
-) -> Iterator[dict[str, Any]]:
-    row = {"check": "gradient against float64", "family": family.name, "attention": attention, "dtype": str(dtype)}
-    start, off = time.perf_counter(), 0.0
-    try:
-        module = random_module(family.module, family.config(shape, attention), device, dtype).train()
-        module.load_state_dict(state)
-        for call, expected in zip(calls, true, strict=True):
-            off = max(off, distance(gradient(module, [call]), expected))
-    except Exception as error:  # whatever it is, the other rows may still be had
-        yield row | {"failed": problem(error)}
-        return
-    most = GRADIENT if dtype == torch.float32 else BF16
-    judged = dtype == torch.float32 or not shape.experts  # in bf16 a router near a tie takes other experts
-    yield row | {
-        "off": off,
-        "most": most if judged else None,
-        "ok": off <= most if judged else None,
-        "seconds": time.perf_counter() - start,
-        "compiled_graphs": counters["stats"]["unique_graphs"],
-    }
+def made(family: Family, shape: Shape, attention: str, experts: str, device: torch.device, dtype: torch.dtype) -> Any:
+    module = random_module(family.module, family.config(shape, attention), device, dtype).train()
+    choose(module, experts)
+    return module
+
+
+def judged(off: float, row: dict[str, Any]) -> dict[str, Any]:
+    """In bf16 a router near a tie takes other experts: nothing is said of that."""
+    if row["dtype"] == "bfloat16" and row["experts"] is not None:
+        return {"off": off, "most": None, "ok": None}
+    most = GRADIENT if row["dtype"] == "float32" else BF16
+    return {"off": off, "most": most, "ok": off <= most}
+
+
+def choose(module: Any, experts: str) -> None:
+    """What transformers' `set_experts_implementation` does, for classes in whose file it looks for experts in vain."""
+    module.config._experts_implementation = experts
 
 
 def inputs(lengths: list[int], vocabulary: int, device: torch.device) -> dict[str, Tensor]:

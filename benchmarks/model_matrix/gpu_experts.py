@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from cost import Shape
-from gpu_checks import problem
+from gpu_checks import choose, problem
 from gpu_families import Family
 from step import peak_bytes, random_module, reset_peak, timed
 from torch import Tensor
@@ -37,11 +37,6 @@ def expert_rows(
                 row = {"implementation": implementation, "tokens": tokens, "pass": which}
                 row |= floors(shape, tokens, which, speeds)
                 yield row | measured(block, hidden, implementation, which, shape, device)
-
-
-def choose(module: Any, implementation: str) -> None:
-    """What transformers' `set_experts_implementation` does for classes whose file it recognises."""
-    module.config._experts_implementation = implementation
 
 
 def floors(shape: Shape, tokens: int, which: str, speeds: dict[str, float]) -> dict[str, float]:

@@ -20,16 +20,16 @@ class Family:
     """One published architecture at its published size.
 
     Args:
-        golden: folder of the small checkpoint whose logits the official code computed; None: there is none.
-        honoured: key in golden.safetensors of the logits with padding on the left that is not attended.
+        golden: folders of small checkpoints whose logits the official code computed, each with the key in its
+            golden.safetensors of the logits where padding on the left is not attended, and the mask token where the
+            folder does not say it.
     """
 
     name: str
     module: Any
     shape: Shape
     fields: dict[str, Any]
-    golden: str | None
-    honoured: str | None
+    golden: tuple[tuple[str, str, int | None], ...]
 
     def config(self, shape: Shape, attention: str) -> Any:
         """Its configuration at a shape, which may be smaller than the published one. The last two ids are special."""
@@ -74,24 +74,21 @@ FAMILIES = (
         LLaDAMoE,
         Shape(layers=16, width=2048, inner=1024, vocabulary=157184, heads=16, key_heads=16, experts=64, active=8),
         {**_rope(5e4), "rms_norm_eps": 1e-5},
-        "llada_moe",
-        "left_logits_mask_honoured",
+        (("llada_moe", "left_logits_mask_honoured", 198), ("llada_moe_bias", "left_logits", 158)),
     ),
     Family(
         "Dream-7B",
         Dream,
         Shape(layers=28, width=3584, inner=18944, vocabulary=152064, heads=28, key_heads=4),
         {**_rope(1e6), "rms_norm_eps": 1e-6},
-        "dream",
-        "left_logits",
+        (("dream", "left_logits", None),),
     ),
     Family(
         "iLLaDA-8B",
         ILLaDA,
         Shape(layers=32, width=4096, inner=14336, vocabulary=155136, key_heads=8, tied=True),
         {**_rope(5e5), "rms_norm_eps": 1e-5},
-        None,
-        None,
+        (("illada", "left_logits", None),),
     ),
-    Family("LLaDA-8B", LLaDA, Shape(), {**_rope(5e5), "rms_norm_eps": 1e-5}, "llada_dense", "left_logits"),
+    Family("LLaDA-8B", LLaDA, Shape(), {**_rope(5e5), "rms_norm_eps": 1e-5}, (("llada_dense", "left_logits", None),)),
 )

@@ -29,16 +29,17 @@ def checks_table(result: dict[str, Any]) -> str:
     rows = [
         [
             row["family"],
-            row["check"],
-            row["attention"],
-            row.get("dtype", "torch.float32").removeprefix("torch."),
+            row.get("check", ""),
+            row.get("attention", ""),
+            row.get("experts") or "",
+            row.get("dtype", "float32"),
             outcome(row, "off", ".1e"),
             f"{row['most']:.0e}" if row.get("most") else "",
             verdict[row["ok"]] if "ok" in row else "**NO**",
         ]
         for row in of(result, "checks")
     ]
-    return markdown(["family", "check", "attention", "dtype", "off by", "at most", "right"], rows)
+    return markdown(["family", "check", "attention", "experts", "dtype", "off by", "at most", "right"], rows)
 
 
 def families_table(result: dict[str, Any]) -> str:
@@ -48,18 +49,20 @@ def families_table(result: dict[str, Any]) -> str:
     for row in of(result, "forward"):
         share = outcome(row, "flops_per_second", ".1%", 1 / peak)
         found = [outcome(row, "seconds", ".3f"), outcome(row, "tokens_per_second", ",.0f"), share]
-        lines.append([row["family"], "forward", row["attention"], "", *found, outcome(row, "peak_bytes", ".1f", 1e-9)])
+        lines.append(
+            [row["family"], "forward", row.get("attention", ""), "", *found, outcome(row, "peak_bytes", ".1f", 1e-9)]
+        )
     for row in of(result, "steps"):
         share = outcome(row, "flops_per_second", ".1%", 1 / peak)
         found = [outcome(row, "seconds_per_step", ".3f"), outcome(row, "tokens_per_second", ",.0f"), share]
         last = outcome(row, "peak_bytes", ".1f", 1e-9)
-        lines.append([row["family"], "step", row["attention"], row["experts"] or "", *found, last])
+        lines.append([row["family"], "step", row.get("attention", ""), row.get("experts") or "", *found, last])
     return markdown(["family", "what", "attention", "experts", "s", "tokens/s", "MFU", "peak GB"], lines)
 
 
 def experts_table(result: dict[str, Any]) -> str:
     """Milliseconds of each implementation beside the floor, a line for each number of tokens and pass."""
-    rows = of(result, "experts")
+    rows = [row for row in of(result, "experts") if "implementation" in row]
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     lines = []
     for tokens, which in dict.fromkeys((row["tokens"], row["pass"]) for row in rows):
