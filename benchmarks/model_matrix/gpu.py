@@ -5,7 +5,7 @@
     python benchmarks/model_matrix/gpu.py --tiny --device cpu            # the same code in a minute, written elsewhere
 
 Steps are those of ../gpu_8b: UltraFeedback's lengths, LoRA, gradient checkpointing. Every row is written as soon as it
-is there; what does not fit --budget_seconds is left out and says so. gpu_table.py writes README.md's table.
+is there; what does not fit --budget_seconds is left out and says so. gpu_table.py writes gpu.md's table.
 """
 
 import argparse
@@ -112,14 +112,13 @@ def copy_bytes(device: torch.device) -> float:
 
 def checks(run: Run, families: list[Family]) -> None:
     attentions = ["sdpa", "eager"] + (["flex_attention"] if run.device.type == "cuda" else [])
+    size = {"width": 64, "shorter": 16} if run.tiny else {"width": 512, "shorter": 1}
+    without_eager = [each for each in attentions if each != "eager"]
     for family in families:
+        torch._dynamo.reset()  # graphs of other head counts are not this family's
         run.add("checks", golden_rows(family, run.device, attentions), family=family.name)
-    for family in families:
-        torch._dynamo.reset()  # compiled graphs of other head counts are not this family's
-        size = {"width": 64, "shorter": 16} if run.tiny else {"width": 512, "shorter": 1}
-        run.add(
-            "checks", gradient_rows(family, run.device, attentions[:1] + attentions[2:], **size), family=family.name
-        )
+        torch._dynamo.reset()
+        run.add("checks", gradient_rows(family, run.device, without_eager, **size), family=family.name)
 
 
 def forward_rows(run: Run, model: Counting, shape: Shape, attentions: list[str]) -> Iterator[dict[str, Any]]:

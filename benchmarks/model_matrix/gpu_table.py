@@ -1,4 +1,4 @@
-"""What gpu.py found as markdown, for README.md and as the last thing it prints: pure functions of its JSON."""
+"""What gpu.py found as markdown, for gpu.md and as the last thing it prints: pure functions of its JSON."""
 
 import json
 from pathlib import Path
@@ -108,10 +108,10 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def write_table(folder: Path) -> None:
-    """What is there of both files, between the markers of the folder's README.md where there is one."""
+    """What is there of both files, between the markers of the folder's gpu.md where there is one."""
     files = [folder / name for name in ("gpu_checks.json", "gpu_result.json")]
     text = "\n\n".join(summary(json.loads(each.read_text())) for each in files if each.exists())
-    page = folder / "README.md"
+    page = folder / "gpu.md"
     if not page.exists():
         (folder / "gpu_table.md").write_text(text + "\n")
         return
