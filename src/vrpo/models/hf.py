@@ -34,6 +34,11 @@ class MaskedDiffusion:
     model: Any
     lm_head: Any
 
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of a model that sees blocks one after the other; None: it sees all at once."""
+        return None
+
     def forward(
         self,
         input_ids: Int[Tensor, "B L"],
@@ -54,16 +59,25 @@ class MaskedDiffusion:
         given = [name for name, value in unused.items() if value is not None]
         if given:
             raise TypeError(f"a masked diffusion model takes no {', '.join(given)}")
+        hidden = self.hidden_at(input_ids, attention_mask, masked, scored)
+        if output == "logits":
+            return logits_of(self.lm_head, hidden)
+        return target_logp(self.lm_head, hidden, input_ids[scored])
+
+    def hidden_at(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        masked: Bool[Tensor, "B L"],
+        scored: Bool[Tensor, "B L"],
+    ) -> Float[Tensor, "S D"]:
+        """The hidden states that say the tokens at the scored positions, row-major, everything visible being seen."""
         corrupted = torch.where(masked, self.config.mask_token_id, input_ids)
         row, column = said_at(scored, attention_mask, self.config.shift_logits)
         if self.config._attn_implementation == "flex_attention":
             place = attention_mask.flatten().cumsum(0).view_as(input_ids) - 1  # where a token is without padding
-            hidden = self._without_padding(corrupted, attention_mask)[place[row, column]]
-        else:
-            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
-        if output == "logits":
-            return logits_of(self.lm_head, hidden)
-        return target_logp(self.lm_head, hidden, input_ids[scored])
+            return self._without_padding(corrupted, attention_mask)[place[row, column]]
+        return self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
 
     def _without_padding(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "T D"]:
         """Hidden states of the T attended tokens, row-major: all rows behind each other as one sequence, whose parts do
@@ -182,6 +196,11 @@ class HFDenoiser:
         if attention not in ("sdpa", "eager"):
             raise ValueError(f"a cache needs attn_implementation sdpa or eager, not {attention}")
         return base
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of a block diffusion model (models/block.py); None: it sees everything at once."""
+        return self.module.block_size
 
     @property
     def quantized(self) -> bool:

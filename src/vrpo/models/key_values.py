@@ -67,7 +67,7 @@ def hidden_and_columns(
     cache = DynamicCache()
     found = backbone(
         input_ids=input_ids,
-        attention_mask=_additive(attention_mask[:, None].expand(-1, input_ids.shape[1], -1), backbone.dtype),
+        attention_mask=additive(attention_mask[:, None].expand(-1, input_ids.shape[1], -1), backbone.dtype),
         position_ids=_positions(attention_mask),
         past_key_values=cache,
         use_cache=True,
@@ -93,7 +93,7 @@ def hidden_of_columns(
     seen = torch.cat((old, attention_mask.gather(1, column)), dim=1)[:, None].expand(-1, column.shape[1], -1)
     found = backbone(
         input_ids=input_ids,
-        attention_mask=_additive(seen, backbone.dtype),
+        attention_mask=additive(seen, backbone.dtype),
         position_ids=_positions(attention_mask).gather(1, column),
         past_key_values=Cache(layers=layers),
         use_cache=True,
@@ -105,7 +105,7 @@ def _positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _additive(seen: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"]:
+def additive(seen: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"]:
     """The mask that sdpa and eager attention both take."""
     zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return zeros.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
