@@ -31,6 +31,11 @@ _CLASSES: tuple[Any, ...] = (
     BidirectionalQwen3,
 )
 _ADAPTERS: dict[str, type[PreTrainedModel]] = {each.config_class.architecture: each for each in _CLASSES}
+_ADAPTERS |= {  # dllm's names for its conversions of causal models
+    "A2DLlamaLMHeadModel": BidirectionalLlama,
+    "A2DQwen2LMHeadModel": BidirectionalQwen2,
+    "A2DQwen3LMHeadModel": BidirectionalQwen3,
+}
 
 
 def load(
