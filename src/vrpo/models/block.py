@@ -29,12 +29,12 @@ class BlockDiffusion(MaskedDiffusion):
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         if config.block_size is None or config.block_size < 1:
             raise ValueError(
-                f"block_size is {config.block_size}: pass block_size (--block_size), the number of tokens per block that "
-                "the model was trained with, or set it in config.json"
+                f"block_size is {config.block_size}: pass block_size, the tokens per block that the model was trained "
+                "with, or set it in config.json"
             )
         if config.shift_logits:
             raise ValueError("block diffusion models say the token of the same position: leave out shift_logits")
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
 
     @property
     def block_size(self) -> int:
@@ -50,8 +50,8 @@ class BlockDiffusion(MaskedDiffusion):
         """The hidden states at the scored positions, row-major, of masked tokens given their block and clean blocks
         before it.
 
-        Costs the tokens of the blocks before the last scored one, and once more those of the blocks that are scored with
-        masked positions: at most twice the row, and no more than the row where one block is scored.
+        Costs the tokens of the blocks before the last scored one, and once more those of the blocks that are scored
+        with masked positions: less than twice the row, and no more than the row where one block is scored.
         """
         copies = Copies.of(input_ids, attention_mask, masked, scored, self.block_size, self.config.mask_token_id)
         row, place = copies.row_and_place(scored)

@@ -13,6 +13,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
 from vrpo.models.block import BlockDiffusion
+from vrpo.models.facts import LLADA2
 from vrpo.models.official import OfficialConfig
 
 _FIELDS = {  # official field -> transformers' field
@@ -96,6 +97,7 @@ class LLaDA2Config(OfficialConfig, Glm4MoeConfig):
         "sliding_window": 4096,  # of no effect while use_sliding_window is false
         "use_cache": False,
     }
+    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": LLADA2.mask_id}
     required: ClassVar[tuple[str, ...]] = (
         "first_k_dense_replace",
         "head_dim",
@@ -117,6 +119,7 @@ class LLaDA2Config(OfficialConfig, Glm4MoeConfig):
         "vocab_size",
     )
     official: dict[str, Any] | None = None
+    head_dim: int = 128
     mask_token_id: int | None = None
     block_size: int | None = 32
     is_causal: bool = False
@@ -130,7 +133,8 @@ class LLaDA2Config(OfficialConfig, Glm4MoeConfig):
         return {**known, **ours, "eos_token_id": official["pad_token_id"]}
 
     def write(self) -> dict[str, Any]:
-        rotated = self.rope_parameters["partial_rotary_factor"]
+        rope: Any = self.rope_parameters
+        rotated = rope["partial_rotary_factor"]
         dims = {"partial_rotary_factor": rotated, "rotary_dim": int(self.head_dim * rotated)}
         return {**super().write(), **dims}
 
@@ -141,7 +145,7 @@ class LLaDA2(BlockDiffusion, Glm4MoeForCausalLM):
 
     config_class = LLaDA2Config
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    _keys_to_ignore_on_load_unexpected = None  # GLM's own: layers by number, which are layers like others here
+    _keys_to_ignore_on_load_unexpected: list[str] = []  # noqa: RUF012  # GLM's are layers by number
 
 
 register_checkpoint_conversion_mapping(

@@ -9,8 +9,8 @@ from peft import PeftConfig, PeftModel
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.configuration_utils import PreTrainedConfig
 
-from vrpo.models.block import BlockDiffusion
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
+from vrpo.models.block import BlockDiffusion
 from vrpo.models.dream import Dream
 from vrpo.models.facts import facts_of
 from vrpo.models.hf import HFDenoiser

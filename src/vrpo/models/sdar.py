@@ -1,6 +1,6 @@
 """SDAR and TraDo: transformers' Qwen3 and Qwen3-MoE, block by block.
 
-Only what differs: field names of config.json. Tensors are named as transformers names them; of experts, as in Qwen3-MoE.
+Only what differs: field names of config.json. Tensors are named as in Qwen3 and Qwen3-MoE.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from vrpo.models.block import BlockDiffusion
+from vrpo.models.facts import SDAR_MOE
 from vrpo.models.official import OfficialConfig
 
 _FIELDS = (  # of the same name in transformers
@@ -104,8 +105,10 @@ class SDARMoeConfig(OfficialConfig, Qwen3MoeConfig):
         "sliding_window": None,
         "use_cache": False,
     }
+    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": SDAR_MOE.mask_id}
     required: ClassVar[tuple[str, ...]] = (*_REQUIRED, "num_experts", "num_experts_per_tok", "norm_topk_prob")
     official: dict[str, Any] | None = None
+    head_dim: int = 128
     mask_token_id: int | None = None
     block_size: int | None = None
     is_causal: bool = False
