@@ -26,7 +26,6 @@ _FIELDS = (  # of the same name in transformers
     "intermediate_size",
     "mask_token_id",
     "max_position_embeddings",
-    "max_window_layers",
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
@@ -71,7 +70,7 @@ class SDARConfig(OfficialConfig, Qwen3Config):
 
     model_type = "sdar"
     architecture: ClassVar[str] = "SDARForCausalLM"
-    fields: ClassVar[Mapping[str, str]] = {name: name for name in _FIELDS}
+    fields: ClassVar[Mapping[str, str]] = {name: name for name in (*_FIELDS, "max_window_layers")}
     fixed: ClassVar[Mapping[str, Any]] = _FIXED
     presentation: ClassVar[Mapping[str, Any]] = {
         "auto_map": _auto_map("JetLM/SDAR-8B-Chat", "sdar", "SDAR"),
