@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import pad
 
 from vrpo.models.hf import PACK_MULTIPLE, MaskedDiffusion
-from vrpo.models.key_values import additive
+from vrpo.models.key_values import additive, positions
 
 
 class BlockDiffusion(MaskedDiffusion):
@@ -109,7 +109,7 @@ class Copies:
     ) -> "Copies":
         """A block is copied if something in it is scored and something masked. Its clean tokens, and those of blocks in
         which nothing is masked, are run as far as a scored position sees them."""
-        position = (attention.cumsum(-1) - 1).clamp(min=0)
+        position = positions(attention)
         block = position // block_size
         in_scored = _shared(scored, block)
         apart = attention & in_scored & _shared(masked & attention, block)

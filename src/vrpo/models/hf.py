@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.head import logits_of, target_logp
-from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns
+from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns, positions
 
 PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compiled for
 
@@ -169,7 +169,7 @@ class HFDenoiser:
             ValueError: attention is neither sdpa nor eager: others take no mask of this kind.
         """
         base = self._base_for_columns()
-        hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask)
+        hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask, self._blocks(attention_mask))
         said = said_at(wanted, attention_mask, base.config.shift_logits)
         return logits_of(base.lm_head, hidden[said]), columns
 
@@ -183,12 +183,17 @@ class HFDenoiser:
     ) -> Float[Tensor, "S V"]:
         """Logits at the wanted ones of these columns, which see all others as they were when they were kept."""
         base = self._base_for_columns()
-        hidden = hidden_of_columns(base.model, input_ids, column, attention_mask, kept)
+        hidden = hidden_of_columns(base.model, input_ids, column, attention_mask, self._blocks(attention_mask), kept)
         if not base.config.shift_logits:
             return logits_of(base.lm_head, hidden[wanted])
         everywhere = kept.hidden_with(column, hidden)  # the one before a column may not be among those computed again
         position = torch.zeros_like(attention_mask).scatter(1, column, wanted)
         return logits_of(base.lm_head, everywhere[said_at(position, attention_mask, True)])
+
+    def _blocks(self, attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """The block of each column; all in one for a model that sees everything at once."""
+        position = positions(attention_mask)
+        return torch.zeros_like(position) if self.block_size is None else position // self.block_size
 
     def _base_for_columns(self) -> Any:
         base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
