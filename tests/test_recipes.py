@@ -64,7 +64,7 @@ def test_fsdp2_wraps_the_layers_that_the_model_has(environment: pytest.MonkeyPat
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
-    module = load(golden / family, mask_token_id=198).module
+    module = load(golden / family, mask_token_id=3).module
     plugin.set_auto_wrap_policy(module)
     (layer,) = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
     assert layer is type(module.model.layers[0])

@@ -288,6 +288,7 @@ class RouterMargin:
 
     def __init__(self, model: torch.nn.Module, config: Config) -> None:
         self.config, self.smallest = config, float("inf")
+        self.logits: list[Tensor] = []  # of the layers, in order, call after call; not LLaDA2's
         for name, part in model.named_modules():
             if name.endswith("mlp.gate"):
                 owner = model.get_submodule(name.removesuffix(".gate"))
@@ -302,6 +303,7 @@ class RouterMargin:
             kept = torch.zeros_like(strength).scatter(-1, strength.topk(gate.topk_group, dim=-1)[1], 1).bool()
             scores = groups.masked_fill(~kept[..., None], float("-inf")).flatten(-2)
         else:
+            self.logits.append(output)
             bias = getattr(owner, "expert_bias", None)
             scores = output.softmax(-1) + (0 if bias is None else bias)
         self.note(scores, self.config["num_experts_per_tok"])
@@ -309,6 +311,12 @@ class RouterMargin:
     def note(self, scores: Tensor, taken: int) -> None:
         best = scores.topk(taken + 1, dim=-1)[0]
         self.smallest = min(self.smallest, float((best[..., -2] - best[..., -1]).min()))
+
+
+def balance(modeling: Any, logits: list[Tensor], config: Config) -> Outputs:
+    """The published load-balancing loss of the unpadded batch, and the router logits it is a function of."""
+    loss = modeling.load_balancing_loss_func(tuple(logits), config["num_experts"], config["num_experts_per_tok"])
+    return {"router_logits": torch.stack(logits), "aux_loss": loss}
 
 
 def ask(family: Family, config: Config, size: Size, code: Path, seed: int) -> tuple[Outputs, Outputs, dict[str, Any]]:
@@ -321,6 +329,8 @@ def ask(family: Family, config: Config, size: Size, code: Path, seed: int) -> tu
     text = torch.randint(6, size.ids["pad"], (3, size.length), generator=generator)
     ids = corrupted(text, mask_id, generator)
     found, facts = {"input_ids": ids, "logits": forward(ids, None)}, {"seed": seed, "mask_token_id": mask_id}
+    if margin.logits:
+        found |= balance(published(code, family.package, family.modules[1], ()), margin.logits, config)
     if family.padding != "none":
         padded, facts["padded_against_alone"] = padded_outputs(family, forward, ids, pad_id)
         found |= padded

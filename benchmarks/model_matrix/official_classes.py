@@ -18,7 +18,7 @@ Edits = tuple[tuple[str, str], ...]
 
 
 def rms_norm_fn(x: Tensor, weight: Tensor, bias: None, eps: float) -> Tensor:
-    """flash_attn's Triton RMSNorm in words: float32, scaled by the weight before it is rounded."""
+    """flash_attn's Triton RMSNorm, as we understand it: float32, scaled by the weight before it is rounded."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 

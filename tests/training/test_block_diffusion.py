@@ -109,7 +109,12 @@ def test_what_is_not_offered_says_so(golden: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="masks each block by itself: give count_exponent"):
         fit_exponent(trainer, 2)
     wanted: Any = SimpleNamespace(
-        model_name_or_path=str(golden / "sdar"), device="cpu", dtype="auto", attn_implementation=None
+        model_name_or_path=str(golden / "sdar"),
+        ref_model_name_or_path=None,
+        trainable=None,
+        device="cpu",
+        dtype="auto",
+        attn_implementation=None,
     )
     with pytest.raises(ValueError, match="variance of such draws is not measured"):
         models_of(wanted)

@@ -17,11 +17,13 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
 from vrpo.models.llada2 import LLaDA2
+from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.sdar import SDAR, SDARMoe
 
 _CLASSES: tuple[Any, ...] = (
     LLaDA,
     ILLaDA,
+    LLaDAMoE,
     Dream,
     SDAR,
     SDARMoe,
