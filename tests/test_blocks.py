@@ -125,6 +125,17 @@ def test_draws_are_unbiased_and_their_variance_is_the_sum_over_blocks(row: Row) 
     assert expected > 0.01
 
 
+def test_one_count_for_all_blocks_is_noisier() -> None:
+    """Over all outcomes of one draw: the paper's plan over the whole answer has the same mean, more than twice the
+    variance. Why a block diffusion model has plans of blocks."""
+    denoiser, row = BlockTable(2), Row((2, 0), (1, 0, 2, 1))
+    parts = block_moments(denoiser, row)
+    with exact.every_outcome(row, 1, 1) as tokens, torch.no_grad():
+        values = elbo(denoiser, tokens, FixedCount(1)(tokens)).value
+    assert float(values.mean()) == pytest.approx(sum(each.bound for each in parts), abs=1e-12)
+    assert float(values.var(correction=0)) > 2 * sum(each.variance(1, 1) for each in parts)
+
+
 @pytest.mark.parametrize("name", ["fixed", "balanced", "nested"])
 def test_blocks_of_one_token_are_the_likelihood_without_noise(name: str) -> None:
     """Every draw scores every token given all before it: log p(y | x), and over all answers p sums to 1. (A mask and

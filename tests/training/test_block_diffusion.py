@@ -13,7 +13,7 @@ from tests.models.test_block import FAMILIES, a_model
 from tests.training.runs import answers, lora, moved, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.commands.arguments import ModelArguments
 from vrpo.commands.fit_counts import fit_exponent
-from vrpo.commands.plan import plan_of
+from vrpo.commands.plan import _shape_of
 from vrpo.commands.variance_models import models_of
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.draws import FixedCount
@@ -118,6 +118,5 @@ def test_what_is_not_offered_says_so(golden: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="variance of such draws is not measured"):
         models_of(wanted)
-    unused: Any = None
     with pytest.raises(ValueError, match="is not planned yet"):
-        plan_of(ModelArguments(model_name_or_path=str(golden / "sdar")), vrpo_config(tmp_path), unused, unused)
+        _shape_of(ModelArguments(model_name_or_path=str(golden / "sdar")))
