@@ -22,11 +22,13 @@ from torch import Tensor
 import vrpo
 
 HERE = Path(__file__).parent
+SILENT = ("llada2", "sdar_moe")  # block diffusion whose config.json does not say the size of a block
 
 
 def differences(folder: Path, about: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """What was compared, and the differences."""
-    denoiser = vrpo.load(folder, mask_token_id=about["mask_token_id"])
+    block_size = about["block_size"] if about["family"] in SILENT else None
+    denoiser = vrpo.load(folder, mask_token_id=about["mask_token_id"], block_size=block_size)
     given, config = load_file(folder / "reference.safetensors"), denoiser.module.config
     if denoiser.block_size is not None:
         yield from block_differences(denoiser, given)

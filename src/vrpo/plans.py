@@ -2,7 +2,8 @@
 
 Three decisions, each exact by itself: how many tokens the draws of a row mask (`Levels`); which ones, given how many
 (`IndependentMasks`, `BalancedMasks`, `NestedMasks`, `Complementary`); and what the two answers of a pair have in common
-(`Paired`). What deliberately does not live here: the paper's own plan and the hash (draws.py).
+(`Paired`). `PerBlock` takes them for each block of a block diffusion model. What deliberately does not live here: the
+paper's own plan and the hash (draws.py).
 """
 
 from dataclasses import dataclass, replace
@@ -11,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vrpo.draws import check_budget, orders, times
+from vrpo.draws import check_budget, fold, orders, times
 from vrpo.types import Draws, Pairs, Plan, Structure, Tokens
 
+_BLOCK = 4  # a purpose of the hash, beside those of draws.py
 _UNSHARED = 1 << 32  # slots from here on: tokens of a rejected answer that the chosen one has not
 
 
@@ -172,6 +174,65 @@ class Complementary:
         masked = torch.stack([inside, ~inside], 2).flatten(1, 2)
         weight = (length + 1) / count.clamp(min=1).double() / self.num_times
         return _draws(tokens, masked, weight[..., None].expand(masked.shape), group)
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """Draws for a block diffusion model (models/block.py): each block of a response is drawn by `plan` as a response of
+    its own, with its own counts and masks, and all blocks are in one draw.
+
+    A position sees its own block corrupted and earlier blocks clean, so log p(y | x) is at least the sum over blocks b
+    of the bound of log p(y_b | y_<b, x), and a token masked in block b weighs what `plan` gives it among the L_b
+    response tokens of the block, L_b / m_b / K for `FixedCount`. Blocks of one token: the exact likelihood, without
+    noise. Blocks are counted from a row's first real token, so that the first of a response may hold few of its tokens.
+
+    Not to be confused with `plan` itself, which is unbiased for the same bound, since what it masks in a block has the
+    same weighted law: but one count for all blocks makes it noisier. On a model that sees all blocks at once, the other
+    way round, PerBlock is not the ELBO. `Paired` goes around it, not into it.
+    """
+
+    plan: Plan
+    block_size: int
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, not {self.block_size}")
+        if isinstance(self.plan, Paired):
+            raise ValueError("PerBlock(Paired(plan)) knows no pairs inside a block: take Paired(PerBlock(plan))")
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        if bool((tokens.length == 0).any()):
+            raise ValueError(f"row {int((tokens.length == 0).nonzero()[0])} has no response token")
+        owner, column, blocks = self._blocks(tokens)
+        found = self.plan(blocks)
+        most, inside = found.group.shape[1], blocks.response
+        masked = tokens.response.new_zeros(*tokens.ids.shape, most)
+        weight = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+        place = owner[:, None].expand(inside.shape)[inside], column[inside]
+        masked[place], weight[place] = (part.movedim(1, 2)[inside] for part in (found.masked, found.weight))
+        group = found.group.new_full((len(tokens.ids), most), -1)
+        group = group.scatter_reduce(0, owner[:, None].expand(-1, most), found.group, "amax")
+        return Draws(masked.movedim(2, 1), weight.movedim(2, 1), group)
+
+    def _blocks(self, tokens: Tokens) -> tuple[Int[Tensor, " M"], Int[Tensor, "M W"], Tokens]:
+        """The blocks of all responses as rows, each in order: the row that it is of, the columns of its tokens."""
+        row, at = tokens.response.nonzero().unbind(1)
+        block = ((tokens.attention.cumsum(-1) - 1) // self.block_size)[row, at]
+        name = torch.stack((row, block), 1)
+        name, number, count = name.unique_consecutive(dim=0, return_inverse=True, return_counts=True)
+        rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[number]
+        column = row.new_zeros(len(name), int(count.max())).index_put((number, rank), at)
+        inside = torch.arange(column.shape[1], device=row.device) < count[:, None]
+        owner, block = name.unbind(1)
+        first = block.new_zeros(len(tokens.ids)).scatter_reduce(0, owner, block, "amin", include_self=False)
+        key = fold(fold(tokens.key[owner], _BLOCK), block - first[owner])
+        slot = None if tokens.slot is None else tokens.slot[owner[:, None], column]
+        return owner, column, Tokens(tokens.ids[owner[:, None], column], inside, inside, key, slot)
+
+
+def within_blocks(plan: Plan, block_size: int | None) -> Plan:
+    """The plan as a model with this size of a block needs it; None: one that sees everything at once."""
+    return plan if block_size is None else PerBlock(plan, block_size)
 
 
 @dataclass(frozen=True)

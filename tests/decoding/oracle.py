@@ -25,6 +25,7 @@ class TableDenoiser:
     mask_id: int = 8
     eos_id: int = 6
     eot_id: int | None = 7
+    block_size: int | None = None
     pad_id: int = 6
     tokenizer: object = None
     reach: int = 4

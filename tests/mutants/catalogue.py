@@ -1944,6 +1944,182 @@ KILLED = [  # what a kill leaves
     ),
 ]
 
+BLOCK, BLOCKS = ("tests/models/test_block.py",), ("tests/test_blocks.py",)
+WRITTEN, TRAINED = ("tests/decoding/test_blocks.py",), ("tests/training/test_block_diffusion.py",)
+
+BLOCK_DIFFUSION = [
+    Mutant(
+        "block: a noised token sees its own block clean too",
+        "models/block.py",
+        (("(key_block == query_block) & ~query_noised)", "(key_block == query_block))"),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: a noised token sees earlier blocks noised",
+        "models/block.py",
+        (
+            (
+                "key_noised & query_noised & (key_block == query_block)",
+                "key_noised & query_noised & (key_block <= query_block)",
+            ),
+        ),
+        BLOCK,
+    ),
+    Mutant(
+        "block: positions go on in the copy",
+        "models/block.py",
+        (("position.repeat(1, 2).gather(1, first)", "first.argsort(-1).argsort(-1)"),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: blocks counted in columns of the batch",
+        "models/block.py",
+        (("block = position // block_size", "block = torch.arange(ids.shape[1]).expand_as(ids) // block_size"),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: copies of blocks in which nothing is hidden",
+        "models/block.py",
+        (("attention & in_scored & _shared(masked & attention, block)", "attention & in_scored"),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: the last block run clean too",
+        "models/block.py",
+        (("(block == last) & ~apart)", "(block == last))"),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: what follows the last scored block is run",
+        "models/block.py",
+        (
+            (
+                "clean = attention & ((block < last) | (block == last) & ~apart)",
+                "clean = attention & ~(apart & (block == last))",
+            ),
+        ),
+        BLOCK,
+    ),
+    Mutant(
+        "block: nothing seen behind a short row",
+        "models/block.py",
+        (("return found | ~self.real[:, :, None]", "return found"),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: rows end to end see each other",
+        "models/block.py",
+        (("(row[query] == row[key]) & seen(", "seen("),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: a size that is passed is not used",
+        "models/load.py",
+        (("        config.block_size = block_size\n", ""),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: query_key_value split as key, query, value",
+        "models/llada2.py",
+        (('for part in "qkv"]', 'for part in "kqv"]'),),
+        BLOCK,
+    ),
+    Mutant(
+        "block: blocks of a response counted from the response",
+        "plans.py",
+        (("block = ((tokens.attention.cumsum(-1) - 1)", "block = ((tokens.response.cumsum(-1) - 1)"),),
+        BLOCKS,
+    ),
+    Mutant(
+        "block: one key for all blocks of a row",
+        "plans.py",
+        (("fold(fold(tokens.key[owner], _BLOCK), block - first[owner])", "fold(tokens.key[owner], _BLOCK)"),),
+        BLOCKS,
+    ),
+    Mutant(
+        "block: a block's key is its number in the row",
+        "plans.py",
+        (("_BLOCK), block - first[owner])", "_BLOCK), block)"),),
+        BLOCKS,
+    ),
+    Mutant(
+        "block: a plan of the whole answer for a model of blocks",
+        "plans.py",
+        (("return plan if block_size is None else PerBlock(plan, block_size)", "return plan"),),
+        (*BLOCKS, *TRAINED),
+    ),
+    Mutant(
+        "block: evaluations draw whole answers",
+        "training/base.py",
+        (
+            (
+                "self.args.sampling_plan(self.args.eval_num_times, self.denoiser.block_size)",
+                "self.args.sampling_plan(self.args.eval_num_times)",
+            ),
+        ),
+        TRAINED,
+    ),
+    Mutant(
+        "block: likelihoods draw whole answers",
+        "evals/harness.py",
+        (("within_blocks(FixedCount(num_draws), self.denoiser.block_size)", "FixedCount(num_draws)"),),
+        TRAINED,
+    ),
+    Mutant(
+        "block: a reference with other blocks",
+        "training/preference.py",
+        (("if given is not None and given.block_size != denoiser.block_size:", "if False:"),),
+        TRAINED,
+    ),
+    Mutant(
+        "block: written from where the response begins",
+        "decoding/flight.py",
+        (("return begin - canvas.attention[:, : canvas.start].sum(-1) % self.sampling.block_size", "return begin"),),
+        WRITTEN,
+    ),
+    Mutant(
+        "block: a full block waits for its steps",
+        "decoding/select.py",
+        (("(step == len(self.shares)) | ~left.any(-1)", "step == len(self.shares)"),),
+        WRITTEN,
+    ),
+    Mutant(
+        "block: the mask token is written",
+        "decoding/flight.py",
+        (("banned=(denoiser.mask_id, *propose.banned)", "banned=propose.banned"),),
+        WRITTEN,
+    ),
+    Mutant(
+        "block: kept keys saw later blocks",
+        "models/key_values.py",
+        (
+            (
+                "attention_mask[:, None] & (block[:, None] <= block[:, :, None])",
+                "attention_mask[:, None].expand(-1, input_ids.shape[1], -1)",
+            ),
+        ),
+        WRITTEN,
+    ),
+    Mutant(
+        "block: columns computed again see later blocks",
+        "models/key_values.py",
+        (("    seen = seen & (torch.cat((block", "    seen = seen | (torch.cat((block"),),
+        WRITTEN,
+    ),
+    Mutant(
+        "block: a last block beyond the canvas",
+        "decoding/calls.py",
+        ((".clamp(max=columns - count)", ""),),
+        WRITTEN,
+    ),
+    Mutant(
+        "block: a continuation written as one block",
+        "evals/likelihood.py",
+        (("block_size = length if denoiser.block_size is None else denoiser.block_size", "block_size = length"),),
+        WRITTEN,
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -1958,4 +2134,5 @@ MUTANTS = [
     *PAIRS,
     *EVALUATION,
     *KILLED,
+    *BLOCK_DIFFUSION,
 ]

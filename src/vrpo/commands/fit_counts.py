@@ -49,6 +49,11 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
             "fit_counts needs whole gradients, which FSDP and DeepSpeed have not: run `vrpo variance` on one device "
             "and give its count_exponent"
         )
+    if trainer.denoiser.block_size is not None:
+        raise ValueError(
+            "fit_counts fits a law of counts to whole answers, and a block diffusion model masks each block by "
+            "itself: give count_exponent"
+        )
     args = trainer.args
     if checkpoint_of(args) is not None:
         args.count_exponent = _fitted_before(args.folder / _FILE)

@@ -27,6 +27,7 @@ from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured, Roofline
 from vrpo.estimator import plan_packs
+from vrpo.models.block import BlockDiffusion
 from vrpo.models.head import HEAD_CHUNK
 from vrpo.models.load import load_tokenizer, model_class
 from vrpo.preference import all_graphs_fit, kept_packs, rows_of
@@ -198,6 +199,11 @@ def refuse_unknown(config: VRPOConfig) -> None:
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
     assert model.model_name_or_path is not None
     klass: Any = model_class(model.model_name_or_path)
+    if issubclass(klass, BlockDiffusion):
+        raise ValueError(
+            f"{model.model_name_or_path} is a block diffusion model, whose calls run clean text and noised blocks: "
+            "what they cost is not planned yet (docs/block_diffusion.md says how many tokens it is)"
+        )
     return klass.config_class.from_pretrained(model.model_name_or_path), klass
 
 

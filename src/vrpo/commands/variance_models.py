@@ -56,6 +56,11 @@ def models_of(args: Wanted) -> Models:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     given: dict[str, Any] = {"dtype": args.dtype, "device": device, "attn_implementation": args.attn_implementation}
     policy = load(args.model_name_or_path, **given)
+    if policy.block_size is not None:
+        raise ValueError(
+            f"{args.model_name_or_path} is a block diffusion model, whose plans draw each block by itself: the "
+            "variance of such draws is not measured yet"
+        )
     adapted = isinstance(policy.module, PeftModel)
     if args.ref_model_name_or_path is None and not adapted:
         raise ValueError(

@@ -2,7 +2,8 @@
 
 With a cache, keys and values of all columns are computed when a row enters a block, and used for the columns that are
 not computed again (Fast-dLLM, arXiv 2505.22618): "dual" computes the block alone, "prefix" the block and what follows.
-That is an approximation: the columns kept do not see what was written since. What does not live here: which positions
+That is an approximation: the columns kept do not see what was written since; those of a block diffusion model see
+nothing later anyway. What does not live here: which positions
 are wanted (flight.py), the attention over kept columns (models/key_values.py).
 """
 
@@ -22,8 +23,9 @@ from vrpo.decoding.select import guided
 class LogitDenoiser(Protocol):
     """What decoding needs of a model: logits at wanted positions of ids that contain mask tokens, and its ids.
 
-    `logits` attends to `attention_mask` (True = real token) in both directions and answers row-major, at least in
-    float32. Not to be confused with `types.Denoiser`, which is given the tokens and hides them itself.
+    `logits` attends to `attention_mask` (True = real token) in both directions, or as the model's blocks allow, and
+    answers row-major, at least in float32. Not to be confused with `types.Denoiser`, which is given the tokens and
+    hides them itself.
     """
 
     @property
@@ -40,6 +42,10 @@ class LogitDenoiser(Protocol):
 
     @property
     def tokenizer(self) -> Any: ...
+
+    @property
+    def block_size(self) -> int | None:
+        """Of a model that was trained to write blocks of this size, counted from the first token of the prompt."""
 
     @property
     def device(self) -> torch.device: ...
@@ -105,13 +111,14 @@ class Caller:
         self._kept = self._kept.resized(nothing + 1, columns).rows(torch.cat(order))
 
     def logits(
-        self, canvas: Canvas, wanted: Bool[Tensor, "B L"], block: Int[Tensor, " B"], step: Int[Tensor, " B"]
+        self, canvas: Canvas, wanted: Bool[Tensor, "B L"], begin: Int[Tensor, " B"], step: Int[Tensor, " B"]
     ) -> Float[Tensor, "S V"]:
-        """Logits at the wanted positions, row-major, of rows that are in these blocks, so many steps into them."""
+        """Logits at the wanted positions, row-major, of rows whose block begins there in the response, so many steps
+        into it."""
         ids, attention, both = _halves(canvas, wanted, self._sampling.cfg_scale)
         stale = step == 0 if self._sampling.refresh is None else step % self._sampling.refresh == 0
         owner, found = wanted.nonzero()[:, 0], None
-        for row in self._groups(block, stale):
+        for row in self._groups(begin, stale):
             index = torch.cat([row + half * len(wanted) for half in range(self._halves)])
             part = ids[index], attention[index], both[index]
             if stale[row[0]]:
@@ -120,7 +127,7 @@ class Caller:
                 assert whole or self._kept is not None
                 self._kept = columns if self._kept is None or whole else self._kept.put(index, columns)
             else:
-                logits = self._again(*part, canvas.start, block[row], index)
+                logits = self._again(*part, canvas.start + begin[row], index)
             logits = _together(logits, self._sampling.cfg_scale)
             if len(row) == len(wanted):
                 return logits
@@ -129,7 +136,7 @@ class Caller:
         assert found is not None
         return found
 
-    def _groups(self, block: Int[Tensor, " B"], stale: Bool[Tensor, " B"]) -> Iterator[Int[Tensor, " R"]]:
+    def _groups(self, begin: Int[Tensor, " B"], stale: Bool[Tensor, " B"]) -> Iterator[Int[Tensor, " R"]]:
         """Rows that share a call: those computed as a whole; others that compute equally many columns."""
         if stale.any():
             yield stale.nonzero()[:, 0]
@@ -137,22 +144,22 @@ class Caller:
         if self._sampling.cache == "dual" and len(rest):
             yield rest
         elif self._sampling.cache == "prefix":
-            for value in block[rest].unique():
-                yield rest[block[rest] == value]
+            for value in begin[rest].unique():
+                yield rest[begin[rest] == value]
 
     def _again(
         self,
         ids: Int[Tensor, "R L"],
         attention: Bool[Tensor, "R L"],
         wanted: Bool[Tensor, "R L"],
-        start: int,
-        block: Int[Tensor, " Q"],
+        begin: Int[Tensor, " Q"],
         index: Int[Tensor, " R"],
     ) -> Float[Tensor, "S V"]:
         """Logits in the columns that are computed again: the block, and with "prefix" all that follow."""
         assert self._kept is not None
-        first = start + block.repeat(self._halves) * self._sampling.block_size
-        count = self._sampling.block_size if self._sampling.cache == "dual" else ids.shape[1] - int(first[0])
+        columns = ids.shape[1]
+        count = min(self._sampling.block_size, columns) if self._sampling.cache == "dual" else columns - int(begin[0])
+        first = begin.repeat(self._halves).clamp(max=columns - count)  # a model's last block may end beyond
         column = first[:, None] + torch.arange(count, device=ids.device)
         kept = self._kept.rows(index)
         return self._denoiser.logits_of_columns(

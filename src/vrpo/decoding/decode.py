@@ -71,7 +71,8 @@ def generate(
     Args:
         prompts: strings (tokenised without special tokens), lists of token ids, or lists of messages (rendered with the
             chat template and a generation header).
-        block_size: tokens per block, dividing max_new_tokens; None = max_new_tokens, one block.
+        block_size: tokens per block, dividing max_new_tokens; None = max_new_tokens, one block. Of a block diffusion
+            model its own, counted from the first token of the prompt, so that first and last block may be shorter.
         steps: model calls per row, a multiple of the number of blocks; None = max_new_tokens, one token a step.
         temperature: 0 = argmax; otherwise Gumbel-max in float64.
         cfg_scale: unconditional + (cfg_scale + 1) * (conditional - unconditional); 0 = no guidance.
@@ -100,7 +101,7 @@ def generate(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     sampling = Sampling.of(
         max_new_tokens,
-        block_size,
+        denoiser.block_size if block_size is None else block_size,
         steps,
         temperature=temperature,
         cfg_scale=cfg_scale,

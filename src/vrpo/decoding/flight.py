@@ -77,6 +77,13 @@ class Pilot:
             ValueError: the denoiser cannot do it.
         """
         propose = sampling.proposer(denoiser.mask_id, denoiser.eos_id, denoiser.eot_id)
+        if denoiser.block_size is not None:
+            if denoiser.block_size != sampling.block_size:
+                raise ValueError(
+                    f"block_size {sampling.block_size}: this model writes blocks of {denoiser.block_size} tokens: give "
+                    "that, or leave it out"
+                )
+            propose = replace(propose, banned=(denoiser.mask_id, *propose.banned))  # no block is written twice
         if sampling.cache == "none":
             return Pilot(denoiser, sampling, propose, sampling.commit(), None)
         if not isinstance(denoiser, CachingDenoiser):
@@ -104,12 +111,13 @@ class Pilot:
         Positions of earlier blocks that still hold the mask token compete again.
         """
         canvas = flight.canvas
-        length = (flight.block + 1) * self.sampling.block_size
+        begin = self._begin(flight)
+        length = begin + self.sampling.block_size
         hidden = canvas.hidden(length)
         if self.caller is None:
             logits = plain_logits(self.denoiser, canvas, hidden, self.sampling.cfg_scale)
         else:
-            logits = self.caller.logits(canvas, hidden, flight.block, flight.step)
+            logits = self.caller.logits(canvas, hidden, begin, flight.step)
         token, sure = self._proposed(logits, hidden, generators)
         _check(sure, hidden, flight.row)
         confidence = torch.full(hidden.shape, -torch.inf, dtype=torch.float64, device=hidden.device)
@@ -141,10 +149,19 @@ class Pilot:
         token, sure = (torch.cat(each) for each in zip(*found, strict=True))
         return token, sure
 
+    def _begin(self, flight: Flight) -> Int[Tensor, " B"]:
+        """Where in its response each row's block begins: before it, where a model counts blocks from the prompt's first
+        token and the prompt ends inside of one."""
+        begin = flight.block * self.sampling.block_size
+        if self.denoiser.block_size is None:
+            return begin
+        canvas = flight.canvas
+        return begin - canvas.attention[:, : canvas.start].sum(-1) % self.sampling.block_size
+
     def _ended(self, flight: Flight) -> tuple[Bool[Tensor, " B"], Flight]:
         """Rows that are done, what they leave hidden after an end token filled with end-of-sequence: with all blocks
         written; or, with `stop_at_end`, with nothing hidden before their first end token, when their text is final."""
-        done = flight.block == self.sampling.num_blocks
+        done = self._begin(flight) >= self.sampling.max_new_tokens
         if not self.sampling.stop_at_end:
             return done, flight
         response, mask_id = flight.canvas.response, flight.canvas.mask_id

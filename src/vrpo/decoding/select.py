@@ -83,7 +83,7 @@ class Quota:
         return (rank(confidence) < share[:, None]) & confidence.isfinite()
 
     def done(self, step: Int[Tensor, " B"], left: Bool[Tensor, "B L"]) -> Bool[Tensor, " B"]:
-        return step == len(self.shares)
+        return (step == len(self.shares)) | ~left.any(-1)
 
 
 @dataclass(frozen=True)

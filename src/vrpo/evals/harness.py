@@ -25,6 +25,7 @@ from vrpo.evals.kept import ALONE, Crew, Row, part_size_of, rows_of
 from vrpo.evals.likelihood import Likelihood, Request, exact_up_to, likelihoods, number_of, written_greedily
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
+from vrpo.plans import within_blocks
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # what tasks call it
 _OF_SAMPLING = ("top_p", "top_k", "min_p")  # without effect on the most probable token
@@ -101,7 +102,8 @@ class VRPOLM(TemplateLM):
         options = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
         self.denoiser = _denoiser(pretrained, peft, options)
         self.tokenizer: Any = self.denoiser.tokenizer
-        self.plan, self.seed, self.sampling = FixedCount(num_draws), seed, sampling
+        self.plan = within_blocks(FixedCount(num_draws), self.denoiser.block_size)
+        self.seed, self.sampling = seed, sampling
         self._exact = exact_up_to(num_draws) if enumerate_short else 0
         self._batch_size, self._part_size = int(batch_size), part_size or part_size_of(int(batch_size))
         self._max_length, self._add_bos, self._check_greedy = max_length, add_bos_token, check_greedy

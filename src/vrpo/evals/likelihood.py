@@ -142,7 +142,9 @@ def written_greedily(denoiser: HFDenoiser, requests: Sequence[Request], *, batch
 
 def _survivors(denoiser: HFDenoiser, requests: Sequence[Request], chosen: list[int], length: int) -> list[int]:
     """Those of the chosen requests, all of this length, of which every token was written as it stands."""
-    pilot = Pilot.of(denoiser, Sampling(length, length, length))
+    block_size = length if denoiser.block_size is None else denoiser.block_size
+    canvas = -(-length // block_size) * block_size  # what a Sampling can say; the rows are as long as they are
+    pilot = Pilot.of(denoiser, Sampling(canvas, block_size, canvas))
     prompts = [requests[at].context for at in chosen]
     flight = at_start(chosen, blank(prompts, length, denoiser.mask_id, denoiser.pad_id, denoiser.device))
     wanted = torch.tensor([requests[at].continuation for at in chosen], device=denoiser.device)

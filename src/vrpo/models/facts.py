@@ -4,7 +4,7 @@ No other file knows a token id. What a folder says itself (config.json, tokenize
 below say what it leaves out. docs/models.md shows this table, with hub names and licences.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -83,6 +83,31 @@ DREAM = Facts(
     max_length=2048,
     padding="honoured",
 )
+SDAR = Facts(
+    architecture="SDARForCausalLM",
+    models=("JetLM/SDAR-1.7B-Chat", "JetLM/SDAR-4B-Chat", "JetLM/SDAR-8B-Chat", "Gen-Verse/TraDo-8B-Instruct"),
+    mask_token="<|MASK|>",
+    mask_id=151669,
+    end_of_text=("<|endoftext|>", 151643),
+    pad=("<|endoftext|>", 151643),
+    end_of_turn=("<|im_end|>",),
+    alignment="same",
+    max_length=32768,
+    padding="has no notion of it",
+)
+SDAR_MOE = replace(SDAR, architecture="SDARMoeForCausalLM", models=("JetLM/SDAR-30B-A3B-Chat",))
+LLADA2 = Facts(
+    architecture="LLaDA2MoeModelLM",
+    models=("inclusionAI/LLaDA2.0-mini", "inclusionAI/LLaDA2.1-mini"),
+    mask_token="<|mask|>",
+    mask_id=156895,
+    end_of_text=("<|endoftext|>", 156892),
+    pad=("<|endoftext|>", 156892),
+    end_of_turn=("<|role_end|>",),
+    alignment="same",
+    max_length=32768,
+    padding="turns causal",
+)
 CAUSAL = tuple(
     Facts(
         architecture=architecture,
@@ -98,7 +123,7 @@ CAUSAL = tuple(
     )
     for architecture in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 )
-TABLE = (LLADA, ILLADA, LLADA_MOE, DREAM, *CAUSAL)
+TABLE = (LLADA, ILLADA, LLADA_MOE, DREAM, SDAR, SDAR_MOE, LLADA2, *CAUSAL)
 
 
 def facts_of(architecture: str) -> Facts:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.head import logits_of, target_logp
-from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns
+from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns, positions
 
 PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compiled for
 
@@ -33,6 +33,11 @@ class MaskedDiffusion:
     config: Any
     model: Any
     lm_head: Any
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of a model that sees blocks one after the other; None: it sees all at once."""
+        return None
 
     def forward(
         self,
@@ -54,16 +59,25 @@ class MaskedDiffusion:
         given = [name for name, value in unused.items() if value is not None]
         if given:
             raise TypeError(f"a masked diffusion model takes no {', '.join(given)}")
+        hidden = self.hidden_at(input_ids, attention_mask, masked, scored)
+        if output == "logits":
+            return logits_of(self.lm_head, hidden)
+        return target_logp(self.lm_head, hidden, input_ids[scored])
+
+    def hidden_at(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        masked: Bool[Tensor, "B L"],
+        scored: Bool[Tensor, "B L"],
+    ) -> Float[Tensor, "S D"]:
+        """The hidden states that say the tokens at the scored positions, row-major, everything visible being seen."""
         corrupted = torch.where(masked, self.config.mask_token_id, input_ids)
         row, column = said_at(scored, attention_mask, self.config.shift_logits)
         if self.config._attn_implementation == "flex_attention":
             place = attention_mask.flatten().cumsum(0).view_as(input_ids) - 1  # where a token is without padding
-            hidden = self._without_padding(corrupted, attention_mask)[place[row, column]]
-        else:
-            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
-        if output == "logits":
-            return logits_of(self.lm_head, hidden)
-        return target_logp(self.lm_head, hidden, input_ids[scored])
+            return self._without_padding(corrupted, attention_mask)[place[row, column]]
+        return self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
 
     def _without_padding(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "T D"]:
         """Hidden states of the T attended tokens, row-major: all rows behind each other as one sequence, whose parts do
@@ -155,7 +169,7 @@ class HFDenoiser:
             ValueError: attention is neither sdpa nor eager: others take no mask of this kind.
         """
         base = self._base_for_columns()
-        hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask)
+        hidden, columns = hidden_and_columns(base.model, input_ids, attention_mask, self._blocks(attention_mask))
         said = said_at(wanted, attention_mask, base.config.shift_logits)
         return logits_of(base.lm_head, hidden[said]), columns
 
@@ -169,12 +183,17 @@ class HFDenoiser:
     ) -> Float[Tensor, "S V"]:
         """Logits at the wanted ones of these columns, which see all others as they were when they were kept."""
         base = self._base_for_columns()
-        hidden = hidden_of_columns(base.model, input_ids, column, attention_mask, kept)
+        hidden = hidden_of_columns(base.model, input_ids, column, attention_mask, self._blocks(attention_mask), kept)
         if not base.config.shift_logits:
             return logits_of(base.lm_head, hidden[wanted])
         everywhere = kept.hidden_with(column, hidden)  # the one before a column may not be among those computed again
         position = torch.zeros_like(attention_mask).scatter(1, column, wanted)
         return logits_of(base.lm_head, everywhere[said_at(position, attention_mask, True)])
+
+    def _blocks(self, attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """The block of each column; all in one for a model that sees everything at once."""
+        position = positions(attention_mask)
+        return torch.zeros_like(position) if self.block_size is None else position // self.block_size
 
     def _base_for_columns(self) -> Any:
         base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
@@ -182,6 +201,11 @@ class HFDenoiser:
         if attention not in ("sdpa", "eager"):
             raise ValueError(f"a cache needs attn_implementation sdpa or eager, not {attention}")
         return base
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens per block of a block diffusion model (models/block.py); None: it sees everything at once."""
+        return self.module.block_size
 
     @property
     def quantized(self) -> bool:

@@ -61,14 +61,14 @@ class _Beside(DynamicLayer):
 
 
 def hidden_and_columns(
-    backbone: Any, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+    backbone: Any, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"], block: Int[Tensor, "B L"]
 ) -> tuple[Float[Tensor, "B L W"], KeyValues]:
-    """Hidden states of all columns, and their keys and values."""
+    """Hidden states of all columns, and their keys and values; a column sees blocks up to its own."""
     cache = DynamicCache()
     found = backbone(
         input_ids=input_ids,
-        attention_mask=_additive(attention_mask[:, None].expand(-1, input_ids.shape[1], -1), backbone.dtype),
-        position_ids=_positions(attention_mask),
+        attention_mask=additive(attention_mask[:, None] & (block[:, None] <= block[:, :, None]), backbone.dtype),
+        position_ids=positions(attention_mask),
         past_key_values=cache,
         use_cache=True,
     )
@@ -81,6 +81,7 @@ def hidden_of_columns(
     input_ids: Int[Tensor, "B C"],
     column: Int[Tensor, "B C"],
     attention_mask: Bool[Tensor, "B L"],
+    block: Int[Tensor, "B L"],
     kept: KeyValues,
 ) -> Float[Tensor, "B C W"]:
     """Hidden states of these columns, which see each other as they are now and all others as they were kept."""
@@ -90,22 +91,23 @@ def hidden_of_columns(
         layer.keys, layer.values, layer.is_initialized = keys, values, True
         layers.append(layer)
     old = attention_mask.scatter(1, column, False)  # in the kept columns those computed again are not seen
-    seen = torch.cat((old, attention_mask.gather(1, column)), dim=1)[:, None].expand(-1, column.shape[1], -1)
+    seen = torch.cat((old, attention_mask.gather(1, column)), dim=1)[:, None]
+    seen = seen & (torch.cat((block, block.gather(1, column)), 1)[:, None] <= block.gather(1, column)[:, :, None])
     found = backbone(
         input_ids=input_ids,
-        attention_mask=_additive(seen, backbone.dtype),
-        position_ids=_positions(attention_mask).gather(1, column),
+        attention_mask=additive(seen, backbone.dtype),
+        position_ids=positions(attention_mask).gather(1, column),
         past_key_values=Cache(layers=layers),
         use_cache=True,
     )
     return found[0]
 
 
-def _positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+def positions(attention_mask: Bool[Tensor, "B L"]) -> Int[Tensor, "B L"]:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _additive(seen: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"]:
+def additive(seen: Bool[Tensor, "B Q K"], dtype: torch.dtype) -> Float[Tensor, "B 1 Q K"]:
     """The mask that sdpa and eager attention both take."""
     zeros = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return zeros.masked_fill(~seen, torch.finfo(dtype).min)[:, None]

@@ -10,14 +10,28 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenize
 from transformers.configuration_utils import PreTrainedConfig
 
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
+from vrpo.models.block import BlockDiffusion
 from vrpo.models.dream import Dream
 from vrpo.models.facts import facts_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
+from vrpo.models.llada2 import LLaDA2
 from vrpo.models.llada_moe import LLaDAMoE
+from vrpo.models.sdar import SDAR, SDARMoe
 
-_CLASSES: tuple[Any, ...] = (LLaDA, ILLaDA, LLaDAMoE, Dream, BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3)
+_CLASSES: tuple[Any, ...] = (
+    LLaDA,
+    ILLaDA,
+    LLaDAMoE,
+    Dream,
+    SDAR,
+    SDARMoe,
+    LLaDA2,
+    BidirectionalLlama,
+    BidirectionalQwen2,
+    BidirectionalQwen3,
+)
 _ADAPTERS: dict[str, type[PreTrainedModel]] = {each.config_class.architecture: each for each in _CLASSES}
 _ADAPTERS |= {  # dllm's names for its conversions of causal models
     "A2DLlamaLMHeadModel": BidirectionalLlama,
@@ -36,6 +50,7 @@ def load(
     quantization_config: Any = None,
     mask_token_id: int | None = None,
     shift_logits: bool | None = None,
+    block_size: int | None = None,
 ) -> HFDenoiser:
     """Load a diffusion language model in its official layout, from the hub or a folder, in evaluation mode.
 
@@ -51,6 +66,7 @@ def load(
         mask_token_id: of a model whose folder does not say it (`mask_id_in`); saved with the model.
         shift_logits: of a causal model that is to be turned bidirectional: it goes on predicting the next token, which
             keeps what it has learnt; None: as config.json says. Saved with the model.
+        block_size: tokens per block of a block diffusion model; None: as config.json says. Saved with the model.
 
     Raises:
         ValueError: the architecture has no adapter here, or its configuration is incomplete, or what quantises is not
@@ -69,6 +85,10 @@ def load(
     config = _config_of(name_or_path, tokenizer, mask_token_id)
     if shift_logits is not None:
         config.shift_logits = shift_logits
+    if block_size is not None:
+        if not issubclass(model_class(name_or_path), BlockDiffusion):
+            raise ValueError(f"block_size {block_size}: {name_or_path} is not a block diffusion model: leave it out")
+        config.block_size = block_size
     loaded: Any = model_class(name_or_path).from_pretrained(
         name_or_path, config=config, output_loading_info=True, **options
     )

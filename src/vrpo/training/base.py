@@ -37,7 +37,7 @@ from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.metrics import GradientNoise, Window, mean_and_error
 from vrpo.training.samples import SampleCallback
-from vrpo.types import Denoiser, Tokens
+from vrpo.types import Denoiser, Plan, Tokens
 
 logger = logging.get_logger(__name__)
 
@@ -128,6 +128,15 @@ class DiffusionTrainer(Trainer, ABC):
             sizes = token_counts(self.train_dataset, self.token_columns)
             balance(loader, sizes, self.args.gradient_accumulation_steps)
         return loader
+
+    @property
+    def training_plan(self) -> Plan:
+        """How a step's masks are drawn, for the model that is trained."""
+        return self.args.training_plan(self.denoiser.block_size)
+
+    @property
+    def evaluation_plan(self) -> Plan:
+        return self.args.sampling_plan(self.args.eval_num_times, self.denoiser.block_size)
 
     @property
     def draw_epoch(self) -> int:
@@ -292,7 +301,7 @@ class DiffusionTrainer(Trainer, ABC):
             base = self.denoiser.module.config.name_or_path
             base = None if Path(base).exists() else base  # the hub refuses a card that names a local folder
             adapter = isinstance(self.denoiser.module, PeftModel)
-            card = model_card(self.method, self.args, base, adapter, self.state.log_history)
+            card = model_card(self.method, self.args, self.training_plan, base, adapter, self.state.log_history)
             (self.args.folder / "README.md").write_text(card)
 
 

@@ -8,6 +8,7 @@ import transformers
 
 import vrpo
 from vrpo.training.config import DiffusionConfig
+from vrpo.types import Plan
 
 _SHOWN = (
     "beta",
@@ -39,12 +40,17 @@ _SHOWN = (
 
 
 def model_card(
-    method: str, args: DiffusionConfig, base: str | None, adapter: bool, history: Sequence[Mapping[str, Any]]
+    method: str,
+    args: DiffusionConfig,
+    plan: Plan,
+    base: str | None,
+    adapter: bool,
+    history: Sequence[Mapping[str, Any]],
 ) -> str:
     """The card as text; `base` is the name of the model that training started from, if it had one."""
     settings = args.to_dict()
     rows = [f"| `{name}` | {settings[name]} |" for name in _SHOWN if name in settings]
-    rows.append(f"| sampling plan, in full | `{args.training_plan()}` |")
+    rows.append(f"| sampling plan, in full | `{plan}` |")
     evaluations = [entry for entry in history if "eval_loss" in entry]
     metadata = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- vrpo", "- diffusion-lm"]
     if base:

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from vrpo.draws import Bernoulli, FixedCount
 from vrpo.losses import DPO, SFT, CrossFit, Jackknife, Objective, WeightedSum
-from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
+from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired, within_blocks
 from vrpo.training.budget import auto_times
 from vrpo.types import Plan
 
@@ -58,7 +58,7 @@ class DiffusionConfig(TrainingArguments):
         default="fixed_count",
         metadata={
             "help": "How masks are drawn: fixed_count (the paper's), bernoulli (needs t_min), stratified, balanced, "
-            "nested or complementary."
+            "nested or complementary. Of a block diffusion model, in each block."
         },
     )
     num_times: int = field(
@@ -137,12 +137,19 @@ class DiffusionConfig(TrainingArguments):
             except ValueError as error:
                 raise ValueError(f"{name} = {getattr(self, name)}: {error}") from error
 
-    def training_plan(self) -> Plan:
+    def training_plan(self, block_size: int | None = None) -> Plan:
         """The plan of a training step."""
-        return self.sampling_plan(self.num_times)
+        return self.sampling_plan(self.num_times, block_size)
 
-    def sampling_plan(self, num_times: int) -> Plan:
-        """The plan by its configured name, with `num_times` masking levels."""
+    def sampling_plan(self, num_times: int, block_size: int | None = None) -> Plan:
+        """The plan by its configured name, with `num_times` masking levels.
+
+        Args:
+            block_size: of the model that it is for, if that is a block diffusion model: the plan is then of each block.
+        """
+        return within_blocks(self._named_plan(num_times), block_size)
+
+    def _named_plan(self, num_times: int) -> Plan:
         self._check_plan_fields()
         match self.plan:
             case "fixed_count":
@@ -312,13 +319,14 @@ class VRPOConfig(DiffusionConfig):
         several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
         return small and several and self.num_draws != "auto" and self.share_draws and not self.fp16
 
-    def training_plan(self) -> Plan:
+    def training_plan(self, block_size: int | None = None) -> Plan:
         """The plan of a training step; with num_draws=auto, of the values of a step."""
-        return self.sampling_plan(auto_times(self.num_times) if self.num_draws == "auto" else self.num_times)
+        times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
+        return self.sampling_plan(times, block_size)
 
-    def sampling_plan(self, num_times: int) -> Plan:
+    def sampling_plan(self, num_times: int, block_size: int | None = None) -> Plan:
         """The plan by its configured name, with `num_times` masking levels, coupled as configured."""
-        plan, coupling = super().sampling_plan(num_times), self.pair_coupling
+        plan, coupling = super().sampling_plan(num_times, block_size), self.pair_coupling
         if coupling is None:
             coupling = "none" if self.plan in ("fixed_count", "bernoulli") else "aligned"
         if coupling not in _COUPLINGS:

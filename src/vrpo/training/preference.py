@@ -79,6 +79,11 @@ class VRPOTrainer(DiffusionTrainer):
             raise ValueError(
                 "model and ref_model are one module, which would be trained: leave out ref_model, or load it"
             )
+        if given is not None and given.block_size != denoiser.block_size:
+            raise ValueError(
+                f"block_size of model: {denoiser.block_size}, of ref_model: {given.block_size}; draws are shared, "
+                "so they must see equal blocks"
+            )
         self.ref_model = given
         if given is None and not isinstance(denoiser.module, PeftModel) and not args.precompute_ref_log_probs:
             self.ref_model = frozen_copy(denoiser)
@@ -140,8 +145,8 @@ class VRPOTrainer(DiffusionTrainer):
             return
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         parts = {
-            "train": (0, self.args.training_plan(), [self.train_dataset]),
-            "eval": (EVAL_EPOCH, self.args.sampling_plan(self.args.eval_num_times), list(evaluated)),
+            "train": (0, self.training_plan, [self.train_dataset]),
+            "eval": (EVAL_EPOCH, self.evaluation_plan, list(evaluated)),
         }
         known = {}
         for name, (epoch, plan, datasets) in parts.items():
@@ -194,7 +199,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, pairs = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
-        plan = self.args.training_plan()
+        plan = self.training_plan
         draws = plan(tokens, pairs)
         reference: Reference = self._known[0](tokens, pairs) if self._known else self.reference(policy)
         if not self.args.share_draws:
@@ -284,7 +289,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
         tokens, pairs = self.tokens(batch, epoch=EVAL_EPOCH), pairs_of(batch)
-        draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, pairs)
+        draws = self.evaluation_plan(tokens, pairs)
         step = self._evaluated(policy, tokens, pairs, draws, index)
         columns = pair_metrics(step, pairs, draws, self.args.beta, common=True)
         return {"loss": -logsigmoid(columns["rewards/margins"]), **columns}

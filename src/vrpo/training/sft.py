@@ -76,7 +76,7 @@ class SFTTrainer(DiffusionTrainer):
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
-        draws = self.args.training_plan()(tokens, rows)
+        draws = self.training_plan(tokens, rows)
         step = self._step(policy, tokens, rows, draws)
         self.backward(step.loss * scale)
         self.window.add(row_metrics(step, rows))
@@ -96,6 +96,6 @@ class SFTTrainer(DiffusionTrainer):
 
     def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " N"]]:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
-        draws = self.args.sampling_plan(self.args.eval_num_times)(tokens, rows)
+        draws = self.evaluation_plan(tokens, rows)
         per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)
         return {"loss": -per_token["elbo/per_token"], **per_token}
