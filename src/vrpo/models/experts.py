@@ -34,10 +34,11 @@ def auto(
     flat = top_k_index.flatten()
     order = flat.argsort(stable=True)
     count = flat.new_zeros(experts.num_experts).index_add(0, flat, torch.ones_like(flat))
-    product = _together if _grouped_fits(experts.gate_up_proj, dtype) else _one_by_one
+    first, second = experts.gate_up_proj, experts.down_proj  # once: an adapter on them computes them here
+    product = _together if _grouped_fits(first, dtype) else _one_by_one
     into = hidden_states.to(dtype)[order // top_k_index.shape[1]]
-    inner = experts._apply_gate(product(into, experts.gate_up_proj, count))
-    out = product(inner, experts.down_proj, count)
+    inner = experts._apply_gate(product(into, first, count))
+    out = product(inner, second, count)
     weighted = (out * top_k_weights.flatten()[order, None])[order.argsort()]
     return weighted.view(*top_k_index.shape, -1).sum(1).to(hidden_states.dtype)
 

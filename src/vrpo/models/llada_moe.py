@@ -183,10 +183,13 @@ class LLaDAMoE(MaskedDiffusion, Qwen3MoeForCausalLM, Routed):
         """`MaskedDiffusion.forward`, while the routers are heard."""
         with self.routers.listening() as heard:
             found = super().forward(input_ids, attention_mask, masked, scored, output, **unused)
-        real = attention_mask.flatten()
-        if heard and len(heard[0].logits) != len(real):  # rows without padding, and what fills the last block
-            real = torch.arange(len(heard[0].logits), device=real.device) < real.sum()
-        return self.routers.attached(found, heard, real)
+        return self.routers.attached(found, heard, self.real_tokens(attention_mask, heard)) if heard else found
+
+    def real_tokens(self, attention_mask: Bool[Tensor, "B L"], heard: list[Routing]) -> Bool[Tensor, " T"]:
+        """Which of the tokens that routers saw are real: without padding, all but what fills up the last block."""
+        if self.config._attn_implementation != "flex_attention":
+            return attention_mask.flatten()
+        return torch.arange(len(heard[0].logits), device=attention_mask.device) < attention_mask.sum()
 
 
 register_checkpoint_conversion_mapping(

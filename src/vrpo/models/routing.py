@@ -119,8 +119,6 @@ class Routers:
         self, output: Float[Tensor, "*S"], heard: list[Routing], real: Bool[Tensor, " T"]
     ) -> Float[Tensor, "*S"]:
         """The output of a call; if the loss has a weight, with its gradient."""
-        if not heard:
-            return output
         with torch.set_grad_enabled(self.rate != 0):
             loss = torch.stack([balance_loss(routing, real) for routing in heard]).mean()
         self._count(heard, real, loss.detach())
@@ -131,7 +129,7 @@ class Routers:
                 "router_aux_loss_coef: nothing that is trained reaches a router; with gradient checkpointing, set "
                 "gradient_checkpointing_kwargs to use_reentrant: false"
             )
-        found: Tensor = _Attached.apply(output, self.rate * real.sum() * loss.to(output.dtype))
+        found: Tensor = _Attached.apply(output, self.rate * loss.to(output.dtype) * real.sum())
         return found
 
     @torch.no_grad()
