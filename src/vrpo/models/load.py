@@ -20,6 +20,11 @@ from vrpo.models.routing import Routed
 
 _CLASSES: tuple[Any, ...] = (LLaDA, ILLaDA, LLaDAMoE, Dream, BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3)
 _ADAPTERS: dict[str, type[PreTrainedModel]] = {each.config_class.architecture: each for each in _CLASSES}
+_ADAPTERS |= {  # dllm's names for its conversions of causal models
+    "A2DLlamaLMHeadModel": BidirectionalLlama,
+    "A2DQwen2LMHeadModel": BidirectionalQwen2,
+    "A2DQwen3LMHeadModel": BidirectionalQwen3,
+}
 
 
 def load(
