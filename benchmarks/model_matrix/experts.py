@@ -193,7 +193,8 @@ def table(result: dict[str, Any]) -> str:
     names = list(IMPLEMENTATIONS)
     lines = [
         f"Milliseconds on one thread of {result['cpu']}, torch {result['torch']}, "
-        f"transformers {result['transformers']}; medians of up to {result['repeats']} interleaved repeats. The fastest is bold.\n",
+        f"transformers {result['transformers']}; medians of up to {result['repeats']} interleaved repeats. "
+        "The fastest is bold.\n",
         f"| | shape | weights | with | tokens | {' | '.join(names)} |",
         "|" + "---|" * (5 + len(names)),
     ]
@@ -222,7 +223,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=[32, 512, 8192])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--limit", type=float, default=120.0)
-    parser.add_argument("--gigabytes", type=float, default=6.0)
+    parser.add_argument("--gigabytes", type=float, default=7.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     about = {"cpu": processor(), "torch": torch.__version__, "transformers": transformers.__version__}
