@@ -2120,6 +2120,188 @@ BLOCK_DIFFUSION = [
     ),
 ]
 
+MOE, EXPERTS_TESTS = ("tests/models/test_llada_moe.py",), ("tests/models/test_experts.py",)
+ROUTING, ROUTERS = ("tests/models/test_routing.py",), ("tests/training/test_routers.py",)
+
+EXPERTS = [  # mixtures of experts: layout, products, the routers' loss
+    Mutant(
+        "chosen experts renormalised",
+        "models/llada_moe.py",
+        (("weight.to(logits.dtype), chosen", "(weight / weight.sum(-1, keepdim=True)).to(logits.dtype), chosen"),),
+        MOE,
+    ),
+    Mutant(
+        "an expert's bias that only selects",
+        "models/llada_moe.py",
+        (
+            (
+                "        self.routers.hear(",
+                "        weight = torch.softmax(logits, -1).gather(-1, chosen)\n        self.routers.hear(",
+            ),
+        ),
+        MOE,
+    ),
+    Mutant(
+        "an expert's bias under transformers' name",
+        "models/llada_moe.py",
+        (('target_patterns=r"mlp.gate.expert_bias"', 'target_patterns=r"mlp.gate.other_bias"'),),
+        MOE,
+    ),
+    Mutant(
+        "gate and up of an expert swapped",
+        "models/llada_moe.py",
+        (
+            (
+                '["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"]',
+                '["mlp.experts.*.up_proj.weight", "mlp.experts.*.gate_proj.weight"]',
+            ),
+        ),
+        MOE,
+    ),
+    Mutant("dense layers inverted", "models/llada_moe.py", (("if often == 0]", "if often]"),), MOE),
+    Mutant(
+        "which layers are dense is not saved",
+        "models/llada_moe.py",
+        (("int(layer not in dense)", "1"),),
+        MOE,
+    ),
+    Mutant("a router that is never initialised", "models/llada_moe.py", (("        self.init_weights()\n", ""),), MOE),
+    Mutant(
+        "tokens in the order of experts",
+        "models/experts.py",
+        (("[order, None])[order.argsort()]", "[order, None])"),),
+        EXPERTS_TESTS,
+    ),
+    Mutant(
+        "weights in the order of tokens",
+        "models/experts.py",
+        (("top_k_weights.flatten()[order, None]", "top_k_weights.flatten()[:, None]"),),
+        EXPERTS_TESTS,
+    ),
+    Mutant(
+        "experts under autocast in float32",
+        "models/experts.py",
+        (("torch.is_autocast_enabled(device)", "False"),),
+        EXPERTS_TESTS,
+    ),
+    Mutant(
+        "rows that the grouped product refuses",
+        "models/experts.py",
+        (("return new_enough and all(", "return new_enough or all("),),
+        EXPERTS_TESTS,
+    ),
+    Mutant(
+        "an expert without tokens out of the numbering",
+        "models/experts.py",
+        (
+            ("into.split(count.tolist())", "into.split(count[count > 0].tolist())"),
+            ("weight.unbind(), strict=True", "weight.unbind(), strict=False"),
+        ),
+        EXPERTS_TESTS,
+    ),
+    Mutant(
+        "padding in the load of experts",
+        "models/routing.py",
+        (("real.double().repeat_interleave", "torch.ones_like(real).double().repeat_interleave"),),
+        ROUTING,
+    ),
+    Mutant(
+        "padding in the probability of experts",
+        "models/routing.py",
+        (("(probability * real[:, None]).sum(0) / real.sum()", "probability.mean(0)"),),
+        ROUTING,
+    ),
+    Mutant(
+        "the number of experts left out",
+        "models/routing.py",
+        (("return len(share) * (share", "return (share"),),
+        ROUTING,
+    ),
+    Mutant(
+        "routers heard in passes without a graph",
+        "models/routing.py",
+        (("heard if torch.is_grad_enabled() else None", "heard"),),
+        ROUTING,
+    ),
+    Mutant(
+        "calls that push nothing back are balanced",
+        "models/routing.py",
+        (("(gradient != 0).any().to(gradient.dtype)", "gradient.new_ones(())"),),
+        ROUTING,
+    ),
+    Mutant(
+        "the loss of routers per call, not per token",
+        "models/routing.py",
+        (("loss.to(output.dtype) * real.sum()", "loss.to(output.dtype) * 7"),),
+        ROUTING,
+    ),
+    Mutant(
+        "the loss of routers added up over layers",
+        "models/routing.py",
+        (
+            (
+                "real) for routing in heard]).mean()\n        self._count",
+                "real) for routing in heard]).sum()\n        self._count",
+            ),
+        ),
+        ROUTING,
+    ),
+    Mutant(
+        "a loss of routers without a gradient",
+        "models/routing.py",
+        (("if not loss.requires_grad:", "if False:"),),
+        ROUTING,
+    ),
+    Mutant(
+        "the rectangle's padding on rows without padding",
+        "models/llada_moe.py",
+        (('if self.config._attn_implementation != "flex_attention":', "if True:"),),
+        ROUTING,
+    ),
+    Mutant(
+        "statistics of routers over the first layer",
+        "models/routing.py",
+        (("relative.amax(-1).mean()", "relative.amax()"),),
+        ROUTING,
+    ),
+    Mutant(
+        "supervised steps without the loss of routers",
+        "training/sft.py",
+        (("        self.weigh_routers(tokens, draws.in_use, scale)\n", ""),),
+        ROUTERS,
+    ),
+    Mutant(
+        "preference steps without the loss of routers",
+        "training/preference.py",
+        (("        self.weigh_routers(tokens, draws.in_use, scale)\n", ""),),
+        ROUTERS,
+    ),
+    Mutant(
+        "the loss of routers over draws that the roulette dropped",
+        "training/preference.py",
+        (("            self.weigh_routers(tokens, (kept != 0) & draws.in_use, scale)\n", ""),),
+        ROUTERS,
+    ),
+    Mutant(
+        "the loss of routers multiplied by slopes",
+        "training/config.py",
+        ((" and not self.fp16 and not self.router_aux_loss_coef", " and not self.fp16"),),
+        ROUTERS,
+    ),
+    Mutant(
+        "the loss of routers without a micro-batch's share",
+        "training/base.py",
+        (("scale * self.args.router_aux_loss_coef / max(total, 1)", "self.args.router_aux_loss_coef / max(total, 1)"),),
+        ROUTERS,
+    ),
+    Mutant(
+        "statistics of routers not logged",
+        "training/base.py",
+        (("            logs |= self.router_metrics()\n", ""),),
+        ROUTERS,
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -2135,4 +2317,5 @@ MUTANTS = [
     *EVALUATION,
     *KILLED,
     *BLOCK_DIFFUSION,
+    *EXPERTS,
 ]

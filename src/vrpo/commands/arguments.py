@@ -113,6 +113,9 @@ class ModelArguments:
         metadata={"help": "Of the weights. None: float32 if trained, as stored under an adapter."},
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
+    experts_implementation: str | None = field(
+        default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
+    )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; reference = adapter off."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter, divided by its rank."})

@@ -79,7 +79,7 @@ def measured(
     crew: Crew,
 ) -> list[Measure]:
     """Every model on every task, model by model, so that each is loaded once."""
-    options = {"dtype": args.dtype, "device": _device(args), "attn_implementation": args.attn_implementation}
+    options = {"device": _device(args), **_precision(args)}
     shelf = Shelf(options)
     found: dict[str, dict[str, Values]] = {task.name: {} for task in planned}
     for model in models:
@@ -179,7 +179,14 @@ class _Harness:
 
 
 def _about(args: EvalArguments, model: NamedModel) -> dict[str, Any]:
-    return {**model.about, "dtype": args.dtype, "attn_implementation": args.attn_implementation}
+    return {**model.about, **_precision(args)}
+
+
+def _precision(args: EvalArguments) -> dict[str, Any]:
+    """How models are computed: what their answers depend on to the last digit."""
+    experts = args.experts_implementation
+    known = {} if experts is None else {"experts_implementation": experts}
+    return {"dtype": args.dtype, "attn_implementation": args.attn_implementation, **known}
 
 
 def _state(args: EvalArguments) -> PartialState:

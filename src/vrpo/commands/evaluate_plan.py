@@ -74,6 +74,9 @@ class EvalArguments:
     dtype: str = field(default="auto", metadata={"help": "Of the weights: float32, bfloat16; auto: as stored."})
     device: str | None = field(default=None, metadata={"help": "Where to run. None: cuda if there is one, else cpu."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
+    experts_implementation: str | None = field(
+        default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "part_size", "num_draws", "limit"):

@@ -191,6 +191,7 @@ def _loaded(args: argparse.Namespace, state: PartialState | None) -> HFDenoiser:
         device=str(state.device) if several and state is not None else args.device,
         adapter=args.adapter,
         attn_implementation=args.attn_implementation,
+        experts_implementation=args.experts_implementation,
     )
 
 
@@ -252,6 +253,7 @@ def _parser() -> Parser:
     add("--dtype", default="auto", help="float32, bfloat16; auto: as stored.")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Where to run.")
     add("--attn_implementation", help="sdpa, eager, flex_attention.")
+    add("--experts_implementation", help="Of a mixture of experts: auto, eager, batched_mm, grouped_mm.")
     add("--output", type=Path, help="Write JSON lines here, one per answer; run again after a stop, it goes on.")
     add("--watch", action="store_true", help="Show the text being unmasked, coloured by confidence.")
     add("--trace", type=Path, help="Write an HTML page that plays how the answers were written.")

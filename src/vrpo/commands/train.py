@@ -179,7 +179,11 @@ def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDen
 def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
     """A model as the arguments say, policy and reference alike."""
     return load(
-        name, dtype=dtype_of(model), attn_implementation=model.attn_implementation, quantization_config=quantized
+        name,
+        dtype=dtype_of(model),
+        attn_implementation=model.attn_implementation,
+        experts_implementation=model.experts_implementation,
+        quantization_config=quantized,
     )
 
 

@@ -81,6 +81,9 @@ class VarianceArguments:
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16; auto: as stored."})
     device: str | None = field(default=None, metadata={"help": "Where to run. None: cuda if there is one, else cpu."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
+    experts_implementation: str | None = field(
+        default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
+    )
     max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response together; longer is cut."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Tokens of the prompt; longer is cut."})
     truncation_mode: str = field(default="keep_end", metadata={"help": "Which end of a long prompt stays."})
@@ -200,6 +203,7 @@ def settings_of(args: VarianceArguments, models: Models) -> dict[str, Any]:
         "seed": args.seed,
         "dtype": args.dtype,
         "attn_implementation": args.attn_implementation,
+        **({} if args.experts_implementation is None else {"experts_implementation": args.experts_implementation}),
     }
 
 

@@ -26,6 +26,7 @@ class Wanted(Protocol):
     dtype: str
     device: str | None
     attn_implementation: str | None
+    experts_implementation: str | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,12 @@ def models_of(args: Wanted) -> Models:
         ValueError: there is no reference, no tokenizer, or no parameter of such a name.
     """
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    given: dict[str, Any] = {"dtype": args.dtype, "device": device, "attn_implementation": args.attn_implementation}
+    given: dict[str, Any] = {
+        "dtype": args.dtype,
+        "device": device,
+        "attn_implementation": args.attn_implementation,
+        "experts_implementation": args.experts_implementation,
+    }
     policy = load(args.model_name_or_path, **given)
     if policy.block_size is not None:
         raise ValueError(

@@ -79,6 +79,7 @@ class VRPOLM(TemplateLM):
         dtype: Any = "auto",
         device: Any = None,
         attn_implementation: str | None = None,
+        experts_implementation: str | None = None,
         batch_size: int | str = 16,
         max_batch_size: int | None = None,
         num_draws: int = 128,
@@ -99,7 +100,12 @@ class VRPOLM(TemplateLM):
         unknown = sorted(set(sampling) - set(SAMPLING))
         if unknown:
             raise ValueError(f"unknown arguments {unknown}; those of generation are {', '.join(SAMPLING)}")
-        options = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+        options = {
+            "dtype": dtype,
+            "device": device,
+            "attn_implementation": attn_implementation,
+            "experts_implementation": experts_implementation,
+        }
         self.denoiser = _denoiser(pretrained, peft, options)
         self.tokenizer: Any = self.denoiser.tokenizer
         self.plan = within_blocks(FixedCount(num_draws), self.denoiser.block_size)

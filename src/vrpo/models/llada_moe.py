@@ -5,18 +5,20 @@ What routers say about themselves is in routing.py; how experts are computed, in
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, no_type_check
+from typing import Any, ClassVar, Literal, no_type_check
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock, Qwen3MoeTopKRouter
 
+from vrpo.models.experts import IMPLEMENTATIONS
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
+from vrpo.models.routing import Routed, Routers, Routing
 
 _SAME = (  # of the same name in transformers
     "attention_bias",
@@ -122,8 +124,9 @@ class Router(Qwen3MoeTopKRouter):
     """Softmax over all experts, the largest k of probability plus bias, with these sums as weights: the bias, where
     there is one, both selects and weighs. It is a buffer: nothing trains it."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, routers: Routers):
         super().__init__(config)
+        self.routers = routers
         if config.moe_router_enable_expert_bias:
             self.register_buffer("expert_bias", torch.zeros(config.num_experts))
         else:
@@ -138,21 +141,55 @@ class Router(Qwen3MoeTopKRouter):
         if self.expert_bias is not None:
             value = value + self.expert_bias
         weight, chosen = value.topk(self.top_k, -1)
+        self.routers.hear(Routing(logits, chosen))
         return logits, weight.to(logits.dtype), chosen
 
 
-class LLaDAMoE(MaskedDiffusion, Qwen3MoeForCausalLM):
+class LLaDAMoE(MaskedDiffusion, Qwen3MoeForCausalLM, Routed):
     """LLaDA-MoE as a transformers model: bidirectional Qwen3-MoE with the masked-diffusion forward."""
 
     config_class = LLaDAMoEConfig
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
 
     def __init__(self, config: Any):
+        if config._experts_implementation is None:
+            config._experts_implementation = "auto"
+        if config._experts_implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"experts_implementation must be one of {', '.join(IMPLEMENTATIONS)}, "
+                f"not {config._experts_implementation!r}"
+            )
         super().__init__(config)
+        self.routers = Routers()
         for layer in self.model.layers:
             if isinstance(layer.mlp, Qwen3MoeSparseMoeBlock):
-                layer.mlp.gate = Router(config)
+                layer.mlp.gate = Router(config, self.routers)
         self.init_weights()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """transformers looks for it in the source of the class, which here is its base's."""
+        return True
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Bool[Tensor, "B L"],
+        masked: Bool[Tensor, "B L"],
+        scored: Bool[Tensor, "B L"],
+        output: Literal["logp", "logits"] = "logp",
+        **unused: Any,
+    ) -> Float[Tensor, " S"] | Float[Tensor, "S V"]:
+        """`MaskedDiffusion.forward`, while the routers are heard."""
+        with self.routers.listening() as heard:
+            found = super().forward(input_ids, attention_mask, masked, scored, output, **unused)
+        return self.routers.attached(found, heard, self.real_tokens(attention_mask, heard)) if heard else found
+
+    def real_tokens(self, attention_mask: Bool[Tensor, "B L"], heard: list[Routing]) -> Bool[Tensor, " T"]:
+        """Which of the tokens that routers saw are real: without padding, all but what fills up the last block."""
+        if self.config._attn_implementation != "flex_attention":
+            return attention_mask.flatten()
+        return torch.arange(len(heard[0].logits), device=attention_mask.device) < attention_mask.sum()
 
 
 register_checkpoint_conversion_mapping(

@@ -18,6 +18,7 @@ from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
 from vrpo.models.llada2 import LLaDA2
 from vrpo.models.llada_moe import LLaDAMoE
+from vrpo.models.routing import Routed
 from vrpo.models.sdar import SDAR, SDARMoe
 
 _CLASSES: tuple[Any, ...] = (
@@ -47,6 +48,7 @@ def load(
     device: torch.device | str | None = None,
     adapter: str | Path | None = None,
     attn_implementation: str | None = None,
+    experts_implementation: str | None = None,
     quantization_config: Any = None,
     mask_token_id: int | None = None,
     shift_logits: bool | None = None,
@@ -60,6 +62,8 @@ def load(
         dtype: of the weights; "auto": as config.json says.
         adapter: a peft adapter to put on top, trainable parameters frozen.
         attn_implementation: transformers' name, such as "sdpa" or "flex_attention".
+        experts_implementation: of a mixture of experts: transformers' "eager", "batched_mm" or "grouped_mm"; or "auto",
+            the default (models/experts.py).
         quantization_config: transformers' BitsAndBytesConfig, or another of its quantisation configurations: the linear
             layers of the blocks are quantised while they are read; head, embedding and norms stay as they are. For
             inference, and as the frozen base of an adapter.
@@ -78,6 +82,10 @@ def load(
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, base_of(name_or_path)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if experts_implementation is not None:
+        if not issubclass(model_class(name_or_path), Routed):
+            raise ValueError(f"experts_implementation: {name_or_path} is not a mixture of experts; leave it out")
+        options |= {"experts_implementation": experts_implementation}
     if quantization_config is not None:  # quantised where it will stay
         options |= {"quantization_config": quantization_config}
         options |= {} if device is None else {"device_map": {"": device}}

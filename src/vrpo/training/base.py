@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
@@ -32,6 +32,7 @@ from transformers.utils import logging
 from vrpo.data.collate import tokens_of
 from vrpo.models.hf import HFDenoiser, is_quantized
 from vrpo.models.load import adapt, load
+from vrpo.models.routing import routers_of
 from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
@@ -58,6 +59,11 @@ class DiffusionTrainer(Trainer, ABC):
         if args.n_gpu > 1:
             raise ValueError("several GPUs, one process: start with `accelerate launch -m vrpo ...`, or show one GPU")
         self.denoiser, self.args = model, args
+        self.routers = routers_of(model.module)
+        if args.router_aux_loss_coef and self.routers is None:
+            raise ValueError(
+                "router_aux_loss_coef: the model has no routers, it is not a mixture of experts; leave it out"
+            )
         kwargs |= {name: self.tokenized(kwargs[name]) for name in ("train_dataset", "eval_dataset")}
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
@@ -175,9 +181,26 @@ class DiffusionTrainer(Trainer, ABC):
         batch = self._prepare_inputs(inputs)
         share = self.items_in(batch) * self.args.world_size / int(num_items_in_batch)
         loss = self.batch_backward(model, batch, share)
+        if self.routers is not None:
+            self.routers.rate = 0.0
         if self.accelerator.gradient_state.sync_gradients:
             self.on_gradient()
         return (loss * share).detach().to(torch.float32)
+
+    def weigh_routers(self, tokens: Tokens, graphs: Bool[Tensor, "N K"], scale: float) -> None:
+        """Let the passes with a graph that follow, of these draws, add scale * router_aux_loss_coef * gradient of the
+        mean of the routers' loss over their tokens: each pack by its share of the real ones."""
+        if self.args.router_aux_loss_coef:
+            assert self.routers is not None
+            total = int((graphs.sum(-1) * tokens.attention.sum(-1)).sum())
+            self.routers.rate = scale * self.args.router_aux_loss_coef / max(total, 1)
+
+    def router_metrics(self) -> dict[str, float]:
+        """What routers did in the passes with a graph since the last log; empty for a model that has none."""
+        seen = None if self.routers is None else self.routers.taken()
+        if seen is None:
+            return {}
+        return seen.metrics(self.accelerator.reduce(seen.sums().to(self.args.device), reduction="sum"))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """A run that goes on from the checkpoint of its last step, in the middle of an epoch, has no step to make;
@@ -269,6 +292,7 @@ class DiffusionTrainer(Trainer, ABC):
             mean, error = mean_and_error(sums)
             logs |= {name: float(mean[i]) for i, name in enumerate(self.window.total)}
             logs |= self.ratios(self.window.total, sums) | self.gradient_noise.metrics()
+            logs |= self.router_metrics()
             self.on_window({name: (float(mean[i]), float(error[i])) for i, name in enumerate(self.window.total)})
             self.window, self.gradient_noise = Window(), GradientNoise()
         super().log(logs, start_time)

@@ -98,6 +98,13 @@ class DiffusionConfig(TrainingArguments):
             "the step sees the same ones. Only where examples come in random order."
         },
     )
+    router_aux_loss_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the load-balancing loss of a mixture of experts' routers, a mean over the tokens of all "
+            "passes with a gradient, so that it does not depend on the number of draws. 0: not computed."
+        },
+    )
     log_gradient_snr: bool = field(
         default=True,
         metadata={"help": "Log the signal-to-noise ratio of the steps' gradients; not with FSDP, DeepSpeed or fp16."},
@@ -126,6 +133,12 @@ class DiffusionConfig(TrainingArguments):
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        if self.router_aux_loss_coef < 0:
+            raise ValueError(f"router_aux_loss_coef must not be negative, not {self.router_aux_loss_coef}")
+        if self.router_aux_loss_coef and self.fp16:
+            raise ValueError(
+                "router_aux_loss_coef: its gradient does not pass through the scaled loss of fp16: use bf16"
+            )
         if self.draw_seed is None:
             self.draw_seed = self.seed
         for name in ("max_tokens_per_forward", "sample_steps", "num_samples", "sample_max_new_tokens"):
@@ -297,6 +310,11 @@ class VRPOConfig(DiffusionConfig):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
         if self.gradient_passes == "one" and self.num_draws == "auto":
             raise ValueError("gradient_passes=one knows no slope before its backward, which num_draws=auto decides by")
+        if self.gradient_passes == "one" and self.router_aux_loss_coef:
+            raise ValueError(
+                "gradient_passes=one multiplies gradients by slopes afterwards, and the routers' loss has none: leave "
+                "it out with router_aux_loss_coef"
+            )
         if self.precompute_ref_log_probs and not self.share_draws:
             raise ValueError("precompute_ref_log_probs replays the policy's draws, which share_draws=false has not")
         if self.ref_terms_dir is not None and not self.precompute_ref_log_probs:
@@ -317,7 +335,8 @@ class VRPOConfig(DiffusionConfig):
         if self.gradient_passes != "auto":
             return self.gradient_passes == "one"
         several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
-        return small and several and self.num_draws != "auto" and self.share_draws and not self.fp16
+        possible = self.num_draws != "auto" and self.share_draws and not self.fp16 and not self.router_aux_loss_coef
+        return small and several and possible
 
     def training_plan(self, block_size: int | None = None) -> Plan:
         """The plan of a training step; with num_draws=auto, of the values of a step."""

@@ -208,9 +208,10 @@ class VRPOTrainer(DiffusionTrainer):
         common: dict[str, Any] = {"max_tokens": most, "scale": scale}
         given = (policy, reference, tokens, pairs, draws, self.args.training_objective())
         together = self.accelerator.autocast
+        self.weigh_routers(tokens, draws.in_use, scale)
         if not self.one_pass:
             common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
-            step = backward_by_draw(*given, thin=self.thin(tokens, pairs, draws), **common)
+            step = backward_by_draw(*given, thin=self.thin(tokens, pairs, draws, scale), **common)
         elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
             step = backward_by_draw(*given, around=lambda last: around(False), together=together, **common)
             self._synchronise()
@@ -257,7 +258,7 @@ class VRPOTrainer(DiffusionTrainer):
         """What steers num_draws=auto. transformers may have replaced the callback by one from a checkpoint."""
         return next((each for each in self.callback_handler.callbacks if isinstance(each, DrawBudget)), None)
 
-    def thin(self, tokens: Tokens, pairs: Pairs, draws: Draws) -> Thin:
+    def thin(self, tokens: Tokens, pairs: Pairs, draws: Draws, scale: float) -> Thin:
         """Which draws of a batch have a gradient: all, or with num_draws=auto those that survive the roulette."""
         budget = self.budget
         if budget is None:
@@ -266,7 +267,9 @@ class VRPOTrainer(DiffusionTrainer):
 
         def thinned(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
             budget.add(roulette.probability(slope, pairs))
-            return roulette(slope, pairs, tokens.key, draws.group)
+            kept = roulette(slope, pairs, tokens.key, draws.group)
+            self.weigh_routers(tokens, (kept != 0) & draws.in_use, scale)
+            return kept
 
         return thinned
 

@@ -77,6 +77,7 @@ class SFTTrainer(DiffusionTrainer):
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
         draws = self.training_plan(tokens, rows)
+        self.weigh_routers(tokens, draws.in_use, scale)
         step = self._step(policy, tokens, rows, draws)
         self.backward(step.loss * scale)
         self.window.add(row_metrics(step, rows))
