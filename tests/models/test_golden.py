@@ -32,11 +32,6 @@ def reference(golden: Path) -> HFDenoiser:
 
 
 @pytest.fixture(scope="module")
-def logits(golden: Path) -> dict[str, Tensor]:
-    return load_file(golden / "llada_dense" / "golden.safetensors")
-
-
-@pytest.fixture(scope="module")
 def values(golden: Path) -> dict[str, Tensor]:
     return load_file(golden / "likelihood" / "golden.safetensors")
 
@@ -56,27 +51,51 @@ def draw_values(denoiser: HFDenoiser, tokens: Tokens, masks: Tensor) -> Tensor:
         return elbo(denoiser, tokens, draws_of(tokens, [masks])).terms[0] * len(masks)
 
 
+@pytest.fixture(params=["llada_dense", "dream"])
+def fixture(request: pytest.FixtureRequest, golden: Path) -> Path:
+    """A folder of the reference code's logits, one per family: a new one is a name here."""
+    return golden / request.param
+
+
+def aligned(recorded: Tensor, denoiser: HFDenoiser) -> Tensor:
+    """What the official sampler reads from the model's logits [B, L, V]."""
+    if not denoiser.module.config.shift_logits:
+        return recorded
+    return torch.cat([recorded[:, :1], recorded[:, :-1]], dim=1)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_logits(golden: Path, logits: dict[str, Tensor], attention: str) -> None:
-    """Kills: causal attention (1.7 off), RoPE base (0.11) or interleaving (0.14), eps (0.003), gate and up swapped."""
-    denoiser = load(golden / "llada_dense", attn_implementation=attention)
-    everywhere = torch.ones(3, 24, dtype=torch.bool)
+def test_logits(fixture: Path, attention: str) -> None:
+    """Kills: causal attention (1.7 off in llada_dense, 1.5 in dream), RoPE base (0.11) or interleaving (0.14), eps
+    (0.003), gate and up swapped, no biases (0.59), a shift that is left out."""
+    denoiser = load(fixture, attn_implementation=attention)
+    recorded = load_file(fixture / "golden.safetensors")
+    ids = recorded["input_ids"]
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        actual = denoiser.logits(logits["input_ids"], everywhere, everywhere)
-    torch.testing.assert_close(actual.view(3, 24, -1), logits["logits"], **LOGITS)
+        actual = denoiser.logits(ids, everywhere, everywhere)
+    expected = aligned(recorded["logits"], denoiser)
+    torch.testing.assert_close(actual.view_as(expected), expected, **LOGITS)
+    if "logits_shifted" in recorded:
+        assert torch.equal(expected, recorded["logits_shifted"])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_padded_logits(golden: Path, logits: dict[str, Tensor], side: str, attention: str) -> None:
-    """At real positions. Kills: padding attended (the older hub code, `left_logits_mask_ignored`)."""
-    denoiser = load(golden / "llada_dense", attn_implementation=attention)
-    real = logits[f"{side}_attention_mask"].bool()
+def test_padded_logits(fixture: Path, side: str, attention: str) -> None:
+    """At real positions. Kills: padding attended (the older hub code, `left_logits_mask_ignored`); a token said by a
+    pad. Where logits are shifted, a row's first token speaks for itself, which the official sampler never asks for."""
+    denoiser = load(fixture, attn_implementation=attention)
+    recorded = load_file(fixture / "golden.safetensors")
+    real = recorded[f"{side}_attention_mask"].bool()
     with torch.no_grad():
-        actual = denoiser.logits(logits[f"{side}_input_ids"], real, real)
-    torch.testing.assert_close(actual, logits[f"{side}_logits"][real], **LOGITS)
-    if side == "left":
-        assert (actual - logits["left_logits_mask_ignored"][real]).abs().max() > 0.01  # the test can fail
+        actual = denoiser.logits(recorded[f"{side}_input_ids"], real, real)
+    raw = recorded[f"{side}_logits"]
+    first = real & (real.cumsum(-1) == 1)
+    expected = torch.where(first[..., None], raw, aligned(raw, denoiser))
+    torch.testing.assert_close(actual, expected[real], **LOGITS)
+    if f"{side}_logits_mask_ignored" in recorded:
+        assert (actual - recorded[f"{side}_logits_mask_ignored"][real]).abs().max() > 0.01  # the test can fail
 
 
 def test_draw_values(policy: HFDenoiser, values: dict[str, Tensor]) -> None:
