@@ -8,6 +8,7 @@ from typing import Any, ClassVar, no_type_check
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vrpo.models.facts import ILLADA
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
 
@@ -48,6 +49,7 @@ class ILLaDAConfig(OfficialConfig, LlamaConfig):
             "AutoModelForCausalLM": "GSAI-ML/iLLaDA-8B-Base--modeling_illada.ILLaDAForCausalLM",
         },
     }
+    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": ILLADA.mask_id}
     required: ClassVar[tuple[str, ...]] = (
         "hidden_size",
         "num_hidden_layers",
