@@ -35,6 +35,7 @@ class Family:
     Args:
         shift: the logits at a position are the next token's.
         asked: fields of config.json that loading changes, because it was asked to; `options`: of `load`.
+        left_out: tensors of the file that saving leaves out: the head, where it is the embedding.
         block: positions that see each other in a block-causal model, which sees no later block; None: all do.
         caches: whether decoding can keep columns.
         tolerance: of float32 log-probabilities between two ways to compute the same.
@@ -45,6 +46,7 @@ class Family:
     shift: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     asked: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     block: int | None = None
     caches: bool = True
     tolerance: float = 5e-6
@@ -122,27 +124,29 @@ def _spread(module: Any) -> Any:
     return module
 
 
-ASKED = {"is_causal": False, "mask_token_id": 95}
-NEXT = {**ASKED, "shift_logits": True}
-GIVEN, GIVEN_NEXT = {"mask_token_id": 95}, {"mask_token_id": 95, "shift_logits": True}
+def given(mask_id: int, shift: bool | None = None, **written: Any) -> dict[str, Any]:
+    """Of a family whose folder does not say it: what `load` is told, and so writes into config.json."""
+    told: dict[str, Any] = {"mask_token_id": mask_id} | ({} if shift is None else {"shift_logits": shift})
+    return {"options": told, "asked": {**told, **written}, "shift": bool(shift)}
+
+
 LLADA = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 96}
-ILLADA = {**GROUPED, **SPECIAL, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": True}
+LLADA |= {"weight_tying": True, "mask_token_id": 95, "eos_token_id": 94, "rope_theta": 1e4}
+TWO_WAY = {"is_causal": False}
 FAMILIES = (
     Family("llada", golden("llada_dense")),
-    Family(
-        "llada grouped tied",
-        new("LLaDAModelLM", **LLADA, weight_tying=True, mask_token_id=95, eos_token_id=94, rope_theta=1e4),
-    ),
-    Family("illada", new("ILLaDAForCausalLM", **ILLADA), asked={"mask_token_id": 5}),
+    Family("llada grouped tied", new("LLaDAModelLM", **LLADA)),
+    Family("illada", golden("illada"), left_out=("lm_head.weight",)),
+    Family("llada_moe", golden("llada_moe"), **given(198)),
+    Family("llada_moe bias", golden("llada_moe_bias"), **given(158)),
     Family("dream", golden("dream"), shift=True),
-    Family("llama", causal(LlamaConfig, LlamaForCausalLM), options=GIVEN, asked=ASKED),
-    Family("qwen2", causal(Qwen2Config, Qwen2ForCausalLM), options=GIVEN_NEXT, asked=NEXT, shift=True),
-    Family("qwen3", causal(Qwen3Config, Qwen3ForCausalLM, head_dim=16), options=GIVEN, asked=ASKED),
+    Family("a2d_llama", golden("a2d_llama"), **given(158, **TWO_WAY)),
+    Family("a2d_qwen3", golden("a2d_qwen3"), **given(158, **TWO_WAY)),
+    Family("llama", causal(LlamaConfig, LlamaForCausalLM), **given(95, **TWO_WAY)),
+    Family("qwen2 next", causal(Qwen2Config, Qwen2ForCausalLM), **given(95, shift=True, **TWO_WAY)),
     Family(
-        "qwen3 tied",
-        causal(Qwen3Config, Qwen3ForCausalLM, tie_word_embeddings=True),
-        options=GIVEN_NEXT,
-        asked=NEXT,
-        shift=True,
+        "qwen3 next tied",
+        causal(Qwen3Config, Qwen3ForCausalLM, head_dim=16, tie_word_embeddings=True),
+        **given(95, shift=True, **TWO_WAY),
     ),
 )

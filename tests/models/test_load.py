@@ -1,5 +1,7 @@
 """What can be loaded, with which special tokens and dtype, and the errors of what cannot; tiny models.
-of its files is in test_contract_training.py."""
+
+What every family keeps of its files is in test_contract_training.py.
+"""
 
 import json
 import shutil
