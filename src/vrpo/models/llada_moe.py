@@ -49,8 +49,8 @@ _TENSORS = (  # of an expert in the checkpoint, of all experts of a layer in tra
 class LLaDAMoEConfig(OfficialConfig, Qwen3MoeConfig):
     """LLaDA-MoE's config.json. `model_type` is LLaDA's too; and it does not say what its mask token is.
 
-    Not read, because the official code does not: norm_topk_prob (the weights of the chosen experts are never
-    renormalised), moe_router_score_function (it is softmax), routed_scaling_factor, router_num_group, router_topk_group.
+    Not read, because the official code does not: norm_topk_prob (the chosen experts' weights are never renormalised),
+    moe_router_score_function (it is softmax), routed_scaling_factor, router_num_group, router_topk_group.
     """
 
     model_type = "llada"
@@ -111,9 +111,9 @@ class LLaDAMoEConfig(OfficialConfig, Qwen3MoeConfig):
         return {**super().read(official), **known}
 
     def write(self) -> dict[str, Any]:
-        layers = range(self.num_hidden_layers)
-        frequency = [int(layer not in self.mlp_only_layers) for layer in layers]
-        if self.official is not None and self.read(self.official)["mlp_only_layers"] == self.mlp_only_layers:
+        dense: Any = self.mlp_only_layers
+        frequency = [int(layer not in dense) for layer in range(self.num_hidden_layers)]
+        if self.official is not None and self.read(self.official)["mlp_only_layers"] == dense:
             frequency = self.official["moe_layer_freq"]
         return {**super().write(), "moe_layer_freq": frequency}
 
