@@ -198,7 +198,13 @@ def refuse_unknown(config: VRPOConfig) -> None:
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
     assert model.model_name_or_path is not None
     klass: Any = model_class(model.model_name_or_path)
-    return klass.config_class.from_pretrained(model.model_name_or_path), klass
+    config = klass.config_class.from_pretrained(model.model_name_or_path)
+    if getattr(config, "num_experts", None):
+        raise ValueError(
+            f"{model.model_name_or_path} has experts, and how many tokens each of them gets cannot be known from "
+            "shapes: train a few steps instead and look at their time and memory"
+        )
+    return config, klass
 
 
 def _dtype(model: ModelArguments, model_config: Any) -> torch.dtype:
