@@ -6,6 +6,7 @@ What every family keeps of its files is in test_contract_training.py.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +159,28 @@ def test_tiny_models_are_seeded_and_leave_the_global_generator_alone(
     again, other = (tiny.from_config(small.tokenizer, **shape, seed=seed) for seed in (3, 4))
     assert torch.equal(logp(again), logp(small))
     assert not torch.equal(logp(other), logp(small))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "shift"),
+    [
+        ("DreamModel", {"num_kv_heads": 1}, True),
+        ("ILLaDAForCausalLM", {"tie_embeddings": True}, False),
+        ("LLaDAMoEModelLM", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}, False),
+        ("Qwen3ForCausalLM", {"shift_logits": True}, True),
+    ],
+)
+def test_tiny_models_of_other_layouts(
+    small: HFDenoiser, tmp_path: Path, architecture: str, more: dict[str, Any], shift: bool
+) -> None:
+    """Kills: always LLaDA's layout; sizes that the architecture takes from its defaults (128 numbers a head)."""
+    shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 48}
+    made = tiny.from_config(small.tokenizer, architecture=architecture, **shape, **more)
+    assert sum(parameter.numel() for parameter in made.module.parameters()) < 60_000
+    made.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [architecture]
+    loaded = load(tmp_path)
+    assert loaded.module.config.shift_logits is shift
+    assert torch.equal(logp(loaded), logp(made))
+    with pytest.raises(ValueError, match="architecture Nothing has no adapter"):
+        tiny.from_config(small.tokenizer, architecture="Nothing", **shape)

@@ -478,6 +478,10 @@ MODELS = [
     ),
 ]
 
+SAID = "torch.where(attention_mask[row, before], before, column)"
+WITHOUT_PADS = "attention_mask.flatten().cumsum(0)"
+SAID_FIRST = "said = said_at(wanted, attention_mask, base.config.shift_logits)"
+
 FAMILIES = [  # what holds for every family of models
     Mutant("shifted twice", "models/hf.py", (("before = (column - 1)", "before = (column - 2)"),), CONTRACT),
     Mutant(
@@ -489,16 +493,11 @@ FAMILIES = [  # what holds for every family of models
     Mutant(
         "a packed row's padding counted",
         "models/hf.py",
-        (
-            (
-                "attention_mask.flatten().cumsum(0)",
-                "torch.ones_like(input_ids).flatten().cumsum(0).clamp(max=attention_mask.sum())",
-            ),
-        ),
+        ((WITHOUT_PADS, "torch.ones_like(input_ids).flatten().cumsum(0).clamp(max=attention_mask.sum())"),),
         CONTRACT,
     ),
     Mutant(
-        "positions of a pack that do not restart",
+        "positions of a pack that do not follow each other",
         "models/hf.py",
         (("position = (attention_mask.cumsum(-1) - 1)[attention_mask]", "position = torch.arange(len(row)) ** 2"),),
         CONTRACT,
@@ -513,23 +512,13 @@ FAMILIES = [  # what holds for every family of models
     Mutant(
         "no shift where a cache begins",
         "models/hf.py",
-        (
-            (
-                "said = said_at(wanted, attention_mask, base.config.shift_logits)",
-                "said = said_at(wanted, attention_mask, False)",
-            ),
-        ),
+        ((SAID_FIRST, SAID_FIRST.replace("base.config.shift_logits", "False")),),
         CONTRACT,
     ),
     Mutant(
-        "a row's first token that says nothing of itself",
+        "a row's first token said by the second",
         "models/hf.py",
-        (
-            (
-                "torch.where(attention_mask[row, before], before, column)",
-                "torch.where(attention_mask[row, before], before, column + 1)",
-            ),
-        ),
+        ((SAID, SAID.replace("before, column)", "before, column + 1)")),),
         CONTRACT,
     ),
     Mutant(
@@ -538,13 +527,20 @@ FAMILIES = [  # what holds for every family of models
         (('"is_causal", "shift_logits", "vocab_size"', '"is_causal", "vocab_size"'),),
         TRAINED,
     ),
-    Mutant(
-        "fields that the file lacks are written",
-        "models/official.py",
-        (("del known[theirs]", "pass"),),
-        TRAINED,
-    ),
+    Mutant("fields that the file lacks are written", "models/official.py", (("del known[theirs]", "pass"),), TRAINED),
     Mutant("the mask token taken for text", "decoding/flight.py", ((" & (proposal != canvas.mask_id)", ""),), CONTRACT),
+    Mutant(
+        "the mask token in rows",
+        "training/preference.py",
+        (("mask_id=self.denoiser.mask_id,", ""),),
+        ("tests/training/test_models_given.py",),
+    ),
+    Mutant(
+        "always a new model in LLaDA's layout",
+        "models/tiny.py",
+        (("class_of(architecture)", 'class_of("LLaDAModelLM")'),),
+        ("tests/models/test_load.py",),
+    ),
 ]
 
 SLOPES, ROULETTE, SKETCH = ("tests/test_slopes.py",), ("tests/test_roulette.py",), ("tests/test_sketch.py",)
