@@ -85,6 +85,7 @@ def arguments() -> argparse.Namespace:
     given.attn_implementation = given.attn_implementation or ["sdpa" if given.tiny else "flex_attention"]
     given.max_tokens = given.max_tokens or (128 if given.tiny else 4096)
     given.output = given.output or (Path(tempfile.mkdtemp()) if given.tiny else HERE)
+    given.output.mkdir(parents=True, exist_ok=True)
     return given
 
 

@@ -59,10 +59,13 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, torch.device(args.device)
+        if self.device.type == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.tiny, self.deadline = args.tiny, START + args.budget_seconds
         self.draws, self.pairs, self.pack = (2, 2, 128) if args.tiny else (8, 4, 4096)
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         self.speeds = {"matmul_flops": matmul_flops(self.device, self.tiny), "copy_bytes": copy_bytes(self.device)}
+        release()
         self.result: dict[str, Any] = {
             "device": name,
             "torch": torch.__version__,
