@@ -455,3 +455,21 @@ def test_a_budgeted_response(ids, prompt, limit, padding):
     else:
         assert len(out) % padding == 0 or len(out) == room
         assert len(out) - shared < padding
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
+def test_a_text_that_spells_the_mask_token_is_unusable(tokenizer, field):
+    """Kills: a token of the text that the model sees as hidden, and a bound that scores the mask token."""
+    spelled = "<|start_header_id|>"  # any token will do
+    mask = tokenizer.convert_tokens_to_ids(spelled)
+    bad = {"prompt": "the sky is", "chosen": " blue", "rejected": " red"}
+    bad[field] += spelled
+    good = pair("the sky is", " blue", " red")
+    with pytest.warns(UserWarning, match="dropped 1: mask token"):
+        examples, report = preferences(tokenizer, good, bad, mask_id=mask)
+    assert (examples["example_id"][:], report.dropped["mask token"].count) == ([0], 1)
+    with pytest.raises(ValueError, match=f"its {field} spells the model's mask token"):
+        preferences(tokenizer, bad, mask_id=mask, on_bad_rows="error")
+    assert len(preferences(tokenizer, bad)[0]) == 1
+    with pytest.raises(ValueError, match="mask token"):
+        supervised(tokenizer, {"text": "a" + spelled}, mask_id=mask, on_bad_rows="error")

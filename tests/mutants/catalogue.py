@@ -40,6 +40,8 @@ GOLDEN, LOAD, FORWARD = (
     ("tests/models/test_load.py",),
     ("tests/models/test_forward.py",),
 )
+CONTRACT, TRAINED = ("tests/models/test_contract.py",), ("tests/models/test_contract_training.py",)
+SHIFTED = ("tests/decoding/test_shifted.py",)
 
 PER_DRAW = "/ count / (self.num_times * self.num_masks)"
 IN_RESPONSE = "masked = masked & tokens.response[:, None]"
@@ -369,7 +371,7 @@ MODELS = [
         "softmax in bfloat16",
         "models/head.py",
         (("logits.to(torch.promote_types(logits.dtype, torch.float32))", "logits.to(logits.dtype)"),),
-        FORWARD,
+        CONTRACT,
     ),
     Mutant(
         "head on all positions",
@@ -381,7 +383,7 @@ MODELS = [
                 "return target_logp(self.lm_head, hidden, input_ids.flatten())[scored.flatten()]",
             ),
         ),
-        FORWARD,
+        CONTRACT,
     ),
     Mutant(
         "only the first chunk of the head",
@@ -437,7 +439,7 @@ MODELS = [
         "rows without padding see each other",
         "models/hf.py",
         (("attention_mask=self._apart(row),", "attention_mask=self._apart(row * 0),"),),
-        FORWARD,
+        CONTRACT,
     ),
     Mutant(
         "padding attended by the model",
@@ -445,8 +447,10 @@ MODELS = [
         (("attention_mask=attention_mask, use_cache", "attention_mask=torch.ones_like(attention_mask), use_cache"),),
         GOLDEN,
     ),
-    Mutant("nothing hidden from the model", "models/hf.py", (("input_ids=corrupted", "input_ids=input_ids"),), FORWARD),
-    Mutant("arguments swallowed", "models/hf.py", (("if given:", "if False:"),), FORWARD),
+    Mutant(
+        "nothing hidden from the model", "models/hf.py", (("input_ids=corrupted", "input_ids=input_ids"),), CONTRACT
+    ),
+    Mutant("arguments swallowed", "models/hf.py", (("if given:", "if False:"),), CONTRACT),
     Mutant("RoPE base of Llama", "models/official.py", (('float(official["rope_theta"])', "10000.0"),), GOLDEN),
     Mutant(
         "gate and up swapped",
@@ -471,6 +475,71 @@ MODELS = [
         "models/hf.py",
         (("torch.where(attention_mask[row, before], before, column)", "before"),),
         GOLDEN,
+    ),
+]
+
+SAID = "torch.where(attention_mask[row, before], before, column)"
+WITHOUT_PADS = "attention_mask.flatten().cumsum(0)"
+SAID_FIRST = "said = said_at(wanted, attention_mask, base.config.shift_logits)"
+
+FAMILIES = [  # what holds for every family of models
+    Mutant("shifted twice", "models/hf.py", (("before = (column - 1)", "before = (column - 2)"),), CONTRACT),
+    Mutant(
+        "a shift where there is none",
+        "models/illada.py",
+        (("shift_logits: bool = False", "shift_logits: bool = True"),),
+        CONTRACT,
+    ),
+    Mutant(
+        "a packed row's padding counted",
+        "models/hf.py",
+        ((WITHOUT_PADS, "torch.ones_like(input_ids).flatten().cumsum(0).clamp(max=attention_mask.sum())"),),
+        CONTRACT,
+    ),
+    Mutant(
+        "positions of a pack that do not follow each other",
+        "models/hf.py",
+        (("position = (attention_mask.cumsum(-1) - 1)[attention_mask]", "position = torch.arange(len(row)) ** 2"),),
+        CONTRACT,
+    ),
+    Mutant(
+        "kept hidden states within a shifted block",
+        "models/hf.py",
+        (("everywhere = kept.hidden_with(column, hidden)", "everywhere = kept.hidden"),),
+        SHIFTED,
+    ),
+    Mutant("no shift with a cache", "models/hf.py", (("if not base.config.shift_logits:", "if True:"),), CONTRACT),
+    Mutant(
+        "no shift where a cache begins",
+        "models/hf.py",
+        ((SAID_FIRST, SAID_FIRST.replace("base.config.shift_logits", "False")),),
+        CONTRACT,
+    ),
+    Mutant(
+        "a row's first token said by the second",
+        "models/hf.py",
+        ((SAID, SAID.replace("before, column)", "before, column + 1)")),),
+        CONTRACT,
+    ),
+    Mutant(
+        "an asked shift not saved",
+        "models/bidirectional.py",
+        (('"is_causal", "shift_logits", "vocab_size"', '"is_causal", "vocab_size"'),),
+        TRAINED,
+    ),
+    Mutant("fields that the file lacks are written", "models/official.py", (("del known[theirs]", "pass"),), TRAINED),
+    Mutant("the mask token taken for text", "decoding/flight.py", ((" & (proposal != canvas.mask_id)", ""),), CONTRACT),
+    Mutant(
+        "the mask token in rows",
+        "training/preference.py",
+        (("mask_id=self.denoiser.mask_id,", ""),),
+        ("tests/training/test_models_given.py",),
+    ),
+    Mutant(
+        "always a new model in LLaDA's layout",
+        "models/tiny.py",
+        (("class_of(architecture)", 'class_of("LLaDAModelLM")'),),
+        ("tests/models/test_load.py",),
     ),
 ]
 
@@ -2306,6 +2375,7 @@ MUTANTS = [
     *FIELD,
     *CORE,
     *MODELS,
+    *FAMILIES,
     *PLANS,
     *NOISE,
     *VARIANCE,

@@ -53,7 +53,9 @@ def answers(count: int = 8) -> Dataset:
     )
 
 
-def tiny(dtype: torch.dtype = torch.float64, *, layers: int = 2, seed: int = 0) -> HFDenoiser:
+def tiny(
+    dtype: torch.dtype = torch.float64, *, layers: int = 2, seed: int = 0, architecture: str = "LLaDAModelLM"
+) -> HFDenoiser:
     """A two-layer model whose weights are large enough for logits to differ."""
     denoiser = from_config(
         train_tokenizer(["what colour is the sky? blue"], 300),
@@ -61,6 +63,7 @@ def tiny(dtype: torch.dtype = torch.float64, *, layers: int = 2, seed: int = 0) 
         num_layers=layers,
         num_heads=2,
         intermediate_size=32,
+        architecture=architecture,
         seed=seed,
     )
     with torch.no_grad():

@@ -9,10 +9,11 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from tests.training.runs import pairs, tiny, vrpo_config
+from tests.training.runs import pairs, sft_config, tiny, vrpo_config
 from vrpo.models.adapter import with_adapter
 from vrpo.models.load import load
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.sft import SFTTrainer
 
 LORA = LoraConfig(r=2, lora_alpha=4)
 
@@ -105,3 +106,14 @@ def test_rows_of_text_can_be_evaluated(tmp_path: Path) -> None:
     )
     trainer = VRPOTrainer(tiny(seed=1), ref_model=tiny(), args=vrpo_config(tmp_path))
     assert "eval_rewards/margins" in trainer.evaluate(rows)
+
+
+def test_rows_that_spell_the_mask_token_are_dropped(tmp_path: Path) -> None:
+    """By either trainer. Kills: the model's mask token not told to what reads the rows."""
+    texts = ["blue sky", "blue<|mdm_mask|>"]
+    rows = Dataset.from_dict({"prompt": ["what?", "what?"], "chosen": texts, "rejected": ["red", "red"]})
+    with pytest.warns(UserWarning, match="mask token"):
+        preference = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
+    with pytest.warns(UserWarning, match="mask token"):
+        supervised = SFTTrainer(tiny(), args=sft_config(tmp_path), train_dataset=Dataset.from_dict({"text": texts}))
+    assert preference.train_dataset["example_id"][:] == supervised.train_dataset["example_id"][:] == [0]

@@ -45,11 +45,18 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def interrupted(folder: Path, step: int, adapter: bool, dtype: torch.dtype) -> tuple[Trajectory, Trajectory, Path]:
+def interrupted(
+    folder: Path, step: int, adapter: bool, dtype: torch.dtype, architecture: str = "LLaDAModelLM"
+) -> tuple[Trajectory, Trajectory, Path]:
     """Trajectories of a run and of one resumed after `step` steps, from that step on, and the checkpoint."""
     options = {"peft_config": lora()} if adapter else {}
     whole = train(
-        VRPOTrainer, vrpo_config(folder, **FIELDS), pairs(8), denoiser=tiny(dtype), eval_dataset=pairs(3), **options
+        VRPOTrainer,
+        vrpo_config(folder, **FIELDS),
+        pairs(8),
+        denoiser=tiny(dtype, architecture=architecture),
+        eval_dataset=pairs(3),
+        **options,
     )[1]
     expected = log_lines(folder)
     checkpoint = folder / f"checkpoint-{step}"
@@ -60,7 +67,7 @@ def interrupted(folder: Path, step: int, adapter: bool, dtype: torch.dtype) -> t
         VRPOTrainer,
         vrpo_config(folder, **FIELDS),
         pairs(8),
-        denoiser=tiny(dtype),
+        denoiser=tiny(dtype, architecture=architecture),
         eval_dataset=pairs(3),
         resume=str(checkpoint),
         **options,
@@ -77,6 +84,13 @@ def test_resumed_is_uninterrupted(tmp_path: Path, step: int, adapter: bool) -> N
     whole, rest, _ = interrupted(tmp_path, step, adapter, torch.float32)
     assert distance(whole, rest) == 0
     assert distance(whole[:-1], rest[1:]) > 0
+
+
+def test_a_shifted_model_resumes(tmp_path: Path) -> None:
+    """Dream. Kills: a checkpoint that forgets the alignment of its logits."""
+    whole, rest, checkpoint = interrupted(tmp_path, 3, False, torch.float32, "DreamModel")
+    assert distance(whole, rest) == 0
+    assert json.loads((checkpoint / "config.json").read_text())["architectures"] == ["DreamModel"]
 
 
 def test_checkpoint_has_official_names(tmp_path: Path) -> None:

@@ -146,7 +146,11 @@ class ScratchArguments:
     """A new model instead of a stored one (vrpo sft --from_scratch)."""
 
     from_scratch: bool = field(
-        default=False, metadata={"help": "Train a BPE tokenizer on the training rows, and a new LLaDA-layout model."}
+        default=False, metadata={"help": "Train a BPE tokenizer on the training rows, and a new model."}
+    )
+    architecture: str = field(
+        default="LLaDAModelLM",
+        metadata={"help": "Layout of the new model, as config.json names it: LLaDAModelLM, DreamModel, ..."},
     )
     vocab_size: int = field(
         default=4096, metadata={"help": "Size of the tokenizer, at most. 262: bytes and special tokens, none merged."}
@@ -154,6 +158,7 @@ class ScratchArguments:
     hidden_size: int = field(default=256, metadata={"help": "Width of the new model."})
     num_layers: int = field(default=6, metadata={"help": "Layers of the new model."})
     num_heads: int = field(default=4, metadata={"help": "Attention heads of the new model."})
+    num_kv_heads: int | None = field(default=None, metadata={"help": "Its grouped keys and values. None: as many."})
     intermediate_size: int = field(default=768, metadata={"help": "Width of the new model's MLP."})
     tie_embeddings: bool = field(default=False, metadata={"help": "Share embedding and head weights."})
 

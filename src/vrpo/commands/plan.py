@@ -204,7 +204,13 @@ def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
             f"{model.model_name_or_path} is a block diffusion model, whose calls run clean text and noised blocks: "
             "what they cost is not planned yet (docs/block_diffusion.md says how many tokens it is)"
         )
-    return klass.config_class.from_pretrained(model.model_name_or_path), klass
+    config = klass.config_class.from_pretrained(model.model_name_or_path)
+    if getattr(config, "num_experts", None):
+        raise ValueError(
+            f"{model.model_name_or_path} has experts, and how many tokens each of them gets cannot be known from "
+            "shapes: train a few steps instead and look at their time and memory"
+        )
+    return config, klass
 
 
 def _dtype(model: ModelArguments, model_config: Any) -> torch.dtype:

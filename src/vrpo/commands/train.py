@@ -233,6 +233,8 @@ def new_model(scratch: ScratchArguments, rows: Dataset | None, config: Diffusion
         hidden_size=scratch.hidden_size,
         num_layers=scratch.num_layers,
         num_heads=scratch.num_heads,
+        num_kv_heads=scratch.num_kv_heads,
+        architecture=scratch.architecture,
         intermediate_size=scratch.intermediate_size,
         max_length=config.max_length,
         tie_embeddings=scratch.tie_embeddings,

@@ -66,6 +66,7 @@ def tokenize_preferences(
     eos_padding: int | None = None,
     on_bad_rows: str = "drop",
     strings_as_chat: bool = False,
+    mask_id: int | None = None,
     num_proc: int | None = None,
 ) -> tuple[Dataset, DataReport]:
     """Preference rows in TRL's formats to `prompt_ids`, `chosen_ids`, `rejected_ids`, `example_id`.
@@ -75,13 +76,14 @@ def tokenize_preferences(
     those of `encode.Budget`. `example_id` is the row's index in its source: it survives selection and dropped rows.
 
     A row is unusable if a field is missing or of the wrong type, if it is no JSON object, if an answer is empty or not
-    the assistant's, if the answers are equal (also once rendered, or cut), if its prompt is too long, or if the chat
-    template refuses it.
+    the assistant's, if the answers are equal (also once rendered, or cut), if its prompt is too long, if the chat
+    template refuses it, or if its text spells the mask token.
 
     Args:
         on_bad_rows: "drop" drops unusable rows, with one warning that counts them by reason; "error" raises.
         strings_as_chat: take a string prompt as the user's message and string answers as the assistant's; rows that
             hold messages stay as they are.
+        mask_id: the model's mask token; None: rows are not searched for it.
         num_proc: processes to tokenise with.
 
     Raises:
@@ -96,7 +98,7 @@ def tokenize_preferences(
     budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
     encoder = encoder_of(tokenizer, chat=strings_as_chat or _holds_messages(rows, "chosen"))
     make = partial(_preference_examples, encoder, budget, explicit, strings_as_chat)
-    return _tokenized(rows, make, ("prompt_ids", "chosen_ids", "rejected_ids"), on_bad_rows, num_proc)
+    return _tokenized(rows, make, ("prompt_ids", "chosen_ids", "rejected_ids"), on_bad_rows, num_proc, mask_id)
 
 
 def tokenize_sft(
@@ -110,6 +112,7 @@ def tokenize_sft(
     on_bad_rows: str = "drop",
     strings_as_chat: bool = False,
     chunk: bool = False,
+    mask_id: int | None = None,
     num_proc: int | None = None,
 ) -> tuple[Dataset, DataReport]:
     """Supervised rows in TRL's formats to `prompt_ids`, `response_ids`, `example_id`, `chunk`.
@@ -136,7 +139,7 @@ def tokenize_sft(
     make = (
         partial(_chunks, encoder, budget) if chunk else partial(_sft_examples, encoder, budget, layout, strings_as_chat)
     )
-    return _tokenized(rows, make, ("prompt_ids", "response_ids", "chunk"), on_bad_rows, num_proc)
+    return _tokenized(rows, make, ("prompt_ids", "response_ids", "chunk"), on_bad_rows, num_proc, mask_id)
 
 
 def _check_columns(rows: Dataset, needed: tuple[str, ...]) -> None:
@@ -205,12 +208,25 @@ def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> list[Ex
     ]
 
 
+def _unmasked(
+    make: Callable[[Mapping[str, Any]], list[Example]], mask_id: int | None, row: Mapping[str, Any]
+) -> list[Example]:
+    """The examples of a row; one that spells the mask token would look as if it were hidden, and be learnt as text."""
+    examples = make(row)
+    for example in examples:
+        for name in example:
+            if name.endswith("_ids") and mask_id in example[name]:
+                raise UnusableRow("mask token", f"its {name.removesuffix('_ids')} spells the model's mask token")
+    return examples
+
+
 def _tokenized(
     rows: Dataset,
     make: Callable[[Mapping[str, Any]], list[Example]],
     columns: tuple[str, ...],
     on_bad_rows: str,
     num_proc: int | None,
+    mask_id: int | None,
 ) -> tuple[Dataset, DataReport]:
     """Map `make` over the rows, account for the unusable ones, and keep the columns of the others."""
     if on_bad_rows not in ("error", "drop"):
@@ -220,7 +236,7 @@ def _tokenized(
     _check_example_ids(rows)
     features = {name: Value("int64") if name == "chunk" else List(Value("int32")) for name in columns}
     examples = rows.with_format(None).map(
-        partial(_batch_of_examples, make, columns),
+        partial(_batch_of_examples, partial(_unmasked, make, mask_id), columns),
         batched=True,
         batch_size=100,
         with_indices=True,

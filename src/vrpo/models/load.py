@@ -218,14 +218,23 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
         ) from error
     if not fields:
         raise ValueError(f"{name_or_path} has no config.json")
-    architectures = fields.get("architectures")
-    if not architectures or architectures[0] not in _ADAPTERS:
+    architectures = fields.get("architectures") or [None]
+    return class_of(architectures[0], f"{name_or_path}: ")
+
+
+def class_of(architecture: str | None, place: str = "") -> type[PreTrainedModel]:
+    """The class that runs models of an architecture, which is `architectures[0]` of their config.json.
+
+    Raises:
+        ValueError: there is none; begins with `place`.
+    """
+    if architecture not in _ADAPTERS:
         raise ValueError(
-            f"{name_or_path}: architecture {architectures} has no adapter; there is one for {', '.join(_ADAPTERS)}. "
+            f"{place}architecture {architecture} has no adapter; there is one for {', '.join(_ADAPTERS)}. "
             "An adapter needs a transformers class of the same backbone, the names of its tensors and its mask token: "
             "see src/vrpo/models/llada.py"
         )
-    return _ADAPTERS[architectures[0]]
+    return _ADAPTERS[architecture]
 
 
 def _config_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None, mask_token_id: int | None) -> Any:

@@ -1,6 +1,7 @@
 """Small models from a configuration, and byte-level BPE tokenizers to go with them: for teaching, tests and demos."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -8,8 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.llada import LLaDA, LLaDAConfig
-from vrpo.models.load import adapt
+from vrpo.models.load import adapt, class_of
 
 SPECIAL_TOKENS = (
     "<|startoftext|>",
@@ -62,24 +62,38 @@ def from_config(
     num_layers: int,
     num_heads: int,
     intermediate_size: int,
+    num_kv_heads: int | None = None,
     max_length: int = 1024,
     tie_embeddings: bool = False,
+    architecture: str = "LLaDAModelLM",
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    **fields: Any,
 ) -> HFDenoiser:
-    """A LLaDA-layout model with random weights for this tokenizer.
+    """A model with random weights for this tokenizer, in the official layout of an architecture.
 
     Not to be confused with `load`: nothing is read. The vocabulary is rounded up to a multiple of 64, as hardware
     likes it.
+
+    Args:
+        num_kv_heads: of grouped queries; None: as many as heads.
+        architecture: as `architectures[0]` of its config.json names it.
+        fields: what this architecture needs besides, under transformers' names, such as `num_experts`.
+
+    Raises:
+        ValueError: sizes do not fit together, or there is no such architecture.
     """
     if hidden_size % (2 * num_heads):
         raise ValueError(f"hidden_size {hidden_size} must be divisible by 2 * num_heads = {2 * num_heads}")
-    config = LLaDAConfig(
+    model: Any = class_of(architecture)
+    config = model.config_class(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=num_layers,
         num_attention_heads=num_heads,
+        num_key_value_heads=num_heads if num_kv_heads is None else num_kv_heads,
+        head_dim=hidden_size // num_heads,
         max_position_embeddings=max_length,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 5e5},
@@ -90,8 +104,9 @@ def from_config(
         mask_token_id=tokenizer.mask_token_id,
         dtype=dtype,
         use_cache=False,
+        **fields,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module: nn.Module = LLaDA(config)
+        module: nn.Module = model(config)
     return adapt(module.to(dtype).eval(), tokenizer)

@@ -114,6 +114,7 @@ class VRPOTrainer(DiffusionTrainer):
             eos_padding=self.args.eos_padding,
             on_bad_rows=self.args.on_bad_rows,
             strings_as_chat=self.args.strings_as_chat,
+            mask_id=self.denoiser.mask_id,
         )
         return examples
 

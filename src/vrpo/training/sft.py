@@ -67,6 +67,7 @@ class SFTTrainer(DiffusionTrainer):
             eos_padding=self.args.eos_padding,
             on_bad_rows=self.args.on_bad_rows,
             strings_as_chat=self.args.strings_as_chat,
+            mask_id=self.denoiser.mask_id,
             chunk=self.args.chunk_text and "text" in rows.column_names,
         )
         return examples
