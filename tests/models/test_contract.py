@@ -257,7 +257,7 @@ def lover(family: Family) -> HFDenoiser:
 @pytest.mark.parametrize("way", WAYS, ids=[json.dumps(way) for way in WAYS])
 def test_it_is_never_written(family: Family, lover: HFDenoiser, way: dict[str, Any]) -> None:
     """Without a cache, a threshold or blocks of its own a model spends a slot on it, as in the official sampler, which
-    stays hidden; otherwise another token is written. Kills: the mask token kept as a text's token; blocks that never end."""
+    stays hidden; otherwise another token is written. Kills: the mask token kept as text; blocks that never end."""
     if not family.caches and "cache" in way:
         pytest.skip("not of this family")
     given = {"max_new_tokens": 8, "block_size": 4, **way}
