@@ -124,10 +124,11 @@ def _spread(module: Any) -> Any:
     return module
 
 
-def given(mask_id: int, shift: bool | None = None, **written: Any) -> dict[str, Any]:
+def given(mask_id: int, shift: bool | None = None, block: int | None = None, **written: Any) -> dict[str, Any]:
     """Of a family whose folder does not say it: what `load` is told, and so writes into config.json."""
     told: dict[str, Any] = {"mask_token_id": mask_id} | ({} if shift is None else {"shift_logits": shift})
-    return {"options": told, "asked": {**told, **written}, "shift": bool(shift)}
+    told |= {} if block is None else {"block_size": block}
+    return {"options": told, "asked": {**told, **written}, "shift": bool(shift), "block": block}
 
 
 LLADA = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "mlp_hidden_size": 48, "vocab_size": 96}
