@@ -12,7 +12,9 @@ from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, Bi
 from vrpo.models.dream import Dream
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
+from vrpo.models.llada2 import LLaDA2
 from vrpo.models.load import adapt
+from vrpo.models.sdar import SDAR, SDARMoe
 
 _DENSE = {
     "hidden_size": 64,
@@ -23,6 +25,7 @@ _DENSE = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
 }
 _GROUPED = {**_DENSE, "num_key_value_heads": 2}
+_BLOCKS = {**_GROUPED, "head_dim": 16, "block_size": 4}
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,28 @@ FAMILIES: dict[str, Family] = {
     "LLaDA": Family(LLaDA, _DENSE),
     "iLLaDA": Family(ILLaDA, {**_GROUPED, "tie_word_embeddings": True}),
     "Dream": Family(Dream, _GROUPED),
+    "SDAR": Family(SDAR, _BLOCKS),
+    "SDAR with experts": Family(
+        SDARMoe,
+        {**_BLOCKS, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
+    ),
+    "LLaDA2": Family(
+        LLaDA2,
+        {
+            **_BLOCKS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 6e5, "partial_rotary_factor": 0.5},
+            "n_routed_experts": 16,
+            "num_experts_per_tok": 4,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 48,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 2.5,
+            "use_qk_norm": True,
+            "num_mtp_layers": 0,
+        },
+    ),
     "Llama, both ways": Family(BidirectionalLlama, _GROUPED),
     "Qwen2, both ways": Family(BidirectionalQwen2, {**_GROUPED, "shift_logits": True}),
     "Qwen3, both ways": Family(BidirectionalQwen3, {**_GROUPED, "head_dim": 16}),

@@ -136,13 +136,14 @@ def test_the_noised_half_is_the_official_training_pass(golden: Path, family: str
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_in_half_precision_short_rows_stay_numbers(golden: Path) -> None:
-    """Under autocast, where a mask's lowest float32 is minus infinity. Kills: a softmax over nothing, whose result
-    reaches the row through the values that it is multiplied with."""
+def test_every_token_sees_one(golden: Path) -> None:
+    """What stands behind a short row too: under autocast a mask's lowest float32 is minus infinity, and some kernels'
+    softmax over nothing is not a number. Kills: a row of the mask without any token."""
     denoiser = a_model(golden, "sdar")
-    tokens = make_tokens([Row((5,), (40, 41, 42), 1), ROWS[0]], align="right")
+    given = batch(make_tokens([Row((5,), (40, 41, 42), 1), ROWS[0]], align="right"))
+    assert Copies.of(*given.values(), block_size=4, mask_id=158).sees.any(-1).all()
     with torch.autocast("cpu", torch.bfloat16):
-        logp = denoiser(**batch(tokens))
+        logp = denoiser(**given)
         logp.sum().backward()
     assert logp.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in denoiser.module.parameters())
@@ -207,6 +208,7 @@ def test_a_row_without_masks_is_run_once(wide: HFDenoiser) -> None:
         ((5, 9, 16), (5, 9, 16), 16 + 4 + 4 + 1),  # all but the last clean, three noised, of which the last is short
         ((5, 9), (9,), 8 + 4),  # what is masked and not scored is not run noised
         ((5,), (5, 9), 12 + 4),  # block 2 is scored and nothing in it hidden
+        ((), (5, 9), 12),  # nothing is hidden in either
     ],
 )
 def test_what_a_pass_costs(masked: tuple[int, ...], scored: tuple[int, ...], cost: int) -> None:

@@ -1326,8 +1326,8 @@ DECODING = [
         "decoding/calls.py",
         (
             (
-                'count = self._sampling.block_size if self._sampling.cache == "dual" else',
-                'count = self._sampling.block_size if self._sampling.cache == "prefix" else',
+                'count = min(self._sampling.block_size, columns) if self._sampling.cache == "dual" else',
+                'count = min(self._sampling.block_size, columns) if self._sampling.cache == "prefix" else',
             ),
         ),
         FASTER,
@@ -1355,8 +1355,8 @@ DECODING = [
         "decoding/flight.py",
         (
             (
-                "length = (flight.block + 1) * self.sampling.block_size",
-                "length = (flight.block.max() + 1 + 0 * flight.block) * self.sampling.block_size",
+                "length = begin + self.sampling.block_size",
+                "length = begin.max() + 0 * begin + self.sampling.block_size",
             ),
         ),
         FASTER,
