@@ -21,6 +21,9 @@ class Facts:
         alignment: "same": the logits at a position are that token's; "next": the following token's.
         max_length: tokens the model was trained for.
         padding: what the published code does with an attention mask that marks padding. Here padding is never attended.
+        lora_targets: modules of a block that an adapter goes on if none are named, by our names.
+        template: the chat template to use where the published one appends the assistant's header unasked; None: it
+            honours add_generation_prompt, or is not known.
     """
 
     architecture: str
@@ -33,7 +36,19 @@ class Facts:
     alignment: Literal["same", "next"]
     max_length: int | None
     padding: str
+    lora_targets: tuple[str, ...]
+    template: str | None = None
 
+
+BYTE_PAIR_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")  # one tokenizer, under three names
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_LINEAR = (*_ATTENTION, "gate_proj", "up_proj", "down_proj")
+_LLADA_TEMPLATE = (  # the published text, but for the condition on the header
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 
 LLADA = Facts(
     architecture="LLaDAModelLM",
@@ -46,6 +61,8 @@ LLADA = Facts(
     alignment="same",
     max_length=4096,
     padding="ignored before 2025-10-21, honoured since; some copies turn causal",
+    lora_targets=_LINEAR,
+    template=_LLADA_TEMPLATE,
 )
 ILLADA = Facts(
     architecture="ILLaDAForCausalLM",
@@ -58,6 +75,7 @@ ILLADA = Facts(
     alignment="same",
     max_length=8192,
     padding="honoured",
+    lora_targets=_LINEAR,
 )
 LLADA_MOE = Facts(
     architecture="LLaDAMoEModelLM",
@@ -70,6 +88,7 @@ LLADA_MOE = Facts(
     alignment="same",
     max_length=8192,
     padding="ignored",
+    lora_targets=_ATTENTION,
 )
 DREAM = Facts(
     architecture="DreamModel",
@@ -82,6 +101,7 @@ DREAM = Facts(
     alignment="next",
     max_length=2048,
     padding="honoured",
+    lora_targets=_LINEAR,
 )
 CAUSAL = tuple(
     Facts(
@@ -95,6 +115,7 @@ CAUSAL = tuple(
         alignment="same",
         max_length=None,
         padding="honoured",
+        lora_targets=_LINEAR,
     )
     for architecture in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 )

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.head import logits_of, target_logp
 from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns
+from vrpo.models.side_files import Origin, SideFiles
 
 PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compiled for
 
@@ -117,6 +118,7 @@ class HFDenoiser:
     eos_id: int
     pad_id: int
     eot_id: int | None
+    origin: Origin | None = None  # None: made here, not loaded
 
     def __call__(
         self,
@@ -203,16 +205,25 @@ class HFDenoiser:
         return dataclasses.replace(self, module=self.module.merge_and_unload())
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write weights (official names), config.json (official fields) and the tokenizer; an adapter if peft.
+        """Write weights (official names), config.json (official fields) and the files beside them; an adapter if peft.
+
+        Tokenizer, chat template, generation_config.json and modelling code are those of the folder that the model was
+        loaded from, byte for byte. An adapter's folder has the tokenizer only.
 
         Raises:
             ValueError: the weights are quantised, which the official layout has no fields for.
         """
         if self.quantized and not isinstance(self.module, PeftModel):
             raise ValueError("quantised weights have no official layout to be saved in: load them without quantisation")
+        beside = self.side_files()
         self.module.save_pretrained(str(folder), **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder))
+        beside.write(Path(folder))
+
+    def side_files(self) -> SideFiles:
+        """What belongs beside these weights, or this adapter, when they are saved."""
+        if self.origin is None:
+            return SideFiles({}, self.tokenizer)
+        return self.origin.side_files(self.tokenizer, of_weights=not isinstance(self.module, PeftModel))
 
 
 def is_quantized(module: Any) -> bool:

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, no_type_check
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vrpo.models.facts import ILLADA
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
 
 _FIELDS = (  # of the same name in transformers
     "attention_bias",
     "attention_dropout",
-    "bos_token_id",
     "eos_token_id",
     "hidden_act",
     "hidden_size",
@@ -69,4 +69,4 @@ class ILLaDA(MaskedDiffusion, LlamaForCausalLM):
     """iLLaDA as a transformers model: bidirectional Llama with the masked-diffusion forward."""
 
     config_class = ILLaDAConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets = ILLADA.lora_targets

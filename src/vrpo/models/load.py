@@ -5,16 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from peft import PeftConfig
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
+from vrpo.models.adapter_names import with_saved_adapter
+from vrpo.models.attention import check_attention
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
 from vrpo.models.dream import Dream
 from vrpo.models.facts import facts_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
+from vrpo.models.precision import weights_dtype
+from vrpo.models.side_files import Origin, by_repository, origin_of
+from vrpo.models.tokenizer import load_tokenizer, with_right_template
 
 _CLASSES: tuple[Any, ...] = (LLaDA, ILLaDA, Dream, BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3)
 _ADAPTERS: dict[str, type[PreTrainedModel]] = {each.config_class.architecture: each for each in _CLASSES}
@@ -30,14 +35,15 @@ def load(
     quantization_config: Any = None,
     mask_token_id: int | None = None,
     shift_logits: bool | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> HFDenoiser:
     """Load a diffusion language model in its official layout, from the hub or a folder, in evaluation mode.
 
     A folder with an adapter_config.json (what training with LoRA leaves) loads its base model and the adapter on it.
 
     Args:
-        dtype: of the weights; "auto": as config.json says.
-        adapter: a peft adapter to put on top, trainable parameters frozen.
+        dtype: of the weights; "auto": as config.json says (models/precision.py).
+        adapter: a peft adapter to put on top, under our module names or the official ones, its parameters frozen.
         attn_implementation: transformers' name, such as "sdpa" or "flex_attention".
         quantization_config: transformers' BitsAndBytesConfig, or another of its quantisation configurations: the linear
             layers of the blocks are quantised while they are read; head, embedding and norms stay as they are. For
@@ -45,35 +51,60 @@ def load(
         mask_token_id: of a model whose folder does not say it (`mask_id_in`); saved with the model.
         shift_logits: of a causal model that is to be turned bidirectional: it goes on predicting the next token, which
             keeps what it has learnt; None: as config.json says. Saved with the model.
+        device_map: in place of `device`, for inference: accelerate's, such as "auto", which spreads layers over all
+            GPUs, and over the CPU's memory if they do not fit.
 
     Raises:
         ValueError: the architecture has no adapter here, or its configuration is incomplete, or what quantises is not
             installed.
     """
     name_or_path = str(name_or_path)
+    check_attention(attn_implementation)
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, base_of(name_or_path)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    if quantization_config is not None:  # quantised where it will stay
-        options |= {"quantization_config": quantization_config}
-        options |= {} if device is None else {"device_map": {"": device}}
-    tokenizer = load_tokenizer(name_or_path)
+    placed = _placement(device, device_map, quantization_config)
+    tokenizer = tokenizer_of(name_or_path)
     config = _config_of(name_or_path, tokenizer, mask_token_id)
     if shift_logits is not None:
         config.shift_logits = shift_logits
     loaded: Any = model_class(name_or_path).from_pretrained(
-        name_or_path, config=config, output_loading_info=True, **options
+        name_or_path,
+        config=config,
+        output_loading_info=True,
+        dtype=weights_dtype("inference", dtype),
+        attn_implementation=attn_implementation,
+        **placed,
     )
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(f"{name_or_path}: {problem.replace('_', ' ')}: {sorted(info[problem])[:5]}")
     _keep_layout(module)
+    # ours decodes without it; transformers refuses to save one that it finds odd, such as a temperature by itself, and
+    # what stands beside the weights is kept anyway
+    module.generation_config = GenerationConfig.from_model_config(module.config)
     if adapter is not None:
-        module = PeftModel.from_pretrained(module, str(adapter))
-    return adapt(module.eval().to(device), tokenizer)
+        module = with_saved_adapter(module, str(adapter))
+    if device_map is None:
+        module = module.to(device)
+    return adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer))
+
+
+def _placement(device: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
+    """What `from_pretrained` is told of devices; quantised weights are quantised where they will stay.
+
+    Raises:
+        ValueError: a device and a map of devices.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError("device and device_map exclude each other: a device_map says where every part of a model is")
+    options = {} if device_map is None else {"device_map": device_map}
+    if quantization_config is not None:
+        options |= {"quantization_config": quantization_config}
+        options |= {} if device is None else {"device_map": {"": device}}
+    return options
 
 
 def require_bitsandbytes() -> None:
@@ -97,14 +128,14 @@ def _keep_layout(module: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
-    """A denoiser from a module of one of our classes, or a peft wrapper of one, and its tokenizer."""
+def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None, origin: Origin | None = None) -> HFDenoiser:
+    """A denoiser from a module of one of our classes, or a peft wrapper of one, its tokenizer, and their origin."""
     config = module.config
     if tokenizer is not None:  # unused by the model; transformers' Trainer would otherwise report a difference
         config.bos_token_id = module.generation_config.bos_token_id = tokenizer.bos_token_id
     eos_id = _end_of_text(config, tokenizer)
     pad_id = eos_id if config.pad_token_id is None else config.pad_token_id  # never attended, whichever it is
-    return HFDenoiser(module, tokenizer, config.mask_token_id, eos_id, pad_id, _end_of_turn(config, tokenizer))
+    return HFDenoiser(module, tokenizer, config.mask_token_id, eos_id, pad_id, _end_of_turn(config, tokenizer), origin)
 
 
 def _end_of_text(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -125,30 +156,30 @@ def _end_of_turn(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int 
     return next((known[text] for text in texts if text in known), None)
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model; None for a folder that has no tokenizer.json."""
-    folder = Path(name_or_path)
-    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-        return None
-    return PreTrainedTokenizerFast.from_pretrained(str(name_or_path))
-
-
 def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model, or of the base of an adapter, without loading it; None as in `load_tokenizer`."""
-    return load_tokenizer(_without_adapter(name_or_path))
+    """The tokenizer of a model, or of the base of an adapter, without loading it; None as in `load_tokenizer`.
+
+    Where the published chat template ignores add_generation_prompt, it has the one of models/facts.py.
+    """
+    name = _without_adapter(name_or_path)
+    klass: Any = model_class(name)
+    tokenizer = load_tokenizer(name)
+    with_right_template(tokenizer, facts_of(klass.config_class.architecture))
+    return tokenizer
 
 
-def mask_id_of(name_or_path: str) -> int:
-    """The mask token of a model, or of the base of an adapter, without loading it."""
+def mask_id_of(name_or_path: str, mask_token_id: int | None = None) -> int:
+    """The mask token of a model, or of the base of an adapter, without loading it; as given where it is given."""
     name_or_path = _without_adapter(name_or_path)
-    return int(_config_of(name_or_path, load_tokenizer(name_or_path), None).mask_token_id)
+    return int(_config_of(name_or_path, tokenizer_of(name_or_path), mask_token_id).mask_token_id)
 
 
 def end_ids_of(name_or_path: str) -> set[int]:
     """The tokens at which an answer of a model, or of the base of an adapter, ends, without loading it."""
     name_or_path = _without_adapter(name_or_path)
-    tokenizer = load_tokenizer(name_or_path)
-    config = _config_of(name_or_path, tokenizer, None)
+    tokenizer = tokenizer_of(name_or_path)
+    klass: Any = model_class(name_or_path)
+    config = klass.config_class.from_pretrained(name_or_path)
     turn = _end_of_turn(config, tokenizer)
     return {_end_of_text(config, tokenizer)} | (set() if turn is None else {turn})
 
@@ -187,9 +218,12 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
     architectures = fields.get("architectures")
     if not architectures or architectures[0] not in _ADAPTERS:
         raise ValueError(
-            f"{name_or_path}: architecture {architectures} has no adapter; there is one for {', '.join(_ADAPTERS)}. "
-            "An adapter needs a transformers class of the same backbone, the names of its tensors and its mask token: "
-            "see src/vrpo/models/llada.py"
+            f"{name_or_path}: architecture {architectures} has no adapter; there is one for {', '.join(_ADAPTERS)}.\n"
+            "An adapter is one short file (docs/models.md, 'A new architecture'; src/vrpo/models/dream.py is one):\n"
+            "  1. a class of transformers with the same backbone, in both directions (is_causal false)\n"
+            "  2. the fields of its config.json, and the official names of its tensors where they differ\n"
+            "  3. its mask token, and whether logits are those of the position or of the next one (models/facts.py)\n"
+            "  4. outputs of the official code on a tiny checkpoint, to agree with"
         )
     return _ADAPTERS[architectures[0]]
 
@@ -197,6 +231,8 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
 def _config_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None, mask_token_id: int | None) -> Any:
     klass: Any = model_class(name_or_path)
     config = klass.config_class.from_pretrained(name_or_path)
+    if config.official is not None and "auto_map" in config.official and not Path(name_or_path).is_dir():
+        config.official["auto_map"] = by_repository(config.official["auto_map"], name_or_path)
     config.mask_token_id = mask_id_in(config, tokenizer, mask_token_id)
     return config
 

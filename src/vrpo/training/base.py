@@ -32,6 +32,7 @@ from transformers.utils import logging
 from vrpo.data.collate import tokens_of
 from vrpo.models.hf import HFDenoiser, is_quantized
 from vrpo.models.load import adapt, load
+from vrpo.models.precision import weights_dtype
 from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
@@ -271,7 +272,29 @@ class DiffusionTrainer(Trainer, ABC):
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         """Called with mean and standard error of each metric of a logging window."""
 
-    # Checkpoints: official names, converted by the loader ------------------------------------------------------------
+    # Checkpoints: official names, converted by the loader; beside them what others wrote, as it was -------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        beside = self.denoiser.side_files()  # before anything is written: it may be the folder that they come from
+        with self._without_tokenizer():
+            super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            beside.write(self.args.folder if output_dir is None else Path(output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.denoiser.side_files().write(self.args.folder)
+        with self._without_tokenizer():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _without_tokenizer(self) -> Iterator[None]:
+        """transformers would write its own version of the tokenizer's files."""
+        tokenizer, self.processing_class = self.processing_class, None
+        try:
+            yield
+        finally:
+            self.processing_class = tokenizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         module: Any = self.model if model is None else model
@@ -356,5 +379,5 @@ def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any) -> HFDenois
     """
     if isinstance(model, nn.Module):
         return adapt(model, tokenizer)
-    denoiser = model if isinstance(model, HFDenoiser) else load(model, dtype=torch.float32)
-    return denoiser if tokenizer is None else adapt(denoiser.module, tokenizer)
+    denoiser = model if isinstance(model, HFDenoiser) else load(model, dtype=weights_dtype("training"))
+    return denoiser if tokenizer is None else adapt(denoiser.module, tokenizer, denoiser.origin)
