@@ -66,7 +66,7 @@ class OfficialNames(nn.Module):
 
 
 def run_official(base: Path, adapter: Path) -> tuple[torch.Tensor, PeftModel]:
-    """Log-probabilities with every linear layer as plain peft makes it of the official modules and the saved adapter."""
+    """Log-probabilities with every linear layer as plain peft makes it of official modules and the saved adapter."""
     official = OfficialNames(load_file(base / "model.safetensors"), 2, 64, 128)
     wrapped = PeftModel.from_pretrained(official, str(adapter))
     denoiser, tree = load(base), wrapped.get_base_model()

@@ -1,4 +1,4 @@
-"""What others wrote beside the weights is the same bytes where a model is saved: tokenizer, template, settings, code."""
+"""What others wrote beside the weights is the same bytes where a model is saved."""
 
 import json
 import logging

@@ -68,6 +68,7 @@ def load(
     tokenizer = tokenizer_of(name_or_path)
     config = _config_of(name_or_path, tokenizer, mask_token_id)
     if shift_logits is not None:
+        _check_shift(config, shift_logits)
         config.shift_logits = shift_logits
     loaded: Any = model_class(name_or_path).from_pretrained(
         name_or_path,
@@ -90,6 +91,14 @@ def load(
     if device_map is None:
         module = module.to(device)
     return adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer))
+
+
+def _check_shift(config: Any, shift_logits: bool) -> None:
+    if "shift_logits" not in config.fields and shift_logits != config.shift_logits:
+        raise ValueError(
+            f"shift_logits {shift_logits}: {config.architecture} has logits of the "
+            f"{'next token' if config.shift_logits else 'position itself'}; only causal models leave the choice"
+        )
 
 
 def _placement(device: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
