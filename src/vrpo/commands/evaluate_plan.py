@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
 from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.evals.compare import RESAMPLES
 from vrpo.evals.kept import part_size_of
@@ -74,6 +75,11 @@ class EvalArguments:
     dtype: str = field(default="auto", metadata={"help": "Of the weights: float32, bfloat16; auto: as stored."})
     device: str | None = field(default=None, metadata={"help": "Where to run. None: cuda if there is one, else cpu."})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
+    device_map: str | None = field(
+        default=None, metadata={"help": "Instead of device, in one process: auto spreads a model over all GPUs."}
+    )
+    mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
+    shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "part_size", "num_draws", "limit"):
@@ -88,6 +94,13 @@ class EvalArguments:
     @property
     def folder(self) -> Path:
         return Path(self.output_dir)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `load` is told of every model beside its place, and what kept answers depend on."""
+        given = {"mask_token_id": self.mask_token_id, "shift_logits": self.shift_logits}
+        asked = {name: value for name, value in given.items() if value is not None}
+        return {"dtype": self.dtype, "attn_implementation": self.attn_implementation, **asked}
 
     def part(self) -> int:
         return self.part_size or part_size_of(self.batch_size)

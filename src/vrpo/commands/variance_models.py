@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
+from vrpo.models.precision import weights_dtype
 from vrpo.reference import FrozenReference
 
 
@@ -26,6 +27,8 @@ class Wanted(Protocol):
     dtype: str
     device: str | None
     attn_implementation: str | None
+    mask_token_id: int | None
+    shift_logits: bool | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,13 @@ def models_of(args: Wanted) -> Models:
         ValueError: there is no reference, no tokenizer, or no parameter of such a name.
     """
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    given: dict[str, Any] = {"dtype": args.dtype, "device": device, "attn_implementation": args.attn_implementation}
+    given: dict[str, Any] = {
+        "dtype": weights_dtype("measuring", args.dtype),
+        "device": device,
+        "attn_implementation": args.attn_implementation,
+        "mask_token_id": args.mask_token_id,
+        "shift_logits": args.shift_logits,
+    }
     policy = load(args.model_name_or_path, **given)
     adapted = isinstance(policy.module, PeftModel)
     if args.ref_model_name_or_path is None and not adapted:

@@ -78,6 +78,8 @@ class VRPOLM(TemplateLM):
         dtype: Any = "auto",
         device: Any = None,
         attn_implementation: str | None = None,
+        mask_token_id: int | None = None,
+        shift_logits: bool | None = None,
         batch_size: int | str = 16,
         max_batch_size: int | None = None,
         num_draws: int = 128,
@@ -99,6 +101,7 @@ class VRPOLM(TemplateLM):
         if unknown:
             raise ValueError(f"unknown arguments {unknown}; those of generation are {', '.join(SAMPLING)}")
         options = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+        options |= {"mask_token_id": mask_token_id, "shift_logits": shift_logits}
         self.denoiser = _denoiser(pretrained, peft, options)
         self.tokenizer: Any = self.denoiser.tokenizer
         self.plan, self.seed, self.sampling = FixedCount(num_draws), seed, sampling

@@ -61,7 +61,8 @@ class MaskedDiffusion:
             place = attention_mask.flatten().cumsum(0).view_as(input_ids) - 1  # where a token is without padding
             hidden = self._without_padding(corrupted, attention_mask)[place[row, column]]
         else:
-            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
+            hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0]
+            hidden = hidden.to(row.device)[row, column]  # the last layer may be elsewhere (device_map)
         if output == "logits":
             return logits_of(self.lm_head, hidden)
         return target_logp(self.lm_head, hidden, input_ids[scored])
@@ -179,7 +180,9 @@ class HFDenoiser:
         return logits_of(base.lm_head, everywhere[said_at(position, attention_mask, True)])
 
     def _base_for_columns(self) -> Any:
-        base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+        base = self._base
+        if is_spread(base):
+            raise ValueError("a cache needs the whole model on one device: leave device_map or the cache out")
         attention = base.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise ValueError(f"a cache needs attn_implementation sdpa or eager, not {attention}")
@@ -191,7 +194,16 @@ class HFDenoiser:
         return is_quantized(self.module)
 
     @property
+    def _base(self) -> Any:
+        """The module without an adapter's wrapper."""
+        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+
+    @property
     def device(self) -> torch.device:
+        """Where inputs go; of a model that a device_map has spread, the first device that computes."""
+        if is_spread(self._base):
+            places = [place for place in self._base.hf_device_map.values() if place not in ("cpu", "disk")]
+            return torch.device(places[0] if places else "cpu")
         return next(self.module.parameters()).device
 
     def merged(self) -> "HFDenoiser":
@@ -224,6 +236,11 @@ class HFDenoiser:
         if self.origin is None:
             return SideFiles({}, self.tokenizer)
         return self.origin.side_files(self.tokenizer, of_weights=not isinstance(self.module, PeftModel))
+
+
+def is_spread(module: Any) -> bool:
+    """Whether a device_map has put parts of the module, which is no wrapper, on different devices."""
+    return len(set(getattr(module, "hf_device_map", {}).values())) > 1
 
 
 def is_quantized(module: Any) -> bool:

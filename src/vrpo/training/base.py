@@ -30,7 +30,8 @@ from transformers import (
 from transformers.utils import logging
 
 from vrpo.data.collate import tokens_of
-from vrpo.models.hf import HFDenoiser, is_quantized
+from vrpo.models.attention import check_attention_trains
+from vrpo.models.hf import HFDenoiser, is_quantized, is_spread
 from vrpo.models.load import adapt, load
 from vrpo.models.precision import weights_dtype
 from vrpo.training.balance import balance, token_counts
@@ -56,6 +57,7 @@ class DiffusionTrainer(Trainer, ABC):
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
+        check_attention_trains(model.module.config._attn_implementation, args.device.type)
         if args.n_gpu > 1:
             raise ValueError("several GPUs, one process: start with `accelerate launch -m vrpo ...`, or show one GPU")
         self.denoiser, self.args = model, args
@@ -350,10 +352,15 @@ def check_trainable(module: Any) -> None:
     Raises:
         ValueError: a trainable parameter has less than float32, in which a step of 5e-7 rounds away; or a dropout is
             active, which would make the value and the gradient of a step belong to different networks; or nothing is
-            trainable at all; or the weights are quantised.
+            trainable at all; or the weights are quantised, or spread over devices.
     """
     if is_quantized(module) and not isinstance(module, PeftModel):
         raise ValueError("quantised weights cannot be trained: train an adapter on them (peft_config, --use_peft)")
+    if is_spread(module.get_base_model() if isinstance(module, PeftModel) else module):
+        raise ValueError(
+            "a model that a device_map has spread over devices is for inference: each process trains on one device; "
+            "what does not fit is sharded by FSDP2 or ZeRO-3 (accelerate launch, docs/scaling.md)"
+        )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
             "nothing to train: the model's adapter is frozen. Merge it (vrpo.load(...).merged()), or load the adapter "
