@@ -112,7 +112,7 @@ CAUSAL = tuple(
         end_of_text=None,
         pad=None,
         end_of_turn=("<|im_end|>", "<|eot_id|>"),
-        alignment="same",
+        alignment="same",  # unless shift_logits is set
         max_length=None,
         padding="honoured",
         lora_targets=_LINEAR,
@@ -125,3 +125,39 @@ TABLE = (LLADA, ILLADA, LLADA_MOE, DREAM, *CAUSAL)
 def facts_of(architecture: str) -> Facts:
     """The entry of an architecture that has an adapter."""
     return next(entry for entry in TABLE if entry.architecture == architecture)
+
+
+def table_for_readers(*, short: bool = False) -> str:
+    """TABLE in Markdown, as docs/models.md shows it; `short`: as README.md does."""
+    columns = ("architecture", "models", "mask token", "logits at a position are", "trained for")
+    more = (
+        "end of text",
+        "padding token",
+        "end of turn",
+        "padding, in published code",
+        "LoRA goes on",
+        "chat template",
+    )
+    names = columns if short else (*columns, *more)
+    rows = [_cells(entry)[: len(names)] for entry in TABLE]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ("---",) * len(names), *rows))
+
+
+def _cells(entry: Facts) -> tuple[str, ...]:
+    def token(known: tuple[str, int] | None) -> str:
+        return "the folder says" if known is None else f"`{known[0]}` {known[1]}"
+
+    mask = None if entry.mask_token is None or entry.mask_id is None else (entry.mask_token, entry.mask_id)
+    return (
+        f"`{entry.architecture}`",
+        ", ".join(entry.models) or "any folder with a mask token",
+        token(mask),
+        "its own" if entry.alignment == "same" else "the next one's",
+        "the folder says" if entry.max_length is None else f"{entry.max_length} tokens",
+        token(entry.end_of_text),
+        token(entry.pad),
+        ", ".join(f"`{text}`" for text in entry.end_of_turn) or "not known",
+        entry.padding,
+        " ".join(f"`{name}`" for name in entry.lora_targets),
+        "the folder's" if entry.template is None else "corrected in memory: its header comes only when it is asked for",
+    )
