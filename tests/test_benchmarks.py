@@ -17,6 +17,7 @@ from vrpo.estimator import plan_packs
 
 ROOT = Path(__file__).parents[1]
 GPU, SCALING = ROOT / "benchmarks" / "gpu_8b", ROOT / "benchmarks" / "scaling"
+MATRIX = ROOT / "benchmarks" / "model_matrix" / "gpu.py"
 
 
 def script(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -89,15 +90,17 @@ def test_counted_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.syspath_prepend(str(GPU))
     bench, cost = importlib.import_module("run"), importlib.import_module("cost")
+    shared = importlib.import_module("step")
     device, shape = torch.device("cpu"), bench.TINY
     for checkpointed in (False, True):
-        model = bench.Counting(bench.random_llada(shape, device, "eager", checkpointing=checkpointed), device)
+        model = shared.Counting(bench.random_llada(shape, device, "eager", checkpointing=checkpointed), device)
         assert sum(p.numel() for p in model.module.parameters() if p.requires_grad) == shape.adapter_weights
         assert sum(p.numel() for p in model.module.parameters() if not p.requires_grad) == shape.weights
         optimizer = torch.optim.AdamW([p for p in model.module.parameters() if p.requires_grad])
-        tokens, pairs = bench.batch([[8, 24, 24]], shape, device, 0)
+        tokens, pairs = shared.batch([[8, 24, 24]], shape, device, 0)
         with FlopCounterMode(display=False) as counter:
-            _, draws = bench.run_step(bench.Case("eager", "one_pass", "full", 4), model, optimizer, tokens, pairs, 128)
+            case = shared.Case("eager", "one_pass", "full", 4)
+            _, draws = shared.run_step(case, model, optimizer, tokens, pairs, 128)
         work = cost.Work(4 * 64, 4 * 2 * 32**2, float((draws.weight != 0).sum()))
         expected = cost.lora_flops(shape, work)
         expected += cost.again_flops(shape, work, checkpointed=checkpointed, value_share=0.0, lora=True)
@@ -109,10 +112,12 @@ def test_counted_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a block keeps for its backward, counted in storages that autograd holds: one more block, so much more."""
     monkeypatch.syspath_prepend(str(GPU))
     bench, cost = importlib.import_module("run"), importlib.import_module("cost")
+    shared = importlib.import_module("step")
     length, kept = 256, []
     ids, on = torch.arange(length)[None], torch.ones(1, length, dtype=torch.bool)
     for layers in (1, 2):
-        shape = cost.Shape(layers=layers, width=512, inner=1536, vocabulary=512, rank=2)
+        heads = dict.fromkeys(("heads", "key_heads"), 4)
+        shape = cost.Shape(layers=layers, width=512, inner=1536, vocabulary=512, rank=2, **heads)
         module = bench.random_llada(shape, torch.device("cpu"), "sdpa", checkpointing=False)
         weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
         storages: dict[int, Any] = {}
@@ -122,7 +127,7 @@ def test_counted_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-            out = bench.Counting(module, ids.device)(input_ids=ids, attention_mask=on, masked=~on, scored=on)
+            out = shared.Counting(module, ids.device)(input_ids=ids, attention_mask=on, masked=~on, scored=on)
         assert out.requires_grad
         kept.append(sum(each.nbytes() for place, each in storages.items() if place not in weights) / length)
     assert kept[1] - kept[0] == pytest.approx(cost.kept_bytes(shape), rel=0.02)
@@ -190,10 +195,54 @@ def test_scaling_takes_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mon
 def test_gpu_8b_knows_no_default_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: an H100 with PCIe, whose peak is lower, taken for one with SXM; a default for unknown cards."""
     monkeypatch.syspath_prepend(str(GPU))
-    bench = importlib.import_module("run")
+    bench = importlib.import_module("step")
     assert bench.peak_flops("NVIDIA H100 80GB HBM3", None) == bench.peak_flops("NVIDIA H200", None) == 989e12
     assert bench.peak_flops("some GPU", 500.0) == 500e12
     assert bench.peak_flops("cpu", None) is None
     for name in ("NVIDIA H100 PCIe", "some GPU"):
         with pytest.raises(ValueError, match="--peak_tflops"):
             bench.peak_flops(name, None)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
+    """Rows and tables of the GPU script of the matrix, tiny: experts, and a tied head with grouped queries."""
+    folder = tmp_path_factory.mktemp("matrix")
+    few = ("--families", "LLaDA-MoE-7B-A1B", "iLLaDA-8B", "--steps", "LLaDA-MoE-7B-A1B", "--peak_tflops", "1")
+    done = script(MATRIX, "--tiny", "--device", "cpu", *few, "--output", str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads((folder / "gpu_result.json").read_text())["rows"], (folder / "gpu_table.md").read_text()
+
+
+def test_model_matrix_gpu_measures_every_row(matrix: tuple[list[dict[str, Any]], str]) -> None:
+    """Kills: a family whose class or fields have moved; a checkpoint that comes back changed; a row not shown."""
+    rows, table = matrix
+    assert not [row for row in rows if "failed" in row or "skipped" in row]
+    assert [row["experts"] for row in rows if row["part"] == "steps"] == ["grouped_mm", "eager", "batched_mm"]
+    loads = [row for row in rows if row["part"] == "load"]
+    assert [row["family"] for row in loads] == ["LLaDA-MoE-7B-A1B", "iLLaDA-8B"]
+    assert all(row["load_equal"] and row["device_map_equal"] for row in loads)
+    assert len([row for row in rows if row["part"] == "experts"]) == 2 * 3 * 3
+    assert table.count("| step |") == 3
+    assert table.count("| forward |") == 2 + 2  # of families; of the two numbers of tokens
+
+
+def test_model_matrix_counts_the_weights(matrix: tuple[list[dict[str, Any]], str], monkeypatch: Any) -> None:
+    """Kills: a tied head counted twice; key heads taken for heads; the experts of one token taken for all of them."""
+    monkeypatch.syspath_prepend(str(GPU))
+    cost = importlib.import_module("cost")
+    for row in matrix[0]:
+        if row["part"] == "built":
+            shape = cost.Shape(**row["shape"])
+            assert row["weights"] == pytest.approx(shape.weights, rel=1e-3)
+            assert row["trained"] == shape.adapter_weights
+
+
+def test_model_matrix_checks_find_no_difference(tmp_path: Path) -> None:
+    """Kills: logits read at the wrong position; padding that is attended; rows of a call that see each other."""
+    few = ("--parts", "checks", "--families", "Dream-7B", "LLaDA-8B", "--output", str(tmp_path))
+    done = script(MATRIX, "--tiny", "--device", "cpu", *few)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "gpu_checks.json").read_text())["rows"]
+    assert len(rows) == 2 * (2 + 2)
+    assert all(row["ok"] for row in rows), rows

@@ -14,9 +14,8 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from transformers.trainer_pt_utils import get_module_class_from_name
 
-from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.models.load import load
 from vrpo.rewards.sudoku import fault
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "accelerate"
@@ -55,8 +54,9 @@ def test_accelerate_loads_it(name: str) -> None:
     assert set(config.deepspeed_config) <= set(known)
 
 
-def test_fsdp2_wraps_the_layers_that_the_model_has(environment: pytest.MonkeyPatch) -> None:
-    """Kills: FSDP1, sharded checkpoints, a layer class that the model does not have."""
+@pytest.mark.parametrize("family", ["llada_dense", "illada", "dream", "a2d_qwen3"])
+def test_fsdp2_wraps_the_layers_that_the_model_has(environment: pytest.MonkeyPatch, golden: Path, family: str) -> None:
+    """Kills: FSDP1, sharded checkpoints, a layer class that not every family has, or none."""
     arguments = launched("fsdp2")
     for name, value in prepare_multi_gpu_env(arguments).items():
         environment.setenv(name, value)
@@ -64,12 +64,10 @@ def test_fsdp2_wraps_the_layers_that_the_model_has(environment: pytest.MonkeyPat
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
     assert plugin.state_dict_type.name == "FULL_STATE_DICT"
-    model = from_config(
-        train_tokenizer(["hello"], 300), hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32
-    )
-    names = plugin.transformer_cls_names_to_wrap
-    assert names == ["LlamaDecoderLayer"]
-    assert get_module_class_from_name(model.module, names[0]) is type(model.module.model.layers[0])
+    module = load(golden / family, mask_token_id=3).module
+    plugin.set_auto_wrap_policy(module)
+    (layer,) = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    assert layer is type(module.model.layers[0])
 
 
 def test_zero3_resolves_to_a_plugin(environment: pytest.MonkeyPatch) -> None:

@@ -9,18 +9,38 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama-like model with as many key heads as heads and an untied head; LoRA on the linear maps of its blocks."""
+    """A model of Llama's kind, LLaDA-8B unless said otherwise; LoRA on the linear maps of its blocks, not on experts.
+
+    Biases, and norms of single heads, are left out: less than one in a thousand weights.
+    """
 
     layers: int = 32
     width: int = 4096
-    inner: int = 12288  # of the SwiGLU
+    inner: int = 12288  # of the SwiGLU, or of one expert
     vocabulary: int = 126464
     rank: int = 16
+    heads: int = 32
+    key_heads: int = 32
+    head_width: int = 128
+    tied: bool = False  # embeddings and head are one matrix
+    experts: int = 0  # in a block; 0: one SwiGLU that is not routed
+    active: int = 0  # experts that a token goes through
+
+    @property
+    def attention_weights(self) -> int:
+        """Of the four maps of a block: queries, keys, values, output."""
+        return 2 * self.width * self.head_width * (self.heads + self.key_heads)
+
+    @property
+    def expert_weights(self) -> int:
+        """Of one SwiGLU."""
+        return 3 * self.width * self.inner
 
     @property
     def block_weights(self) -> int:
-        """Of all linear maps of all blocks: 4 D^2 + 3 D I each."""
-        return self.layers * (4 * self.width**2 + 3 * self.width * self.inner)
+        """That a token goes through, of all linear maps of all blocks: 4 D^2 + 3 D I each, were all heads alike."""
+        router = self.width * self.experts
+        return self.layers * (self.attention_weights + max(self.active, 1) * self.expert_weights + router)
 
     @property
     def head_weights(self) -> int:
@@ -28,13 +48,17 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Blocks, embeddings, head and norms."""
-        return self.block_weights + 2 * self.head_weights + (2 * self.layers + 1) * self.width
+        """Blocks with all experts, embeddings, head and norms."""
+        idle = self.layers * (max(self.experts, 1) - max(self.active, 1)) * self.expert_weights
+        ends = (1 if self.tied else 2) * self.head_weights
+        return self.block_weights + idle + ends + (2 * self.layers + 1) * self.width
 
     @property
     def adapter_weights(self) -> int:
         """r (in + out) for each linear map of each block."""
-        return self.layers * self.rank * (4 * 2 * self.width + 3 * (self.width + self.inner))
+        heads = 2 * (self.heads + self.key_heads) * self.head_width
+        swiglu = 0 if self.experts else 3 * (self.width + self.inner)
+        return self.layers * self.rank * (4 * self.width + heads + swiglu)
 
 
 @dataclass(frozen=True)
@@ -52,8 +76,8 @@ class Work:
 @dataclass(frozen=True)
 class Parts:
     """Operations of ONE forward pass over the real tokens: W = 2 block weights per token; A = 4 D L^2 per layer and row
-    (queries with keys, weights with values, in both directions); H = 2 D V per scored position; R = 2 adapter weights
-    per token."""
+    (queries with keys, weights with values, in both directions), D being all heads; H = 2 D V per scored position;
+    R = 2 adapter weights per token."""
 
     blocks: float
     attention: float
@@ -64,7 +88,7 @@ class Parts:
 def parts(shape: Shape, work: Work) -> Parts:
     return Parts(
         blocks=2 * shape.block_weights * work.tokens,
-        attention=4 * shape.width * shape.layers * work.squares,
+        attention=4 * shape.heads * shape.head_width * shape.layers * work.squares,
         head=2 * shape.head_weights * work.scored,
         adapter=2 * shape.adapter_weights * work.tokens,
     )

@@ -52,6 +52,18 @@ CONFIGS: dict[str, dict[str, Any]] = {  # config.json by family; special ids com
         "attention_bias": False,
         "mlp_bias": False,
     },
+    "llada_moe": {
+        **{name: value for name, value in _QWEN.items() if name != "intermediate_size"},
+        "architectures": ["LLaDAMoEModelLM"],
+        "model_type": "llada",
+        "num_key_value_heads": HEADS,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "expert_intermediate_size": 32,
+        "moe_layer_freq": [1] * LAYERS,
+        "rope_theta": 50000.0,
+        "tie_word_embeddings": False,
+    },
     "dream": {
         **_QWEN,
         "architectures": ["DreamModel"],

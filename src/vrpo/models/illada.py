@@ -48,6 +48,7 @@ class ILLaDAConfig(OfficialConfig, LlamaConfig):
             "AutoModelForCausalLM": "GSAI-ML/iLLaDA-8B-Base--modeling_illada.ILLaDAForCausalLM",
         },
     }
+    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": ILLADA.mask_id}
     required: ClassVar[tuple[str, ...]] = (
         "hidden_size",
         "num_hidden_layers",

@@ -17,12 +17,18 @@ from vrpo.models.facts import facts_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
+from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.precision import weights_dtype
 from vrpo.models.side_files import Origin, by_repository, origin_of
 from vrpo.models.tokenizer import load_tokenizer, with_right_template
 
-_CLASSES: tuple[Any, ...] = (LLaDA, ILLaDA, Dream, BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3)
+_CLASSES: tuple[Any, ...] = (LLaDA, ILLaDA, LLaDAMoE, Dream, BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3)
 _ADAPTERS: dict[str, type[PreTrainedModel]] = {each.config_class.architecture: each for each in _CLASSES}
+_ADAPTERS |= {  # dllm's names for its conversions of causal models
+    "A2DLlamaLMHeadModel": BidirectionalLlama,
+    "A2DQwen2LMHeadModel": BidirectionalQwen2,
+    "A2DQwen3LMHeadModel": BidirectionalQwen3,
+}
 
 
 def load(

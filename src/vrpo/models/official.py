@@ -5,6 +5,7 @@ What does not live here: which fields an architecture has (llada.py, dream.py, .
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ class OfficialConfig(_Mixin):
     required: ClassVar[tuple[str, ...]]  # official fields without which there is no model
     fixed: ClassVar[Mapping[str, Any]]  # official fields with the one value that is implemented
     presentation: ClassVar[Mapping[str, Any]]  # what the official code expects in a new file, and nothing here needs
+    understood: ClassVar[Mapping[str, Any]] = {}  # values of official fields that need not be written where they lack
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -43,7 +45,8 @@ class OfficialConfig(_Mixin):
         missing = [field for field in cls.required if field not in config_dict or config_dict[field] is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}: not a configuration of {cls.architecture}")
-        return super().from_dict({**cls.read(config_dict), "official": config_dict}, **kwargs)
+        official = deepcopy(config_dict)  # transformers edits what it is given
+        return super().from_dict({**cls.read(config_dict), "official": official}, **kwargs)
 
     @classmethod
     def read(cls, official: dict[str, Any]) -> dict[str, Any]:
@@ -67,10 +70,11 @@ class OfficialConfig(_Mixin):
         if official is None:
             names = {"architectures": [self.architecture], "model_type": self.model_type}
             return {**self.presentation, **self.fixed, **known, **dtype, **names}
-        meant = type(self).read(official)
-        default = type(self)()
+        default, said = type(self)(), type(self).read(official)
         for theirs, ours in self.fields.items():
-            if theirs not in official and ours not in meant and known[theirs] == getattr(default, ours):
+            lacking = theirs not in official and ours not in said
+            meant = self.understood[theirs] if theirs in self.understood else getattr(default, ours)
+            if lacking and known[theirs] == meant:
                 del known[theirs]
         if dtype and _DTYPE[1] in official:
             dtype = {_DTYPE[1]: dtype[_DTYPE[0]]}
