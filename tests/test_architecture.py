@@ -1,6 +1,7 @@
 """The shape of the house (docs/design.md), read off the syntax trees: imports point down, randomness has its rooms."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -221,6 +222,44 @@ def test_style(file: str) -> None:
     for statement in module.body:
         if isinstance(statement, ast.If):
             assert "__name__" not in ast.unparse(statement.test), f"{file}: main guard"
+
+
+SPEAK_OF_TOKENS = {  # files that may hold the text of a special token, or its id
+    "models/facts.py",  # the one table
+    "models/tiny.py",  # makes a tokenizer
+    "rewards/syscalls.py",  # no tokens: the kernel's numbers are of that size
+    "rewards/extract.py",  # end tokens that stand in answers as text, whoever wrote them
+}
+
+
+def tokens_in(module: ast.Module) -> Iterator[int]:
+    """Lines with the id of a token of a published vocabulary, or its text; docstrings may speak of them."""
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(module)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(module):
+        if not isinstance(node, ast.Constant) or id(node) in documentation:
+            continue
+        if isinstance(node.value, str) and re.search(r"<\|\w+\|>", node.value):
+            yield node.lineno
+        if type(node.value) is int and 100_000 < node.value < 1_000_000:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_one_table_knows_tokens(file: str) -> None:
+    """Magic ids spread over files are what goes wrong at the next checkpoint."""
+    lines = list(tokens_in(tree(file)))
+    assert file in SPEAK_OF_TOKENS or not lines, f"{file}: lines {lines} name a special token: models/facts.py does"
+
+
+def test_the_search_for_tokens_can_fail() -> None:
+    guilty = '"""Of <|mask|>."""\nx = 126336\ny = \'<|mask|>\'\nz = 4096\n'
+    assert list(tokens_in(ast.parse(guilty))) == [2, 3]
 
 
 def test_importing_vrpo_imports_nothing_heavy() -> None:

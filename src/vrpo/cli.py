@@ -14,6 +14,7 @@ _COMMANDS = {
     "pairs": ("vrpo.commands.pairs", "pairs", "judge sampled answers and make preference pairs of them"),
     "variance": ("vrpo.commands.variance", "variance", "how noisy the preference gradient is, and what to do about it"),
     "eval": ("vrpo.commands.evaluate", "evaluate", "models on benchmarks, compared on the same items"),
+    "export": ("vrpo.commands.export", "export", "merge an adapter, and write a model in its official layout"),
     "demo": ("vrpo.demo.run", "demo", "a few minutes on a laptop: train, collect pairs, align, compare"),
 }
 

@@ -2371,6 +2371,165 @@ EXPERTS = [  # mixtures of experts: layout, products, the routers' loss
     ),
 ]
 
+SIDE_FILES, ADAPTER_NAMES = ("tests/models/test_side_files.py",), ("tests/models/test_adapter_names.py",)
+TOKENIZER, PLACEMENT = ("tests/models/test_tokenizer.py",), ("tests/models/test_placement.py",)
+EXPORT, TABLE = ("tests/e2e/test_export.py",), ("tests/models/test_facts.py",)
+
+LAYOUT = [  # saving what others wrote, adapters' names, export
+    Mutant(
+        "a tokenizer that was given, not saved",
+        "models/side_files.py",
+        (("same = tokenizer is self.tokenizer and _state(tokenizer) == self.state", "same = True"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "a changed template not saved",
+        "models/side_files.py",
+        (("tokenizer is self.tokenizer and _state(tokenizer) == self.state", "tokenizer is self.tokenizer"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "transformers' generation_config.json",
+        "models/side_files.py",
+        (("contents |= dict(_matching(folder, (_GENERATION,)))", "pass"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "a published generation_config.json that cannot be saved",
+        "models/load.py",
+        (("module.generation_config = GenerationConfig.from_model_config(module.config)", "pass"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "code that modelling code imports left behind",
+        "models/side_files.py",
+        (("waiting += [f", "_ = [f"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "settings of a model beside an adapter",
+        "models/hf.py",
+        (("of_weights=not isinstance(self.module, PeftModel)", "of_weights=True"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "side files read after transformers wrote",
+        "models/hf.py",
+        (
+            ("        beside = self.side_files()\n        self.module.save", "        self.module.save"),
+            ("        beside.write(Path(folder))", "        self.side_files().write(Path(folder))"),
+        ),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "the trainer writes its own tokenizer files",
+        "training/base.py",
+        (("            beside.write(self.args.folder if output_dir", "            (self.args.folder if output_dir"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "an auto_map of files that are not there",
+        "models/load.py",
+        (('config.official["auto_map"] = by_repository(config.official["auto_map"], name_or_path)', "pass"),),
+        SIDE_FILES,
+    ),
+    Mutant(
+        "an adapter's down projection on the head",
+        "models/adapter_names.py",
+        (
+            (
+                "found.target_modules = {rename(module) for module in modules}",
+                'found.target_modules = {rename(module).rpartition(".")[2] for module in modules}',
+            ),
+        ),
+        ADAPTER_NAMES,
+    ),
+    Mutant(
+        "ranks of single modules under names of ours",
+        "models/adapter_names.py",
+        (("found.rank_pattern = _by_module(config.rank_pattern or {}, modules, rename)", "pass"),),
+        ADAPTER_NAMES,
+    ),
+    Mutant(
+        "official names without a conversion",
+        "models/adapter_names.py",
+        (("(name, lambda path: own_name(architecture, path)) == name", "(name, lambda path: path) == name"),),
+        ADAPTER_NAMES,
+    ),
+    Mutant(
+        "an adapter of another model, with a warning",
+        "models/adapter_names.py",
+        (('warnings.filterwarnings("error", message=', 'warnings.filterwarnings("ignore", message='),),
+        ADAPTER_NAMES,
+    ),
+    Mutant(
+        "a converted adapter that is trained",
+        "models/adapter_names.py",
+        (("config.inference_mode = True", "config.inference_mode = False"),),
+        ADAPTER_NAMES,
+    ),
+    Mutant(
+        "a template replaced by the architecture's name",
+        "models/tokenizer.py",
+        (("if ignores and same:", "if True:"),),
+        TOKENIZER,
+    ),
+    Mutant(
+        "the published template kept",
+        "models/tokenizer.py",
+        (("if ignores and same:", "if False:"),),
+        TOKENIZER,
+    ),
+    Mutant(
+        "another class's words for any vocab.json",
+        "models/tokenizer.py",
+        (("if given not in BYTE_PAIR_CLASSES:", "if False:"),),
+        TOKENIZER,
+    ),
+    Mutant(
+        "a head's weights read where they are not",
+        "models/head.py",
+        (("return not (brought or head", "return not (head"),),
+        PLACEMENT,
+    ),
+    Mutant(
+        "trained weights as stored",
+        "models/precision.py",
+        (('"training": torch.float32,', '"training": "auto",'),),
+        PLACEMENT,
+    ),
+    Mutant(
+        "alignment of any model by a flag",
+        "models/load.py",
+        (('if "shift_logits" not in config.fields and', "if False and"),),
+        PLACEMENT,
+    ),
+    Mutant(
+        "an adapter merged into rounded weights",
+        "commands/export.py",
+        (("if wanted in (torch.float32, torch.float64) else", "if wanted != 'auto' else"),),
+        EXPORT,
+    ),
+    Mutant(
+        "an export that looks finished",
+        "commands/export.py",
+        (("write_whole_folder(folder, lambda place:", "(lambda place, write: write(place))(folder, lambda place:"),),
+        EXPORT,
+    ),
+    Mutant(
+        "a folder of somebody's files replaced",
+        "commands/export.py",
+        (("if not any((folder / name).is_file() for name in _OF_A_MODEL):", "if False:"),),
+        EXPORT,
+    ),
+    Mutant(
+        "a table of other ids than the code's",
+        "models/facts.py",
+        (("mask_id=126336", "mask_id=126337"),),
+        TABLE,
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -2388,4 +2547,5 @@ MUTANTS = [
     *KILLED,
     *BLOCK_DIFFUSION,
     *EXPERTS,
+    *LAYOUT,
 ]

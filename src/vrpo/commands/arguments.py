@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser, TrainingArguments
 
 from vrpo.commands.config_file import Parser, unknown_field, with_config
+from vrpo.models.precision import weights_dtype
 from vrpo.training.config import DiffusionConfig
 
 _COMMON = (  # fields of transformers.TrainingArguments that --help shows; --help_all shows all of them
@@ -50,6 +51,9 @@ _HELP = {  # in place of transformers'
     "same, and if there is none the run begins, so that one command does both.",
     "report_to": "Where to log, one or several: none, all, tensorboard, wandb, trackio.",
 }
+
+MASK_HELP = "The mask token of a model whose folder does not say it (docs/models.md)."
+SHIFT_HELP = "Of a causal model turned bidirectional: its logits are the next token's. None: as config.json says."
 
 
 @dataclass
@@ -116,6 +120,8 @@ class ModelArguments:
     experts_implementation: str | None = field(
         default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
     )
+    mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
+    shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; reference = adapter off."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter, divided by its rank."})
@@ -129,6 +135,17 @@ class ModelArguments:
     load_in_8bit: bool = field(default=False, metadata={"help": "The same to 8 bits."})
     bnb_4bit_quant_type: str = field(default="nf4", metadata={"help": "Which 4 bits: nf4 or fp4."})
     use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantise the scales of 4-bit weights too."})
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `load` is told, of policy and reference alike."""
+        return {
+            "dtype": weights_dtype("adapter" if self.use_peft else "training", self.dtype),
+            "attn_implementation": self.attn_implementation,
+            "experts_implementation": self.experts_implementation,
+            "mask_token_id": self.mask_token_id,
+            "shift_logits": self.shift_logits,
+        }
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:

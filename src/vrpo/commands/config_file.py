@@ -12,6 +12,7 @@ import yaml
 _NOT_OFFERED = {  # what runs made for TRL's DPOTrainer and SFTTrainer may bring along, and what to do instead
     "assistant_only_loss": "only the last answer is trained on",
     "completion_only_loss": "only the completion is trained on",
+    "device_map": "each process trains on one device; what does not fit is sharded (recipes/accelerate)",
     "disable_dropout": "dropout is refused anyway; leave it out",
     "f_divergence_type": "only DPO's reverse KL; leave it out",
     "generate_during_eval": "sample_steps writes answers during training",

@@ -53,7 +53,7 @@ def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     models, planned, runner = several(args.models), plan_of(args), _Harness(args)
     for model in models:
-        model.require()
+        model.require(args.mask_token_id)
     runner.check([task.name for task in planned if task.own is None], models)
     return args, models, planned, runner
 
@@ -79,7 +79,7 @@ def measured(
     crew: Crew,
 ) -> list[Measure]:
     """Every model on every task, model by model, so that each is loaded once."""
-    options = {"device": _device(args), **_precision(args)}
+    options = {**args.loading, "device": _device(args), "device_map": args.device_map}
     shelf = Shelf(options)
     found: dict[str, dict[str, Values]] = {task.name: {} for task in planned}
     for model in models:
@@ -179,14 +179,7 @@ class _Harness:
 
 
 def _about(args: EvalArguments, model: NamedModel) -> dict[str, Any]:
-    return {**model.about, **_precision(args)}
-
-
-def _precision(args: EvalArguments) -> dict[str, Any]:
-    """How models are computed: what their answers depend on to the last digit."""
-    experts = args.experts_implementation
-    known = {} if experts is None else {"experts_implementation": experts}
-    return {"dtype": args.dtype, "attn_implementation": args.attn_implementation, **known}
+    return {**model.about, **args.loading}
 
 
 def _state(args: EvalArguments) -> PartialState:
@@ -194,8 +187,12 @@ def _state(args: EvalArguments) -> PartialState:
     return PartialState(cpu=args.device == "cpu" or not torch.accelerator.is_available())
 
 
-def _device(args: EvalArguments) -> str:
+def _device(args: EvalArguments) -> str | None:
     state = _state(args)
+    if args.device_map is not None:
+        if state.num_processes > 1:
+            raise ValueError("device_map is for one process: several have a copy of the model each")
+        return None
     return str(state.device) if args.device is None or state.num_processes > 1 else args.device
 
 

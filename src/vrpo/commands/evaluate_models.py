@@ -30,13 +30,13 @@ class NamedModel:
             prints["base"] = files_fingerprint(base_of(self.path))
         return {"model": self.name, **prints}
 
-    def require(self) -> None:
+    def require(self, mask_token_id: int | None) -> None:
         """Looks at configurations only.
 
         Raises:
             ValueError: there is no such model, or no such adapter.
         """
-        mask_id_of(self.path)
+        mask_id_of(self.path, mask_token_id)
         if self.adapter is not None:
             try:
                 PeftConfig.from_pretrained(self.adapter)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
 from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.evals.compare import RESAMPLES
 from vrpo.evals.kept import part_size_of
@@ -77,6 +78,11 @@ class EvalArguments:
     experts_implementation: str | None = field(
         default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
     )
+    device_map: str | None = field(
+        default=None, metadata={"help": "Instead of device, in one process: auto spreads a model over all GPUs."}
+    )
+    mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
+    shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "part_size", "num_draws", "limit"):
@@ -91,6 +97,14 @@ class EvalArguments:
     @property
     def folder(self) -> Path:
         return Path(self.output_dir)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What `load` is told of every model beside its place, and what kept answers depend on."""
+        names = ("mask_token_id", "shift_logits", "experts_implementation")
+        given = {name: getattr(self, name) for name in names}
+        asked = {name: value for name, value in given.items() if value is not None}
+        return {"dtype": self.dtype, "attn_implementation": self.attn_implementation, **asked}
 
     def part(self) -> int:
         return self.part_size or part_size_of(self.batch_size)

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 from tqdm import tqdm
 
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
 from vrpo.commands.config_file import Parser, with_config
 from vrpo.commands.evaluate_models import files_fingerprint
 from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
@@ -29,7 +30,7 @@ from vrpo.evals.kept import digest
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, mask_id_of, tokenizer_of
 
-_NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device")
+_NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device", "device_map")
 _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a part only
 
 
@@ -120,7 +121,7 @@ def _trace_of_file(args: argparse.Namespace) -> None:
     ]
     name = args.model_name_or_path
     prompts = [Prompt(row["prompt"], {}, str(args.output)).text for row in rows]
-    write_trace(args.trace, tokenizer_of(name), made, prompts, mask_id_of(name))
+    write_trace(args.trace, tokenizer_of(name), made, prompts, mask_id_of(name, args.mask_token_id))
     print(f"how they were written: {args.trace}", file=sys.stderr)
 
 
@@ -185,13 +186,18 @@ def _answers(
 
 def _loaded(args: argparse.Namespace, state: PartialState | None) -> HFDenoiser:
     several = state is not None and state.num_processes > 1
+    if several and args.device_map:
+        raise ValueError("--device_map is for one process: several have a copy of the model each, on one device")
     return load(
         args.model_name_or_path,
         dtype=args.dtype,
-        device=str(state.device) if several and state is not None else args.device,
+        device=None if args.device_map else str(state.device) if several and state is not None else args.device,
         adapter=args.adapter,
         attn_implementation=args.attn_implementation,
         experts_implementation=args.experts_implementation,
+        mask_token_id=args.mask_token_id,
+        shift_logits=args.shift_logits,
+        device_map=args.device_map,
     )
 
 
@@ -254,6 +260,10 @@ def _parser() -> Parser:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Where to run.")
     add("--attn_implementation", help="sdpa, eager, flex_attention.")
     add("--experts_implementation", help="Of a mixture of experts: auto, eager, batched_mm, grouped_mm.")
+    add("--device_map", help="Instead of device, in one process: auto spreads the model over all GPUs, and the CPU's "
+        "memory if it does not fit.")  # fmt: skip
+    add("--mask_token_id", type=int, help=MASK_HELP)
+    add("--shift_logits", action=argparse.BooleanOptionalAction, help=SHIFT_HELP)
     add("--output", type=Path, help="Write JSON lines here, one per answer; run again after a stop, it goes on.")
     add("--watch", action="store_true", help="Show the text being unmasked, coloured by confidence.")
     add("--trace", type=Path, help="Write an HTML page that plays how the answers were written.")

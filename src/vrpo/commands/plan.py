@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, parse
 from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, show, show_advice
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
-from vrpo.commands.train import adapter_config, dtype_of
+from vrpo.commands.train import adapter_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
@@ -29,7 +29,7 @@ from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured, Roofline
 from vrpo.estimator import plan_packs
 from vrpo.models.block import BlockDiffusion
 from vrpo.models.head import HEAD_CHUNK
-from vrpo.models.load import load_tokenizer, model_class
+from vrpo.models.load import model_class, tokenizer_of
 from vrpo.preference import all_graphs_fit, kept_packs, rows_of
 from vrpo.training.config import VRPOConfig
 from vrpo.types import Tokens
@@ -75,7 +75,7 @@ def plan(argv: Sequence[str]) -> None:
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing")
     machine = machine_of(wanted)
-    tokenizer = load_tokenizer(model.model_name_or_path)
+    tokenizer = tokenizer_of(model.model_name_or_path)
     if tokenizer is None:
         raise ValueError(f"{model.model_name_or_path} has no tokenizer.json: lengths are counted in its tokens")
     rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split)
@@ -214,11 +214,10 @@ def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
 
 
 def _dtype(model: ModelArguments, model_config: Any) -> torch.dtype:
-    dtype = dtype_of(model)
+    dtype = model.loading["dtype"]
     if isinstance(dtype, torch.dtype):
         return dtype
-    stored = model_config.dtype if dtype == "auto" else getattr(torch, dtype)
-    return torch.float32 if stored is None else stored
+    return torch.float32 if model_config.dtype is None else model_config.dtype
 
 
 def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:

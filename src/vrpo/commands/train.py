@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, Value
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
@@ -24,6 +23,7 @@ from vrpo.data.formats import FIELDS
 from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, require_bitsandbytes
+from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
 from vrpo.training.checkpoints import checkpoint_of, clear_halves, finish_rotation
@@ -178,13 +178,7 @@ def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDen
 
 def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
     """A model as the arguments say, policy and reference alike."""
-    return load(
-        name,
-        dtype=dtype_of(model),
-        attn_implementation=model.attn_implementation,
-        experts_implementation=model.experts_implementation,
-        quantization_config=quantized,
-    )
+    return load(name, quantization_config=quantized, **model.loading)
 
 
 def quantization(model: ModelArguments, config: DiffusionConfig) -> BitsAndBytesConfig | None:
@@ -200,17 +194,10 @@ def quantization(model: ModelArguments, config: DiffusionConfig) -> BitsAndBytes
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else torch.float32,
+        bnb_4bit_compute_dtype=compute_dtype(bf16=config.bf16, fp16=config.fp16),
         bnb_4bit_quant_type=model.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=model.use_bnb_nested_quant,
     )
-
-
-def dtype_of(model: ModelArguments) -> torch.dtype | str:
-    """Trained weights are float32 masters (bf16=true computes in bfloat16); a frozen base stays as it is stored."""
-    if model.dtype is None:
-        return "auto" if model.use_peft else torch.float32
-    return model.dtype
 
 
 def adapter_config(model: ModelArguments) -> LoraConfig | None:

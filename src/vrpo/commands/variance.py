@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import parse
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, parse
 from vrpo.commands.variance_models import Models, models_of
 from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.data.collate import PreferenceCollator, tokens_of
@@ -84,6 +84,8 @@ class VarianceArguments:
     experts_implementation: str | None = field(
         default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
     )
+    mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
+    shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
     max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response together; longer is cut."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Tokens of the prompt; longer is cut."})
     truncation_mode: str = field(default="keep_end", metadata={"help": "Which end of a long prompt stays."})
@@ -196,6 +198,8 @@ def _tokenised(rows: Dataset, args: VarianceArguments, tokenizer: PreTrainedToke
 
 def settings_of(args: VarianceArguments, models: Models) -> dict[str, Any]:
     """What measurements depend on beside pairs and plans, which their files are named by. Not beta: it comes later."""
+    given = {name: getattr(args, name) for name in ("mask_token_id", "shift_logits", "experts_implementation")}
+    asked = {name: value for name, value in given.items() if value is not None}  # others keep what was measured before
     return {
         **models.fingerprints,
         "num_replicates": args.num_replicates,
@@ -203,7 +207,7 @@ def settings_of(args: VarianceArguments, models: Models) -> dict[str, Any]:
         "seed": args.seed,
         "dtype": args.dtype,
         "attn_implementation": args.attn_implementation,
-        **({} if args.experts_implementation is None else {"experts_implementation": args.experts_implementation}),
+        **asked,
     }
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
+from vrpo.models.precision import weights_dtype
 from vrpo.reference import FrozenReference
 
 
@@ -27,6 +28,8 @@ class Wanted(Protocol):
     device: str | None
     attn_implementation: str | None
     experts_implementation: str | None
+    mask_token_id: int | None
+    shift_logits: bool | None
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,12 @@ def models_of(args: Wanted) -> Models:
     """
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     given: dict[str, Any] = {
-        "dtype": args.dtype,
+        "dtype": weights_dtype("measuring", args.dtype),
         "device": device,
         "attn_implementation": args.attn_implementation,
         "experts_implementation": args.experts_implementation,
+        "mask_token_id": args.mask_token_id,
+        "shift_logits": args.shift_logits,
     }
     policy = load(args.model_name_or_path, **given)
     if policy.block_size is not None:

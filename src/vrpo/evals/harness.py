@@ -80,6 +80,8 @@ class VRPOLM(TemplateLM):
         device: Any = None,
         attn_implementation: str | None = None,
         experts_implementation: str | None = None,
+        mask_token_id: int | None = None,
+        shift_logits: bool | None = None,
         batch_size: int | str = 16,
         max_batch_size: int | None = None,
         num_draws: int = 128,
@@ -100,12 +102,9 @@ class VRPOLM(TemplateLM):
         unknown = sorted(set(sampling) - set(SAMPLING))
         if unknown:
             raise ValueError(f"unknown arguments {unknown}; those of generation are {', '.join(SAMPLING)}")
-        options = {
-            "dtype": dtype,
-            "device": device,
-            "attn_implementation": attn_implementation,
-            "experts_implementation": experts_implementation,
-        }
+        options = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+        options |= {"experts_implementation": experts_implementation}
+        options |= {"mask_token_id": mask_token_id, "shift_logits": shift_logits}
         self.denoiser = _denoiser(pretrained, peft, options)
         self.tokenizer: Any = self.denoiser.tokenizer
         self.plan = within_blocks(FixedCount(num_draws), self.denoiser.block_size)

@@ -17,10 +17,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from vrpo.models.facts import facts_of
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
-
-_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @no_type_check
@@ -75,18 +74,18 @@ class BidirectionalLlama(MaskedDiffusion, LlamaForCausalLM):
     """A Llama that sees both sides."""
 
     config_class = BidirectionalLlamaConfig
-    lora_targets = _LINEAR
+    lora_targets = facts_of(BidirectionalLlamaConfig.architecture).lora_targets
 
 
 class BidirectionalQwen2(MaskedDiffusion, Qwen2ForCausalLM):
     """A Qwen2 that sees both sides."""
 
     config_class = BidirectionalQwen2Config
-    lora_targets = _LINEAR
+    lora_targets = facts_of(BidirectionalQwen2Config.architecture).lora_targets
 
 
 class BidirectionalQwen3(MaskedDiffusion, Qwen3ForCausalLM):
     """A Qwen3 that sees both sides."""
 
     config_class = BidirectionalQwen3Config
-    lora_targets = _LINEAR
+    lora_targets = facts_of(BidirectionalQwen3Config.architecture).lora_targets

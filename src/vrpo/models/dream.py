@@ -8,6 +8,7 @@ from typing import Any, ClassVar, no_type_check
 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from vrpo.models.facts import DREAM
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
 
@@ -67,4 +68,4 @@ class Dream(MaskedDiffusion, Qwen2ForCausalLM):
     """Dream as a transformers model: bidirectional Qwen2 with the masked-diffusion forward."""
 
     config_class = DreamConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets = DREAM.lora_targets

@@ -54,12 +54,16 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _logp(head: nn.Module, hidden: Float[Tensor, "S D"], target: Int[Tensor, " S"]) -> Float[Tensor, " S"]:
-    return -cross_entropy(logits_of(head, hidden), target, reduction="none")
+    logits = logits_of(head, hidden)
+    return -cross_entropy(logits, target.to(logits.device), reduction="none")
 
 
 def _plain(head: Any) -> bool:
     """A linear map without bias, adapter, quantisation or hooks."""
-    return type(head) is nn.Linear and head.bias is None and not (head._forward_hooks or head._forward_pre_hooks)
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    brought = getattr(head, "_hf_hook", None) is not None  # accelerate's, of a device_map, which brings the weights in
+    return not (brought or head._forward_hooks or head._forward_pre_hooks)
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:

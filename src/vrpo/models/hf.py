@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.head import logits_of, target_logp
 from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns, positions
+from vrpo.models.side_files import Origin, SideFiles
 
 PACK_MULTIPLE = 128  # FlexAttention's block; and so that few lengths are compiled for
 
@@ -77,7 +78,8 @@ class MaskedDiffusion:
         if self.config._attn_implementation == "flex_attention":
             place = attention_mask.flatten().cumsum(0).view_as(input_ids) - 1  # where a token is without padding
             return self._without_padding(corrupted, attention_mask)[place[row, column]]
-        return self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0][row, column]
+        hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0]
+        return hidden.to(row.device)[row, column]  # the last layer may be elsewhere (device_map)
 
     def _without_padding(self, ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]) -> Float[Tensor, "T D"]:
         """Hidden states of the T attended tokens, row-major: all rows behind each other as one sequence, whose parts do
@@ -131,6 +133,7 @@ class HFDenoiser:
     eos_id: int
     pad_id: int
     eot_id: int | None
+    origin: Origin | None = None  # None: made here, not loaded
 
     def __call__(
         self,
@@ -196,7 +199,9 @@ class HFDenoiser:
         return torch.zeros_like(position) if self.block_size is None else position // self.block_size
 
     def _base_for_columns(self) -> Any:
-        base: Any = self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+        base = self._base
+        if is_spread(base):
+            raise ValueError("a cache needs the whole model on one device: leave device_map or the cache out")
         attention = base.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise ValueError(f"a cache needs attn_implementation sdpa or eager, not {attention}")
@@ -213,7 +218,16 @@ class HFDenoiser:
         return is_quantized(self.module)
 
     @property
+    def _base(self) -> Any:
+        """The module without an adapter's wrapper."""
+        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+
+    @property
     def device(self) -> torch.device:
+        """Where inputs go; of a model that a device_map has spread, the first device that computes."""
+        if is_spread(self._base):
+            places = [place for place in self._base.hf_device_map.values() if place not in ("cpu", "disk")]
+            return torch.device(places[0] if places else "cpu")
         return next(self.module.parameters()).device
 
     def merged(self) -> "HFDenoiser":
@@ -227,16 +241,30 @@ class HFDenoiser:
         return dataclasses.replace(self, module=self.module.merge_and_unload())
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write weights (official names), config.json (official fields) and the tokenizer; an adapter if peft.
+        """Write weights (official names), config.json (official fields) and the files beside them; an adapter if peft.
+
+        Tokenizer, chat template, generation_config.json and modelling code are those of the folder that the model was
+        loaded from, byte for byte. An adapter's folder has the tokenizer only.
 
         Raises:
             ValueError: the weights are quantised, which the official layout has no fields for.
         """
         if self.quantized and not isinstance(self.module, PeftModel):
             raise ValueError("quantised weights have no official layout to be saved in: load them without quantisation")
+        beside = self.side_files()
         self.module.save_pretrained(str(folder), **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(str(folder))
+        beside.write(Path(folder))
+
+    def side_files(self) -> SideFiles:
+        """What belongs beside these weights, or this adapter, when they are saved."""
+        if self.origin is None:
+            return SideFiles({}, self.tokenizer)
+        return self.origin.side_files(self.tokenizer, of_weights=not isinstance(self.module, PeftModel))
+
+
+def is_spread(module: Any) -> bool:
+    """Whether a device_map has put parts of the module, which is no wrapper, on different devices."""
+    return len(set(getattr(module, "hf_device_map", {}).values())) > 1
 
 
 def is_quantized(module: Any) -> bool:

@@ -15,7 +15,6 @@ from vrpo.models.official import OfficialConfig
 _FIELDS = (  # of the same name in transformers
     "attention_bias",
     "attention_dropout",
-    "bos_token_id",
     "eos_token_id",
     "hidden_act",
     "hidden_size",
@@ -71,4 +70,4 @@ class ILLaDA(MaskedDiffusion, LlamaForCausalLM):
     """iLLaDA as a transformers model: bidirectional Llama with the masked-diffusion forward."""
 
     config_class = ILLaDAConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets = ILLADA.lora_targets

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
+from vrpo.models.facts import LLADA
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
 
@@ -118,7 +119,7 @@ class LLaDA(MaskedDiffusion, LlamaForCausalLM):
     """LLaDA as a transformers model: bidirectional Llama with the masked-diffusion forward."""
 
     config_class = LLaDAConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets = LLADA.lora_targets
 
 
 register_checkpoint_conversion_mapping(

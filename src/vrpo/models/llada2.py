@@ -121,7 +121,7 @@ class LLaDA2Config(OfficialConfig, Glm4MoeConfig):
     official: dict[str, Any] | None = None
     head_dim: int = 128
     mask_token_id: int | None = None
-    block_size: int | None = 32
+    block_size: int | None = LLADA2.block_size
     is_causal: bool = False
     shift_logits: bool = False
 
@@ -144,7 +144,7 @@ class LLaDA2(BlockDiffusion, Glm4MoeForCausalLM):
     layer and the shared experts."""
 
     config_class = LLaDA2Config
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets = LLADA2.lora_targets
     _keys_to_ignore_on_load_unexpected: list[str] = []  # noqa: RUF012  # GLM's are layers by number
 
 

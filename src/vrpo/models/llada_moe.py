@@ -16,6 +16,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock, Qwen3MoeTopKRouter
 
 from vrpo.models.experts import IMPLEMENTATIONS
+from vrpo.models.facts import LLADA_MOE
 from vrpo.models.hf import MaskedDiffusion
 from vrpo.models.official import OfficialConfig
 from vrpo.models.routing import Routed, Routers, Routing
@@ -23,7 +24,6 @@ from vrpo.models.routing import Routed, Routers, Routing
 _SAME = (  # of the same name in transformers
     "attention_bias",
     "attention_dropout",
-    "bos_token_id",
     "eos_token_id",
     "hidden_act",
     "hidden_size",
@@ -149,7 +149,7 @@ class LLaDAMoE(MaskedDiffusion, Qwen3MoeForCausalLM, Routed):
     """LLaDA-MoE as a transformers model: bidirectional Qwen3-MoE with the masked-diffusion forward."""
 
     config_class = LLaDAMoEConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora_targets = LLADA_MOE.lora_targets
 
     def __init__(self, config: Any):
         if config._experts_implementation is None:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from peft import PeftConfig
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
+from vrpo.models.adapter_names import with_saved_adapter
+from vrpo.models.attention import check_attention
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
 from vrpo.models.block import BlockDiffusion
 from vrpo.models.dream import Dream
@@ -18,8 +20,11 @@ from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
 from vrpo.models.llada2 import LLaDA2
 from vrpo.models.llada_moe import LLaDAMoE
+from vrpo.models.precision import weights_dtype
 from vrpo.models.routing import Routed
 from vrpo.models.sdar import SDAR, SDARMoe
+from vrpo.models.side_files import Origin, by_repository, origin_of
+from vrpo.models.tokenizer import load_tokenizer, with_right_template
 
 _CLASSES: tuple[Any, ...] = (
     LLaDA,
@@ -53,14 +58,15 @@ def load(
     mask_token_id: int | None = None,
     shift_logits: bool | None = None,
     block_size: int | None = None,
+    device_map: str | dict[str, Any] | None = None,
 ) -> HFDenoiser:
     """Load a diffusion language model in its official layout, from the hub or a folder, in evaluation mode.
 
     A folder with an adapter_config.json (what training with LoRA leaves) loads its base model and the adapter on it.
 
     Args:
-        dtype: of the weights; "auto": as config.json says.
-        adapter: a peft adapter to put on top, trainable parameters frozen.
+        dtype: of the weights; "auto": as config.json says (models/precision.py).
+        adapter: a peft adapter to put on top, under our module names or the official ones, its parameters frozen.
         attn_implementation: transformers' name, such as "sdpa" or "flex_attention".
         experts_implementation: of a mixture of experts: transformers' "eager", "batched_mm" or "grouped_mm"; or "auto",
             the default (models/experts.py).
@@ -71,43 +77,77 @@ def load(
         shift_logits: of a causal model that is to be turned bidirectional: it goes on predicting the next token, which
             keeps what it has learnt; None: as config.json says. Saved with the model.
         block_size: tokens per block of a block diffusion model; None: as config.json says. Saved with the model.
+        device_map: in place of `device`, for inference: accelerate's, such as "auto", which spreads layers over all
+            GPUs, and over the CPU's memory if they do not fit.
 
     Raises:
         ValueError: the architecture has no adapter here, or its configuration is incomplete, or what quantises is not
             installed.
     """
     name_or_path = str(name_or_path)
+    check_attention(attn_implementation)
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, base_of(name_or_path)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    options: dict[str, Any] = _placement(device, device_map, quantization_config)
     if experts_implementation is not None:
         if not issubclass(model_class(name_or_path), Routed):
             raise ValueError(f"experts_implementation: {name_or_path} is not a mixture of experts; leave it out")
         options |= {"experts_implementation": experts_implementation}
-    if quantization_config is not None:  # quantised where it will stay
-        options |= {"quantization_config": quantization_config}
-        options |= {} if device is None else {"device_map": {"": device}}
-    tokenizer = load_tokenizer(name_or_path)
+    tokenizer = tokenizer_of(name_or_path)
     config = _config_of(name_or_path, tokenizer, mask_token_id)
     if shift_logits is not None:
+        _check_shift(config, shift_logits)
         config.shift_logits = shift_logits
     if block_size is not None:
         if not issubclass(model_class(name_or_path), BlockDiffusion):
             raise ValueError(f"block_size {block_size}: {name_or_path} is not a block diffusion model: leave it out")
         config.block_size = block_size
     loaded: Any = model_class(name_or_path).from_pretrained(
-        name_or_path, config=config, output_loading_info=True, **options
+        name_or_path,
+        config=config,
+        output_loading_info=True,
+        dtype=weights_dtype("inference", dtype),
+        attn_implementation=attn_implementation,
+        **options,
     )
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise ValueError(f"{name_or_path}: {problem.replace('_', ' ')}: {sorted(info[problem])[:5]}")
     _keep_layout(module)
+    # ours decodes without it; transformers refuses to save one that it finds odd, such as a temperature by itself, and
+    # what stands beside the weights is kept anyway
+    module.generation_config = GenerationConfig.from_model_config(module.config)
     if adapter is not None:
-        module = PeftModel.from_pretrained(module, str(adapter))
-    return adapt(module.eval().to(device), tokenizer)
+        module = with_saved_adapter(module, str(adapter))
+    if device_map is None:
+        module = module.to(device)
+    return adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer))
+
+
+def _check_shift(config: Any, shift_logits: bool) -> None:
+    if "shift_logits" not in config.fields and shift_logits != config.shift_logits:
+        raise ValueError(
+            f"shift_logits {shift_logits}: {config.architecture} has logits of the "
+            f"{'next token' if config.shift_logits else 'position itself'}; only causal models leave the choice"
+        )
+
+
+def _placement(device: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
+    """What `from_pretrained` is told of devices; quantised weights are quantised where they will stay.
+
+    Raises:
+        ValueError: a device and a map of devices.
+    """
+    if device is not None and device_map is not None:
+        raise ValueError("device and device_map exclude each other: a device_map says where every part of a model is")
+    options = {} if device_map is None else {"device_map": device_map}
+    if quantization_config is not None:
+        options |= {"quantization_config": quantization_config}
+        options |= {} if device is None else {"device_map": {"": device}}
+    return options
 
 
 def require_bitsandbytes() -> None:
@@ -131,14 +171,14 @@ def _keep_layout(module: Any) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None) -> HFDenoiser:
-    """A denoiser from a module of one of our classes, or a peft wrapper of one, and its tokenizer."""
+def adapt(module: Any, tokenizer: PreTrainedTokenizerBase | None, origin: Origin | None = None) -> HFDenoiser:
+    """A denoiser from a module of one of our classes, or a peft wrapper of one, its tokenizer, and their origin."""
     config = module.config
     if tokenizer is not None:  # unused by the model; transformers' Trainer would otherwise report a difference
         config.bos_token_id = module.generation_config.bos_token_id = tokenizer.bos_token_id
     eos_id = _end_of_text(config, tokenizer)
     pad_id = eos_id if config.pad_token_id is None else config.pad_token_id  # never attended, whichever it is
-    return HFDenoiser(module, tokenizer, config.mask_token_id, eos_id, pad_id, _end_of_turn(config, tokenizer))
+    return HFDenoiser(module, tokenizer, config.mask_token_id, eos_id, pad_id, _end_of_turn(config, tokenizer), origin)
 
 
 def _end_of_text(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -159,30 +199,30 @@ def _end_of_turn(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int 
     return next((known[text] for text in texts if text in known), None)
 
 
-def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a model; None for a folder that has no tokenizer.json."""
-    folder = Path(name_or_path)
-    if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-        return None
-    return PreTrainedTokenizerFast.from_pretrained(str(name_or_path))
-
-
 def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model, or of the base of an adapter, without loading it; None as in `load_tokenizer`."""
-    return load_tokenizer(_without_adapter(name_or_path))
+    """The tokenizer of a model, or of the base of an adapter, without loading it; None as in `load_tokenizer`.
+
+    Where the published chat template ignores add_generation_prompt, it has the one of models/facts.py.
+    """
+    name = _without_adapter(name_or_path)
+    klass: Any = model_class(name)
+    tokenizer = load_tokenizer(name)
+    with_right_template(tokenizer, facts_of(klass.config_class.architecture))
+    return tokenizer
 
 
-def mask_id_of(name_or_path: str) -> int:
-    """The mask token of a model, or of the base of an adapter, without loading it."""
+def mask_id_of(name_or_path: str, mask_token_id: int | None = None) -> int:
+    """The mask token of a model, or of the base of an adapter, without loading it; as given where it is given."""
     name_or_path = _without_adapter(name_or_path)
-    return int(_config_of(name_or_path, load_tokenizer(name_or_path), None).mask_token_id)
+    return int(_config_of(name_or_path, tokenizer_of(name_or_path), mask_token_id).mask_token_id)
 
 
 def end_ids_of(name_or_path: str) -> set[int]:
     """The tokens at which an answer of a model, or of the base of an adapter, ends, without loading it."""
     name_or_path = _without_adapter(name_or_path)
-    tokenizer = load_tokenizer(name_or_path)
-    config = _config_of(name_or_path, tokenizer, None)
+    tokenizer = tokenizer_of(name_or_path)
+    klass: Any = model_class(name_or_path)
+    config = klass.config_class.from_pretrained(name_or_path)
     turn = _end_of_turn(config, tokenizer)
     return {_end_of_text(config, tokenizer)} | (set() if turn is None else {turn})
 
@@ -230,9 +270,12 @@ def class_of(architecture: str | None, place: str = "") -> type[PreTrainedModel]
     """
     if architecture not in _ADAPTERS:
         raise ValueError(
-            f"{place}architecture {architecture} has no adapter; there is one for {', '.join(_ADAPTERS)}. "
-            "An adapter needs a transformers class of the same backbone, the names of its tensors and its mask token: "
-            "see src/vrpo/models/llada.py"
+            f"{place}architecture {architecture} has no adapter; there is one for {', '.join(_ADAPTERS)}.\n"
+            "An adapter is one short file (docs/models.md, 'A new architecture'; src/vrpo/models/dream.py is one):\n"
+            "  1. a class of transformers with the same backbone, in both directions (is_causal false)\n"
+            "  2. the fields of its config.json, and the official names of its tensors where they differ\n"
+            "  3. its mask token, and whether logits are those of the position or of the next one (models/facts.py)\n"
+            "  4. outputs of the official code on a tiny checkpoint, to agree with"
         )
     return _ADAPTERS[architecture]
 
@@ -240,6 +283,8 @@ def class_of(architecture: str | None, place: str = "") -> type[PreTrainedModel]
 def _config_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None, mask_token_id: int | None) -> Any:
     klass: Any = model_class(name_or_path)
     config = klass.config_class.from_pretrained(name_or_path)
+    if config.official is not None and "auto_map" in config.official and not Path(name_or_path).is_dir():
+        config.official["auto_map"] = by_repository(config.official["auto_map"], name_or_path)
     config.mask_token_id = mask_id_in(config, tokenizer, mask_token_id)
     return config
 

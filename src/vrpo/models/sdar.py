@@ -9,8 +9,8 @@ from typing import Any, ClassVar, no_type_check
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from vrpo.models import facts
 from vrpo.models.block import BlockDiffusion
-from vrpo.models.facts import SDAR_MOE
 from vrpo.models.official import OfficialConfig
 
 _FIELDS = (  # of the same name in transformers
@@ -104,7 +104,7 @@ class SDARMoeConfig(OfficialConfig, Qwen3MoeConfig):
         "sliding_window": None,
         "use_cache": False,
     }
-    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": SDAR_MOE.mask_id}
+    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": facts.SDAR_MOE.mask_id}
     required: ClassVar[tuple[str, ...]] = (*_REQUIRED, "num_experts", "num_experts_per_tok", "norm_topk_prob")
     official: dict[str, Any] | None = None
     head_dim: int = 128
@@ -118,14 +118,14 @@ class SDAR(BlockDiffusion, Qwen3ForCausalLM):
     """SDAR as a transformers model: Qwen3 with the block-diffusion forward."""
 
     config_class = SDARConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets = facts.SDAR.lora_targets
 
 
 class SDARMoe(BlockDiffusion, Qwen3MoeForCausalLM):
     """SDAR with experts: Qwen3-MoE with the block-diffusion forward. Adapters are on attention alone."""
 
     config_class = SDARMoeConfig
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora_targets = facts.SDAR_MOE.lora_targets
 
 
 register_checkpoint_conversion_mapping(

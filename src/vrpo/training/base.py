@@ -30,8 +30,10 @@ from transformers import (
 from transformers.utils import logging
 
 from vrpo.data.collate import tokens_of
-from vrpo.models.hf import HFDenoiser, is_quantized
+from vrpo.models.attention import check_attention_trains
+from vrpo.models.hf import HFDenoiser, is_quantized, is_spread
 from vrpo.models.load import adapt, load
+from vrpo.models.precision import weights_dtype
 from vrpo.models.routing import routers_of
 from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
@@ -56,6 +58,7 @@ class DiffusionTrainer(Trainer, ABC):
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
+        check_attention_trains(model.module.config._attn_implementation, args.device.type)
         if args.n_gpu > 1:
             raise ValueError("several GPUs, one process: start with `accelerate launch -m vrpo ...`, or show one GPU")
         self.denoiser, self.args = model, args
@@ -304,7 +307,29 @@ class DiffusionTrainer(Trainer, ABC):
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         """Called with mean and standard error of each metric of a logging window."""
 
-    # Checkpoints: official names, converted by the loader ------------------------------------------------------------
+    # Checkpoints: official names, converted by the loader; beside them what others wrote, as it was -------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        beside = self.denoiser.side_files()  # before anything is written: it may be the folder that they come from
+        with self._without_tokenizer():
+            super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            beside.write(self.args.folder if output_dir is None else Path(output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            self.denoiser.side_files().write(self.args.folder)
+        with self._without_tokenizer():
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @contextmanager
+    def _without_tokenizer(self) -> Iterator[None]:
+        """transformers would write its own version of the tokenizer's files."""
+        tokenizer, self.processing_class = self.processing_class, None
+        try:
+            yield
+        finally:
+            self.processing_class = tokenizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         module: Any = self.model if model is None else model
@@ -360,10 +385,15 @@ def check_trainable(module: Any) -> None:
     Raises:
         ValueError: a trainable parameter has less than float32, in which a step of 5e-7 rounds away; or a dropout is
             active, which would make the value and the gradient of a step belong to different networks; or nothing is
-            trainable at all; or the weights are quantised.
+            trainable at all; or the weights are quantised, or spread over devices.
     """
     if is_quantized(module) and not isinstance(module, PeftModel):
         raise ValueError("quantised weights cannot be trained: train an adapter on them (peft_config, --use_peft)")
+    if is_spread(module.get_base_model() if isinstance(module, PeftModel) else module):
+        raise ValueError(
+            "a model that a device_map has spread over devices is for inference: each process trains on one device; "
+            "what does not fit is sharded by FSDP2 or ZeRO-3 (accelerate launch, docs/scaling.md)"
+        )
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
             "nothing to train: the model's adapter is frozen. Merge it (vrpo.load(...).merged()), or load the adapter "
@@ -389,5 +419,5 @@ def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any) -> HFDenois
     """
     if isinstance(model, nn.Module):
         return adapt(model, tokenizer)
-    denoiser = model if isinstance(model, HFDenoiser) else load(model, dtype=torch.float32)
-    return denoiser if tokenizer is None else adapt(denoiser.module, tokenizer)
+    denoiser = model if isinstance(model, HFDenoiser) else load(model, dtype=weights_dtype("training"))
+    return denoiser if tokenizer is None else adapt(denoiser.module, tokenizer, denoiser.origin)

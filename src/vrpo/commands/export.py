@@ -1,0 +1,121 @@
+"""`vrpo export`: a model in its official layout, with an adapter merged into it; or an adapter under official names."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from vrpo.commands.config_file import Parser, with_config
+from vrpo.data.whole import write_whole_folder
+from vrpo.models.adapter_names import export_adapter
+from vrpo.models.hf import HFDenoiser
+from vrpo.models.load import base_of, load, model_class
+from vrpo.models.precision import weights_dtype
+
+_OF_A_MODEL = ("config.json", "adapter_config.json")  # a folder with one of them is what a model was saved in
+
+
+def export(argv: Sequence[str]) -> None:
+    """Merge an adapter into its model and write the official layout: names, shards, the files beside the weights."""
+    args = _parsed(argv)
+    base, adapter = _parts(args)
+    folder = _output(args, [base, adapter])
+    write = _write_adapter if args.adapter_only else _write_model
+    write_whole_folder(folder, lambda place: write(args, base, adapter, place))
+    _say(folder)
+
+
+def _write_model(args: argparse.Namespace, base: str, adapter: str | None, folder: Path) -> None:
+    denoiser = merged(base, adapter, args.dtype, mask_token_id=args.mask_token_id, shift_logits=args.shift_logits)
+    denoiser.save_pretrained(folder, max_shard_size=args.max_shard_size)
+
+
+def merged(base: str, adapter: str | None, dtype: str, **options: Any) -> HFDenoiser:
+    """The model with its adapter merged, in the wider one of the wanted and the stored type; then in the wanted one, so
+    that weights are rounded once."""
+    model_class(base)  # says what is wrong with the name
+    fields, _ = PreTrainedConfig.get_config_dict(base)
+    if fields.get("quantization_config"):
+        raise ValueError(
+            f"{base} is quantised, which the official layout has no fields for: give the model it was made of"
+        )
+    wanted = weights_dtype("inference", dtype)
+    denoiser = load(
+        base, dtype=wanted if wanted in (torch.float32, torch.float64) else "auto", adapter=adapter, **options
+    )
+    found = denoiser if adapter is None else denoiser.merged()
+    if isinstance(wanted, torch.dtype):
+        found.module.to(wanted)
+    return found
+
+
+def _write_adapter(args: argparse.Namespace, base: str, adapter: str | None, folder: Path) -> None:
+    assert adapter is not None
+    export_adapter(adapter, model_class(base), folder)
+
+
+def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
+    """The model, and the adapter if there is one.
+
+    Raises:
+        ValueError: there is none, and one is asked for; or there are two.
+    """
+    is_adapter = (Path(args.model) / "adapter_config.json").is_file()
+    if is_adapter and args.adapter is not None:
+        raise ValueError(f"--model {args.model} is an adapter itself: give its base as --model, or leave --adapter out")
+    adapter = args.model if is_adapter else args.adapter
+    if args.adapter_only and adapter is None:
+        raise ValueError(f"--adapter_only: {args.model} is no adapter; give one as --adapter")
+    return (base_of(args.model) if is_adapter else args.model), adapter
+
+
+def _output(args: argparse.Namespace, sources: Sequence[str | None]) -> Path:
+    """Where to write.
+
+    Raises:
+        ValueError: something is there that must not be replaced.
+    """
+    folder = Path(args.output_dir).resolve()
+    if any(source is not None and Path(source).resolve() == folder for source in sources):
+        raise ValueError(f"--output_dir {args.output_dir} is what is to be exported: choose another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not args.overwrite:
+            raise ValueError(f"--output_dir {args.output_dir} is not empty: choose another folder, or add --overwrite")
+        if not any((folder / name).is_file() for name in _OF_A_MODEL):
+            raise ValueError(f"--overwrite replaces a folder with a model in it only, and {args.output_dir} has none")
+    elif folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {args.output_dir} is a file")
+    return folder
+
+
+def _say(folder: Path) -> None:
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        print(f"{file.stat().st_size:>15,}  {file.relative_to(folder)}", file=sys.stderr)
+    print(f"written: {folder}", file=sys.stderr)
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="vrpo export", description=export.__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--config", help="YAML file of these fields; the command line overrides it.")
+    add("--model", required=True, help="Hub name or folder: a model, or an adapter of ours, which names its base. An "
+        "adapter that was trained on a quantised base is merged into the base as it is stored.")  # fmt: skip
+    add("--adapter", help="Adapter to put on the model.")
+    add(
+        "--output_dir",
+        required=True,
+        help="Where to write; a new or empty folder. It is there as a whole or not at all.",
+    )
+    add("--adapter_only", action="store_true", help="Merge nothing: write the adapter under the official module names, "
+        "for tools that load the authors' code.")  # fmt: skip
+    add("--dtype", default="auto", help="Of the written weights: float32, bfloat16; auto: as stored.")
+    add("--max_shard_size", default="5GB", help="Largest file of weights (default 5GB).")
+    add("--overwrite", action="store_true", help="Replace a model that is in output_dir.")
+    add("--mask_token_id", type=int, help="Of a model whose folder does not say it; written to config.json.")
+    add("--shift_logits", action=argparse.BooleanOptionalAction, help="Of a causal model turned bidirectional: its "
+        "logits are those of the next token. Written to config.json.")  # fmt: skip
+    return parser.parse_args(with_config(parser, argv))

@@ -1,0 +1,137 @@
+"""Adapters under the official module names: written for other people's tools, and read where they wrote them.
+
+peft names what an adapter is on by the modules of the model it was trained with, which here are transformers'. The
+official code of some models calls them otherwise (LLaDA: `attn_out` for `self_attn.o_proj`). The names are converted
+by the table that the weights are renamed by (`register_checkpoint_conversion_mapping`), there is no second one.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils.other import get_pattern_key
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+
+State = Mapping[str, Tensor]
+Rename = Callable[[str], str]
+
+_PREFIX = "base_model.model."  # peft's, before every name
+_NOT_CONVERTED = ("target_parameters", "trainable_token_indices", "layer_replication", "megatron_config")
+
+
+def official_name(architecture: type, name: str) -> str:
+    """The official name of a tensor or module that our class calls `name`."""
+    return _renamed([each.reverse_transform() for each in reversed(_renamings(architecture))], name)
+
+
+def own_name(architecture: type, name: str) -> str:
+    """Our class's name of a tensor or module, from the official one; ours stay as they are."""
+    return _renamed(_renamings(architecture), name)
+
+
+def _renamings(architecture: type) -> list[WeightRenaming]:
+    """What is renamed one to one; tensors that are also put together (experts) are no modules of an adapter."""
+    known = get_checkpoint_conversion_mapping(architecture.__name__) or []
+    return [each for each in known if type(each) is WeightRenaming]
+
+
+def _renamed(renamings: list[Any], name: str) -> str:
+    """A module's name ends where the patterns want a point."""
+    found = f"{name}."
+    for each in renamings:
+        found = each.rename_source_key(found)[0]
+    return str(found).removesuffix(".")
+
+
+def export_adapter(adapter: str, architecture: type, folder: Path) -> None:
+    """Write an adapter of ours under the official names, in peft's two files.
+
+    Raises:
+        ValueError: it is no LoRA, or on something that the official model has no module for.
+    """
+    config, state = converted(
+        PeftConfig.from_pretrained(adapter),
+        load_peft_weights(adapter, device="cpu"),
+        lambda name: official_name(architecture, name),
+    )
+    config.auto_mapping = None  # names our class
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    save_file(dict(state), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def with_saved_adapter(module: Any, adapter: str) -> PeftModel:
+    """The module with a saved adapter on it, its parameters frozen, whichever names it was saved under.
+
+    Raises:
+        ValueError: it is an adapter of another model.
+    """
+    state = load_peft_weights(adapter, device="cpu")
+    architecture = type(module)
+    if all(_under_prefix(name, lambda path: own_name(architecture, path)) == name for name in state):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            try:
+                return PeftModel.from_pretrained(module, adapter)
+            except UserWarning as error:
+                raise ValueError(f"{adapter} is no adapter of this model: {error}") from error
+    given = PeftConfig.from_pretrained(adapter)
+    config, renamed = converted(given, state, lambda name: own_name(architecture, name))
+    config.inference_mode = True
+    wrapped = PeftModel(module, config)
+    missed: Any = set_peft_model_state_dict(wrapped, dict(renamed))
+    missing = [name for name in missed.missing_keys if "lora_" in name]
+    if missing or missed.unexpected_keys:
+        raise ValueError(f"{adapter} is no adapter of this model: {[*missing, *missed.unexpected_keys][:5]}")
+    return wrapped
+
+
+def converted(config: PeftConfig, state: State, rename: Rename) -> tuple[LoraConfig, State]:
+    """An adapter under other names: every module that it is on is named in full, for `ff_out`, LLaDA's down projection,
+    is also what its head is called.
+
+    Raises:
+        ValueError: it is no LoRA, or has something that is no module's.
+    """
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"only LoRA adapters are converted to other module names, not {config.peft_type}")
+    given = [field for field in _NOT_CONVERTED if getattr(config, field, None)]
+    if given:
+        raise ValueError(f"adapter_config.json: {', '.join(given)} names no modules that have another name: merge it")
+    renamed = {_under_prefix(name, rename): tensor for name, tensor in state.items()}
+    modules = sorted({_module_of(name) for name in state if ".lora_" in name})
+    whole = sorted({_module_of(name) for name in state if ".lora_" not in name})
+    found: Any = copy.deepcopy(config)
+    found.target_modules = {rename(module) for module in modules}
+    found.modules_to_save = [rename(module) for module in whole] or None
+    found.layers_to_transform = found.layers_pattern = found.exclude_modules = None
+    found.rank_pattern = _by_module(config.rank_pattern or {}, modules, rename)
+    found.alpha_pattern = _by_module(config.alpha_pattern or {}, modules, rename)
+    return found, renamed
+
+
+def _under_prefix(name: str, rename: Rename) -> str:
+    """A tensor of an adapter: the name of its module is renamed, what peft wrote behind it stays."""
+    path = name.removeprefix(_PREFIX)
+    module = _module_of(name)
+    return name[: len(name) - len(path)] + rename(module) + path[len(module) :]
+
+
+def _module_of(name: str) -> str:
+    """The module that a tensor of an adapter is of: layers.0.q_proj of layers.0.q_proj.lora_A.weight."""
+    path = name.removeprefix(_PREFIX)
+    return path.partition(".lora_")[0] if ".lora_" in path else path.rpartition(".")[0]
+
+
+def _by_module(pattern: Mapping[str, Any], modules: list[str], rename: Rename) -> dict[str, Any]:
+    """Ranks, or scales, that differ: by what of the pattern matches each module, as peft looks it up."""
+    keys = list(pattern)
+    matched = {module: get_pattern_key(keys, module) for module in modules} if keys else {}
+    return {rename(module): pattern[key] for module, key in matched.items() if key in pattern}
