@@ -1,10 +1,16 @@
 """The routers' loss and statistics, and how the loss is attached to a call."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from tests.build import Row, make_tokens
@@ -12,6 +18,7 @@ from tests.moe import tiny_moe
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.losses import DPO
+from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.routing import Load, Routing, balance_loss, load_of, routers_of
 from vrpo.preference import backward_by_draw, preference_loss
 from vrpo.reference import GivenReference
@@ -96,14 +103,23 @@ def explicit(tokens: Tokens, draws: Draws, *, rate: float, bias: bool = False) -
 
 
 def stepped(
-    tokens: Tokens, draws: Draws, *, rate: float, checkpointed: bool = False, by_draw: bool = True, **options: Any
+    tokens: Tokens,
+    draws: Draws,
+    *,
+    rate: float,
+    checkpointed: bool = False,
+    by_draw: bool = True,
+    wrap: Callable[[Any], Any] = lambda module: module,
+    **options: Any,
 ) -> dict[str, Tensor]:
-    module = tiny_moe(moe_router_enable_expert_bias=options.pop("bias", False)).module
+    module = wrap(tiny_moe(moe_router_enable_expert_bias=options.pop("bias", False)).module)
     routers = routers_of(module)
     assert routers is not None
     routers.rate = rate
     if checkpointed:
-        module.gradient_checkpointing_enable({"use_reentrant": False})
+        next(each for each in module.modules() if isinstance(each, LLaDAMoE)).gradient_checkpointing_enable(
+            {"use_reentrant": False}
+        )
         module.train()
     reference = GivenReference(torch.zeros(2, 1, draws.group.shape[1], dtype=torch.float64))
     given = (module, reference, tokens, PAIRS, draws, DPO(0.5))
@@ -207,3 +223,31 @@ def test_rows_without_padding_count_what_fills_them_up_as_nothing() -> None:
     assert real.tolist() == attention.flatten().tolist()
     module.config._attn_implementation = "flex_attention"
     assert module.real_tokens(attention, heard).tolist() == [True] * 5 + [False] * 123
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_wrappers_change_nothing(tmp_path: Path, wrapper: str, checkpointed: bool) -> None:
+    """One process, real hooks. Kills: routers not found under a wrapper; weights of a router used while sharded."""
+    tokens, draws = drawn()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        wrap = DistributedDataParallel if wrapper == "ddp" else sharded
+        found = stepped(tokens, draws, rate=RATE, max_tokens=1, checkpointed=checkpointed, wrap=wrap)
+        found = {name.removeprefix("module."): whole(value) for name, value in found.items()}
+    finally:
+        distributed.destroy_process_group()
+    same(stepped(tokens, draws, rate=RATE, max_tokens=1), found)
+
+
+def sharded(module: Any) -> Any:
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in module.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return module
+
+
+def whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
