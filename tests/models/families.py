@@ -137,12 +137,15 @@ TWO_WAY = {"is_causal": False}
 FAMILIES = (
     Family("llada", golden("llada_dense")),
     Family("llada grouped tied", new("LLaDAModelLM", **LLADA)),
-    Family("illada", golden("illada"), left_out=("lm_head.weight",)),
+    Family("illada", golden("illada")),
     Family("llada_moe", golden("llada_moe"), **given(198)),
     Family("llada_moe bias", golden("llada_moe_bias"), **given(158)),
     Family("dream", golden("dream"), shift=True),
     Family("a2d_llama", golden("a2d_llama"), **given(158, **TWO_WAY)),
     Family("a2d_qwen3", golden("a2d_qwen3"), **given(158, **TWO_WAY)),
+    Family("sdar", golden("sdar"), block=4),
+    Family("sdar_moe", golden("sdar_moe"), **given(158, block=4)),
+    Family("llada2", golden("llada2"), **given(158, block=4)),
     Family("llama", causal(LlamaConfig, LlamaForCausalLM), **given(95, **TWO_WAY)),
     Family("qwen2 next", causal(Qwen2Config, Qwen2ForCausalLM), **given(95, shift=True, **TWO_WAY)),
     Family(

@@ -377,7 +377,7 @@ MODELS = [
         "head on all positions",
         "models/hf.py",
         (
-            ("use_cache=False)[0][row, column]", "use_cache=False)[0].flatten(0, 1)"),
+            ("hidden.to(row.device)[row, column]", "hidden.flatten(0, 1)"),
             (
                 "return target_logp(self.lm_head, hidden, input_ids[scored])",
                 "return target_logp(self.lm_head, hidden, input_ids.flatten())[scored.flatten()]",
@@ -403,7 +403,7 @@ MODELS = [
     Mutant(
         "hooks of the head passed over",
         "models/head.py",
-        ((" and not (head._forward_hooks or head._forward_pre_hooks)", ""),),
+        (("brought or head._forward_hooks or head._forward_pre_hooks", "brought"),),
         FORWARD,
     ),
     Mutant(

@@ -16,14 +16,15 @@ class Facts:
         architecture: `architectures[0]` in config.json; `model_type` is not enough (LLaDA and LLaDA-MoE share one).
         mask_token: its text, in tokenizers that do not name a mask token.
         mask_id: of the published vocabulary; None: there is no published model of this kind.
-        end_of_text: text and id of the token that ends a text; `pad`: of the one that fills rows.
+        end_of_text: text (None: not known to us) and id of what ends a text; `pad`: of what fills rows.
         end_of_turn: text of the token that ends a chat turn, if it is another one.
         alignment: "same": the logits at a position are that token's; "next": the following token's.
-        max_length: tokens the model was trained for.
+        max_length: tokens of a row that the published config.json allows.
         padding: what the published code does with an attention mask that marks padding. Here padding is never attended.
         lora_targets: modules of a block that an adapter goes on if none are named, by our names.
         template: the chat template to use where the published one appends the assistant's header unasked; None: it
             honours add_generation_prompt, or is not known.
+        block_size: tokens of a block of published block diffusion models; None: a row is one block.
     """
 
     architecture: str

@@ -32,9 +32,10 @@ from vrpo.preference import (
 )
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
 from vrpo.roulette import Roulette
-from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
+from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.config import VRPOConfig
+from vrpo.training.given import as_denoiser
 from vrpo.training.metrics import pair_metrics, relative_error
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
 from vrpo.types import Denoiser, Draws, Pairs, Plan, Tokens

@@ -14,8 +14,9 @@ from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, preference_loss
 from vrpo.reference import NoReference
-from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer, as_denoiser
+from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
+from vrpo.training.given import as_denoiser
 from vrpo.training.metrics import row_metrics
 from vrpo.types import Denoiser, Draws, Rows, Tokens
 
