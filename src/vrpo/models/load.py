@@ -131,7 +131,7 @@ def _check_shift(config: Any, shift_logits: bool) -> None:
     if "shift_logits" not in config.fields and shift_logits != config.shift_logits:
         raise ValueError(
             f"shift_logits {shift_logits}: {config.architecture} has logits of the "
-            f"{'next token' if config.shift_logits else 'position itself'}; only causal models leave the choice"
+            f"{'next token' if config.shift_logits else 'position itself'}; only causal models leave the choice: leave out shift_logits"
         )
 
 
