@@ -172,7 +172,7 @@ def table_for_readers(*, short: bool = False) -> str:
         "chat template",
     )
     names = columns if short else (*columns, *more)
-    rows = [_cells(entry)[: len(names)] for entry in TABLE]
+    rows = [[cell.replace("|", "\\|") for cell in _cells(entry)[: len(names)]] for entry in TABLE]
     return "\n".join(f"| {' | '.join(row)} |" for row in (names, ("---",) * len(names), *rows))
 
 
