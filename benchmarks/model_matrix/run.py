@@ -69,7 +69,7 @@ def bounds(denoiser: Any, examples: Dataset) -> torch.Tensor:
     """Estimated bounds of the rows, on draws that are the same for every model."""
     batch = PreferenceCollator(denoiser.pad_id)([examples[n] for n in range(8)])
     tokens = tokens_of(batch, seed=0, epoch=0)
-    plan = vrpo.VRPOConfig(output_dir="unused", report_to="none", num_times=4).sampling_plan(4)
+    plan = vrpo.VRPOConfig(output_dir="unused", report_to="none", num_times=4).sampling_plan(4, denoiser.block_size)
     with torch.no_grad():
         return vrpo.elbo(denoiser, tokens, plan(tokens, pairs_of(batch))).value
 
@@ -137,7 +137,7 @@ def generated(model: Path, prompts: Path, output: Path) -> dict[str, Any]:
 
 def exported(adapter: Path, base: Path, output: Path, examples: Dataset) -> dict[str, Any]:
     """The adapter merged, under official names, against the adapter on its base."""
-    command("export", "--model_name_or_path", str(adapter), "--output_dir", str(output))
+    command("export", "--model", str(adapter), "--output_dir", str(output))
     difference = (bounds(vrpo.load(adapter), examples) - bounds(vrpo.load(output), examples)).abs().max()
     return {"names": tensors(output).keys() == tensors(base).keys(), "difference": float(difference)}
 
