@@ -13,6 +13,7 @@ from vrpo.models.dream import Dream
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
 from vrpo.models.llada2 import LLaDA2
+from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.load import adapt
 from vrpo.models.sdar import SDAR, SDARMoe
 
@@ -58,6 +59,16 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "LLaDA": Family(LLaDA, _DENSE),
     "iLLaDA": Family(ILLaDA, {**_GROUPED, "tie_word_embeddings": True}),
+    "LLaDA-MoE": Family(
+        LLaDAMoE,
+        {
+            **{name: value for name, value in _DENSE.items() if name != "intermediate_size"},
+            "num_key_value_heads": 4,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+    ),
     "Dream": Family(Dream, _GROUPED),
     "SDAR": Family(SDAR, _BLOCKS),
     "SDAR with experts": Family(

@@ -137,7 +137,7 @@ def generated(model: Path, prompts: Path, output: Path) -> dict[str, Any]:
 
 def exported(adapter: Path, base: Path, output: Path, examples: Dataset) -> dict[str, Any]:
     """The adapter merged, under official names, against the adapter on its base."""
-    command("export", "--model_name_or_path", str(adapter), "--output_dir", str(output))
+    command("export", "--model", str(adapter), "--output_dir", str(output))
     difference = (bounds(vrpo.load(adapter), examples) - bounds(vrpo.load(output), examples)).abs().max()
     return {"names": tensors(output).keys() == tensors(base).keys(), "difference": float(difference)}
 
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--output", type=Path, default=HERE, help="Folder of matrix.json and README.md.")
     given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "rows": []}
     for name in given.only:
         with tempfile.TemporaryDirectory() as folder:

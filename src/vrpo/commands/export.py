@@ -82,6 +82,11 @@ def _output(args: argparse.Namespace, sources: Sequence[str | None]) -> Path:
     folder = Path(args.output_dir).resolve()
     if any(source is not None and Path(source).resolve() == folder for source in sources):
         raise ValueError(f"--output_dir {args.output_dir} is what is to be exported: choose another folder")
+    for source in sources:
+        if source is not None and folder in Path(source).resolve().parents:
+            raise ValueError(
+                f"--output_dir {args.output_dir} holds {source}, and would be replaced with it: choose another folder"
+            )
     if folder.is_dir() and any(folder.iterdir()):
         if not args.overwrite:
             raise ValueError(f"--output_dir {args.output_dir} is not empty: choose another folder, or add --overwrite")
