@@ -83,7 +83,7 @@ def trained(folder: Path, output: Path, kind: str) -> dict[str, Any]:
         beta=0.2,
         eval_strategy="epoch",
         eval_on_start=True,
-        logging_steps=4,
+        logging_steps=4.0,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,

@@ -151,3 +151,15 @@ def test_quantised_weights_are_not_read_as_others(
     (llada / "config.json").write_text(json.dumps(fields))
     assert main(["generate", "--model_name_or_path", str(llada), "--prompt", "one", "--device", "cpu"]) == 2
     assert "quantization_config" in capsys.readouterr().err
+
+
+def test_a_device_and_a_map_of_devices_exclude_each_other(
+    llada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: a --device that is not where the model is."""
+    where = ["--device", "cpu", "--device_map", "auto"]
+    assert main(["generate", "--model_name_or_path", str(llada), "--prompt", "one", *where]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    asked = ["--models", str(llada), "--tasks", "gsm8k", "--output_dir", str(tmp_path / "out")]
+    assert main(["eval", *asked, *where]) == 2
+    assert "exclude each other" in capsys.readouterr().err

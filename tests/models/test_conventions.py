@@ -10,6 +10,7 @@ from peft import LoraConfig
 from tests.models.folders import checkpoint
 from tests.models.test_load import logp
 from vrpo.cli import main
+from vrpo.commands.arguments import ModelArguments, parse
 from vrpo.models.adapter import with_adapter
 from vrpo.models.conventions import FILE
 from vrpo.models.hf import HFDenoiser
@@ -64,3 +65,13 @@ def test_an_adapter_of_other_tools_is_what_its_base_says(trained: HFDenoiser, ba
 def test_no_such_adapter_is_named(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"adapter .*nowhere: neither a folder"):
         load(base, adapter=tmp_path / "nowhere", mask_token_id=5)
+
+
+def test_blocks_are_told_once_by_a_command(golden: Path, tmp_path: Path) -> None:
+    """Kills: a block diffusion model whose folder does not say its blocks and that only Python can load."""
+    run = ["export", "--model", str(golden / "sdar_moe"), "--mask_token_id", "158", "--output_dir"]
+    assert main([*run, str(tmp_path / "none")]) == 2
+    assert main([*run, str(tmp_path / "whole"), "--block_size", "4"]) == 0
+    assert load(tmp_path / "whole").block_size == 4
+    (fields,) = parse((ModelArguments,), ["--block_size", "4"], prog="", description="")
+    assert fields.loading["block_size"] == 4

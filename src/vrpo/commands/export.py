@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
+from vrpo.commands.arguments import BLOCK_HELP
 from vrpo.commands.config_file import Parser, with_config
 from vrpo.data.whole import write_whole_folder
 from vrpo.models.adapter_names import export_adapter
@@ -30,7 +31,8 @@ def export(argv: Sequence[str]) -> None:
 
 
 def _write_model(args: argparse.Namespace, base: str, adapter: str | None, folder: Path) -> None:
-    denoiser = merged(base, adapter, args.dtype, mask_token_id=args.mask_token_id, shift_logits=args.shift_logits)
+    told = {name: getattr(args, name) for name in ("mask_token_id", "shift_logits", "block_size")}
+    denoiser = merged(base, adapter, args.dtype, **told)
     denoiser.save_pretrained(folder, max_shard_size=args.max_shard_size)
 
 
@@ -123,4 +125,5 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--mask_token_id", type=int, help="Of a model whose folder does not say it; written to config.json.")
     add("--shift_logits", action=argparse.BooleanOptionalAction, help="Of a causal model turned bidirectional: its "
         "logits are those of the next token. Written to config.json.")  # fmt: skip
+    add("--block_size", type=int, help=BLOCK_HELP)
     return parser.parse_args(with_config(parser, argv))

@@ -70,7 +70,7 @@ def export_adapter(adapter: str, architecture: type, folder: Path) -> None:
     parts = sorted({module for module in map(_module_of, saved) if _is_part(architecture, module)})
     if parts:
         raise ValueError(
-            f"{adapter} is on {', '.join(parts[:3])}, ... which in the official model are parts of one module: merge it "
+            f"{adapter} is on {', '.join(parts[:3])}, ... which are officially parts of one module: merge it "
             "(vrpo export without --adapter_only)"
         )
     config, state = converted(
@@ -107,7 +107,7 @@ def _wrapped(module: Any, adapter: str, state: State) -> tuple[PeftModel, list[s
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             wrapped = PeftModel.from_pretrained(module, adapter)
-        placed = get_peft_model_state_dict(wrapped, save_embedding_layers=False)  # peft is silent on what it leaves out
+        placed = get_peft_model_state_dict(wrapped, save_embedding_layers=False)  # peft leaves out the rest silently
         return wrapped, [name for name in state if ".lora_" in name and name not in placed]
     given = PeftConfig.from_pretrained(adapter)
     config, renamed = converted(given, state, lambda name: own_name(architecture, name))

@@ -126,7 +126,8 @@ def _check_shift(config: Any, shift_logits: bool, place: str) -> None:
     if "shift_logits" not in config.fields and shift_logits != config.shift_logits:
         raise ValueError(
             f"{place}shift_logits {shift_logits}: {config.architecture} has logits of the "
-            f"{'next token' if config.shift_logits else 'position itself'}; only causal models leave the choice: leave out shift_logits"
+            f"{'next token' if config.shift_logits else 'position itself'}; only causal models leave the choice: "
+            "leave out shift_logits"
         )
 
 
