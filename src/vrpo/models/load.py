@@ -99,14 +99,20 @@ def load(
         options |= {"experts_implementation": experts_implementation}
     tokenizer = tokenizer_of(name_or_path)
     config = _config_of(name_or_path, tokenizer, told, adapter)
-    loaded: Any = model_class(name_or_path).from_pretrained(
-        name_or_path,
-        config=config,
-        output_loading_info=True,
-        dtype=weights_dtype("inference", dtype),
-        attn_implementation=attn_implementation,
-        **options,
-    )
+    try:
+        loaded: Any = model_class(name_or_path).from_pretrained(
+            name_or_path,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            dtype=weights_dtype("inference", dtype),
+            attn_implementation=attn_implementation,
+            **options,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path}: no weights in safetensors (pickled ones, .bin, are not read: convert them): {error}"
+        ) from error
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
