@@ -60,7 +60,14 @@ FAMILIES: dict[str, Family] = {
     "LLaDA": Family(LLaDA, _DENSE),
     "iLLaDA": Family(ILLaDA, {**_GROUPED, "tie_word_embeddings": True}),
     "LLaDA-MoE": Family(
-        LLaDAMoE, {**_DENSE, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+        LLaDAMoE,
+        {
+            **{name: value for name, value in _DENSE.items() if name != "intermediate_size"},
+            "num_key_value_heads": 4,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
     ),
     "Dream": Family(Dream, _GROUPED),
     "SDAR": Family(SDAR, _BLOCKS),

@@ -83,7 +83,7 @@ def trained(folder: Path, output: Path, kind: str) -> dict[str, Any]:
         beta=0.2,
         eval_strategy="epoch",
         eval_on_start=True,
-        logging_steps=4,
+        logging_steps=4.0,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--output", type=Path, default=HERE, help="Folder of matrix.json and README.md.")
     given = parser.parse_args()
+    given.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "rows": []}
     for name in given.only:
         with tempfile.TemporaryDirectory() as folder:

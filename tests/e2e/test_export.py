@@ -107,6 +107,18 @@ def test_what_is_there_is_not_replaced_unasked(llada: Path, tmp_path: Path, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
+def test_a_folder_that_holds_the_source_is_not_replaced(
+    llada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint exported over the run that it is in. Kills: the adapter, its other checkpoints and logs removed."""
+    adapter_on(llada, tmp_path / "run")
+    adapter_on(llada, tmp_path / "run" / "checkpoint-1")
+    run = ["export", "--model", str(tmp_path / "run" / "checkpoint-1"), "--output_dir", str(tmp_path / "run")]
+    assert main([*run, "--overwrite"]) == 2
+    assert "would be replaced with it" in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoint-1" / "adapter_model.safetensors").exists()
+
+
 def test_an_export_that_stops_leaves_nothing(llada: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: a folder that looks finished; what a killed process left, kept."""
     out = tmp_path / "out"
@@ -129,3 +141,25 @@ def test_quantised_weights_are_refused(llada: Path, tmp_path: Path, capsys: pyte
     assert main(["export", "--model", str(llada), "--output_dir", str(tmp_path / "out")]) == 2
     assert "is quantised" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_quantised_weights_are_not_read_as_others(
+    llada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: a quantised folder taken for a plain one, or transformers' report of shapes."""
+    fields = json.loads((llada / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (llada / "config.json").write_text(json.dumps(fields))
+    assert main(["generate", "--model_name_or_path", str(llada), "--prompt", "one", "--device", "cpu"]) == 2
+    assert "quantization_config" in capsys.readouterr().err
+
+
+def test_a_device_and_a_map_of_devices_exclude_each_other(
+    llada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: a --device that is not where the model is."""
+    where = ["--device", "cpu", "--device_map", "auto"]
+    assert main(["generate", "--model_name_or_path", str(llada), "--prompt", "one", *where]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    asked = ["--models", str(llada), "--tasks", "gsm8k", "--output_dir", str(tmp_path / "out")]
+    assert main(["eval", *asked, *where]) == 2
+    assert "exclude each other" in capsys.readouterr().err

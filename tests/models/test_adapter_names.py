@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models.folders import checkpoint
@@ -17,6 +17,7 @@ from vrpo.models.adapter_names import export_adapter, official_name, own_name
 from vrpo.models.dream import Dream
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.llada import LLaDA
+from vrpo.models.llada2 import LLaDA2
 from vrpo.models.load import load
 
 OFFICIAL = {  # written by hand, from the published modelling code: module of a block -> ours
@@ -162,6 +163,29 @@ def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path) -> N
     (tmp_path / "ours" / "adapter_config.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="no adapter of this model"):
         load(other, adapter=tmp_path / "ours")
+
+
+@pytest.mark.parametrize("family", ["dream", "llada_moe"])
+def test_an_adapter_of_another_shape_or_with_more_modules_is_refused(base: Path, tmp_path: Path, family: str) -> None:
+    """Dream's keys are smaller, LLaDA-MoE has no linear layers in its MLP. Kills: a traceback; an adapter of which
+    what fits is put on, and the rest left out without a word."""
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="no adapter of this model"):
+        load(checkpoint(family, tmp_path / "other"), adapter=tmp_path / "adapter")
+
+
+def test_modules_that_are_officially_one_are_not_renamed(tmp_path: Path) -> None:
+    """LLaDA2's queries, keys and values. Kills: an "official" adapter of which the official code ignores a part."""
+    parts = {name: f"model.layers.0.self_attn.{name}" for name in ("q_proj", "o_proj")}
+    for name, module in parts.items():
+        (tmp_path / name).mkdir()
+        LoraConfig(r=2, target_modules=[name]).save_pretrained(str(tmp_path / name))
+        state = {f"base_model.model.{module}.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}
+        save_file(state, tmp_path / name / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="parts of one module: merge it"):
+        export_adapter(str(tmp_path / "q_proj"), LLaDA2, tmp_path / "q")
+    export_adapter(str(tmp_path / "o_proj"), LLaDA2, tmp_path / "o")
+    assert all(".attention.dense." in name for name in load_file(tmp_path / "o" / "adapter_model.safetensors"))
 
 
 def test_what_has_no_module_is_refused(base: Path, tmp_path: Path) -> None:

@@ -184,3 +184,11 @@ def test_tiny_models_of_other_layouts(
     assert torch.equal(logp(loaded), logp(made))
     with pytest.raises(ValueError, match="architecture Nothing has no adapter"):
         tiny.from_config(small.tokenizer, architecture="Nothing", **shape)
+
+
+def test_pickled_weights_are_refused(golden: Path, tmp_path: Path) -> None:
+    """As docs/models.md says. Kills: weights of a format that can run code, read in silence."""
+    (tmp_path / "config.json").write_bytes((golden / "llada_dense" / "config.json").read_bytes())
+    torch.save(load_file(golden / "llada_dense" / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"no weights in safetensors"):
+        load(tmp_path)

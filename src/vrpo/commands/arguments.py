@@ -55,6 +55,8 @@ _HELP = {  # in place of transformers'
 MASK_HELP = "The mask token of a model whose folder does not say it (docs/models.md)."
 SHIFT_HELP = "Of a causal model turned bidirectional: its logits are the next token's. None: as config.json says."
 
+BLOCK_HELP = "Tokens per block of a block diffusion model whose folder does not say it; saved with the model."
+
 
 @dataclass
 class DataArguments:
@@ -122,6 +124,7 @@ class ModelArguments:
     )
     mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
     shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
+    block_size: int | None = field(default=None, metadata={"help": BLOCK_HELP})
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; reference = adapter off."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapter."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapter, divided by its rank."})
@@ -145,6 +148,7 @@ class ModelArguments:
             "experts_implementation": self.experts_implementation,
             "mask_token_id": self.mask_token_id,
             "shift_logits": self.shift_logits,
+            "block_size": self.block_size,
         }
 
     def __post_init__(self) -> None:

@@ -36,12 +36,12 @@ class NamedModel:
         Raises:
             ValueError: there is no such model, or no such adapter.
         """
-        mask_id_of(self.path, mask_token_id)
         if self.adapter is not None:
             try:
                 PeftConfig.from_pretrained(self.adapter)
             except (ValueError, OSError) as error:
                 raise ValueError(f"--models {self.name}: no adapter at {self.adapter}: {error}") from error
+        mask_id_of(self.path, mask_token_id, self.adapter)
 
 
 def named(text: str) -> NamedModel:

@@ -89,6 +89,8 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.device is not None and self.device_map is not None:
+            raise ValueError("device and device_map exclude each other: a map says where every part of a model is")
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ValueError(f"--include_path: no such folder: {self.include_path}")
         if self.num_resamples < 39 or (self.num_resamples + 1) % 40:

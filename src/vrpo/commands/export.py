@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
+from vrpo.commands.arguments import BLOCK_HELP
 from vrpo.commands.config_file import Parser, with_config
 from vrpo.data.whole import write_whole_folder
 from vrpo.models.adapter_names import export_adapter
@@ -30,7 +31,8 @@ def export(argv: Sequence[str]) -> None:
 
 
 def _write_model(args: argparse.Namespace, base: str, adapter: str | None, folder: Path) -> None:
-    denoiser = merged(base, adapter, args.dtype, mask_token_id=args.mask_token_id, shift_logits=args.shift_logits)
+    told = {name: getattr(args, name) for name in ("mask_token_id", "shift_logits", "block_size")}
+    denoiser = merged(base, adapter, args.dtype, **told)
     denoiser.save_pretrained(folder, max_shard_size=args.max_shard_size)
 
 
@@ -82,6 +84,11 @@ def _output(args: argparse.Namespace, sources: Sequence[str | None]) -> Path:
     folder = Path(args.output_dir).resolve()
     if any(source is not None and Path(source).resolve() == folder for source in sources):
         raise ValueError(f"--output_dir {args.output_dir} is what is to be exported: choose another folder")
+    for source in sources:
+        if source is not None and folder in Path(source).resolve().parents:
+            raise ValueError(
+                f"--output_dir {args.output_dir} holds {source}, and would be replaced with it: choose another folder"
+            )
     if folder.is_dir() and any(folder.iterdir()):
         if not args.overwrite:
             raise ValueError(f"--output_dir {args.output_dir} is not empty: choose another folder, or add --overwrite")
@@ -118,4 +125,5 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--mask_token_id", type=int, help="Of a model whose folder does not say it; written to config.json.")
     add("--shift_logits", action=argparse.BooleanOptionalAction, help="Of a causal model turned bidirectional: its "
         "logits are those of the next token. Written to config.json.")  # fmt: skip
+    add("--block_size", type=int, help=BLOCK_HELP)
     return parser.parse_args(with_config(parser, argv))

@@ -121,7 +121,7 @@ def _trace_of_file(args: argparse.Namespace) -> None:
     ]
     name = args.model_name_or_path
     prompts = [Prompt(row["prompt"], {}, str(args.output)).text for row in rows]
-    write_trace(args.trace, tokenizer_of(name), made, prompts, mask_id_of(name, args.mask_token_id))
+    write_trace(args.trace, tokenizer_of(name), made, prompts, mask_id_of(name, args.mask_token_id, args.adapter))
     print(f"how they were written: {args.trace}", file=sys.stderr)
 
 
@@ -214,6 +214,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         raise ValueError("--watch is for the terminal: leave --output out, or write a --trace")
     if args.output is not None and args.output.suffix in (".gz", ".parquet"):
         raise ValueError(f"--output {args.output}: plain JSON lines are written: let the name end in .jsonl")
+    if args.device is not None and args.device_map is not None:
+        raise ValueError("--device and --device_map exclude each other: a map says where every part of the model is")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(args.device)
     sampling = Sampling.of(**{name: getattr(args, name) for name in SAMPLING})
     if args.num_samples > 1 and not sampling.random:
@@ -257,7 +260,7 @@ def _parser() -> Parser:
     add("--seed", type=int, default=0, help="Of sampling; row i depends on the seed and i only.")
     add("--batch_size", type=int, default=16, help="Rows per model call (default 16).")
     add("--dtype", default="auto", help="float32, bfloat16; auto: as stored.")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Where to run.")
+    add("--device", help="Where to run (default: cuda if there is one, else cpu).")
     add("--attn_implementation", help="sdpa, eager, flex_attention.")
     add("--experts_implementation", help="Of a mixture of experts: auto, eager, batched_mm, grouped_mm.")
     add("--device_map", help="Instead of device, in one process: auto spreads the model over all GPUs, and the CPU's "

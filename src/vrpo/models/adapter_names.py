@@ -6,18 +6,21 @@ by the table that the weights are renamed by (`register_checkpoint_conversion_ma
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+from vrpo.models.conventions import FILE as CONVENTIONS
 
 State = Mapping[str, Tensor]
 Rename = Callable[[str], str]
@@ -42,6 +45,13 @@ def _renamings(architecture: type) -> list[WeightRenaming]:
     return [each for each in known if type(each) is WeightRenaming]
 
 
+def _is_part(architecture: type, module: str) -> bool:
+    """Whether the module's weight is officially stored in one with others': queries, keys and values of LLaDA2."""
+    known = get_checkpoint_conversion_mapping(architecture.__name__) or []
+    patterns = [pattern for each in known if type(each) is WeightConverter for pattern in each.target_patterns]
+    return any(re.search(pattern, f"{module}.weight") for pattern in patterns)
+
+
 def _renamed(renamings: list[Any], name: str) -> str:
     """A module's name ends where the patterns want a point."""
     found = f"{name}."
@@ -56,14 +66,21 @@ def export_adapter(adapter: str, architecture: type, folder: Path) -> None:
     Raises:
         ValueError: it is no LoRA, or on something that the official model has no module for.
     """
+    saved = load_peft_weights(adapter, device="cpu")
+    parts = sorted({module for module in map(_module_of, saved) if _is_part(architecture, module)})
+    if parts:
+        raise ValueError(
+            f"{adapter} is on {', '.join(parts[:3])}, ... which are officially parts of one module: merge it "
+            "(vrpo export without --adapter_only)"
+        )
     config, state = converted(
-        PeftConfig.from_pretrained(adapter),
-        load_peft_weights(adapter, device="cpu"),
-        lambda name: official_name(architecture, name),
+        PeftConfig.from_pretrained(adapter), saved, lambda name: official_name(architecture, name)
     )
     config.auto_mapping = None  # names our class
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
+    if (Path(adapter) / CONVENTIONS).is_file():
+        (folder / CONVENTIONS).write_bytes((Path(adapter) / CONVENTIONS).read_bytes())
     save_file(dict(state), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
@@ -74,23 +91,30 @@ def with_saved_adapter(module: Any, adapter: str) -> PeftModel:
         ValueError: it is an adapter of another model.
     """
     state = load_peft_weights(adapter, device="cpu")
+    try:
+        wrapped, unplaced = _wrapped(module, adapter, state)
+    except (RuntimeError, UserWarning) as error:  # of another shape; without a module of ours
+        raise ValueError(f"{adapter} is no adapter of this model: {error}") from error
+    if unplaced:
+        raise ValueError(f"{adapter} is no adapter of this model, which has no place for {unplaced[:5]}")
+    return wrapped
+
+
+def _wrapped(module: Any, adapter: str, state: State) -> tuple[PeftModel, list[str]]:
+    """The module with the adapter, and what of the one was not found in the other."""
     architecture = type(module)
     if all(_under_prefix(name, lambda path: own_name(architecture, path)) == name for name in state):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
-            try:
-                return PeftModel.from_pretrained(module, adapter)
-            except UserWarning as error:
-                raise ValueError(f"{adapter} is no adapter of this model: {error}") from error
+            wrapped = PeftModel.from_pretrained(module, adapter)
+        placed = get_peft_model_state_dict(wrapped, save_embedding_layers=False)  # peft leaves out the rest silently
+        return wrapped, [name for name in state if ".lora_" in name and name not in placed]
     given = PeftConfig.from_pretrained(adapter)
     config, renamed = converted(given, state, lambda name: own_name(architecture, name))
     config.inference_mode = True
     wrapped = PeftModel(module, config)
     missed: Any = set_peft_model_state_dict(wrapped, dict(renamed))
-    missing = [name for name in missed.missing_keys if "lora_" in name]
-    if missing or missed.unexpected_keys:
-        raise ValueError(f"{adapter} is no adapter of this model: {[*missing, *missed.unexpected_keys][:5]}")
-    return wrapped
+    return wrapped, [*(name for name in missed.missing_keys if "lora_" in name), *missed.unexpected_keys]
 
 
 def converted(config: PeftConfig, state: State, rename: Rename) -> tuple[LoraConfig, State]:

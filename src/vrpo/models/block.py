@@ -30,7 +30,7 @@ class BlockDiffusion(MaskedDiffusion):
         if config.block_size is None or config.block_size < 1:
             raise ValueError(
                 f"block_size is {config.block_size}: pass block_size, the tokens per block that the model was trained "
-                "with, or set it in config.json"
+                "with (--block_size of vrpo train, sft and export, which save it), or set it in config.json"
             )
         if config.shift_logits:
             raise ValueError("block diffusion models say the token of the same position: leave out shift_logits")

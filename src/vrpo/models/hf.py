@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from vrpo.models.conventions import FILE, Conventions
 from vrpo.models.head import logits_of, target_logp
 from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns, positions
 from vrpo.models.side_files import Origin, SideFiles
@@ -244,7 +245,8 @@ class HFDenoiser:
         """Write weights (official names), config.json (official fields) and the files beside them; an adapter if peft.
 
         Tokenizer, chat template, generation_config.json and modelling code are those of the folder that the model was
-        loaded from, byte for byte. An adapter's folder has the tokenizer only.
+        loaded from, byte for byte. An adapter's folder has the tokenizer, and what config.json would say of masks,
+        alignment and blocks (models/conventions.py).
 
         Raises:
             ValueError: the weights are quantised, which the official layout has no fields for.
@@ -257,9 +259,15 @@ class HFDenoiser:
 
     def side_files(self) -> SideFiles:
         """What belongs beside these weights, or this adapter, when they are saved."""
+        adapted = isinstance(self.module, PeftModel)
         if self.origin is None:
-            return SideFiles({}, self.tokenizer)
-        return self.origin.side_files(self.tokenizer, of_weights=not isinstance(self.module, PeftModel))
+            found = SideFiles({}, self.tokenizer)
+        else:
+            found = self.origin.side_files(self.tokenizer, of_weights=not adapted)
+        if not adapted:
+            return found
+        told = Conventions(self.mask_id, self._base.config.shift_logits, self.block_size)
+        return dataclasses.replace(found, contents={**found.contents, FILE: told.written()})
 
 
 def is_spread(module: Any) -> bool:

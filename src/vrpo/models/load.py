@@ -13,6 +13,7 @@ from vrpo.models.adapter_names import with_saved_adapter
 from vrpo.models.attention import check_attention
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
 from vrpo.models.block import BlockDiffusion
+from vrpo.models.conventions import Conventions
 from vrpo.models.dream import Dream
 from vrpo.models.facts import facts_of
 from vrpo.models.hf import HFDenoiser
@@ -90,28 +91,28 @@ def load(
         require_bitsandbytes()
     if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
         adapter, name_or_path = name_or_path, base_of(name_or_path)
+    told = _told(adapter, mask_token_id, shift_logits, block_size)
     options: dict[str, Any] = _placement(device, device_map, quantization_config)
     if experts_implementation is not None:
         if not issubclass(model_class(name_or_path), Routed):
             raise ValueError(f"experts_implementation: {name_or_path} is not a mixture of experts; leave it out")
         options |= {"experts_implementation": experts_implementation}
     tokenizer = tokenizer_of(name_or_path)
-    config = _config_of(name_or_path, tokenizer, mask_token_id)
-    if shift_logits is not None:
-        _check_shift(config, shift_logits)
-        config.shift_logits = shift_logits
-    if block_size is not None:
-        if not issubclass(model_class(name_or_path), BlockDiffusion):
-            raise ValueError(f"block_size {block_size}: {name_or_path} is not a block diffusion model: leave it out")
-        config.block_size = block_size
-    loaded: Any = model_class(name_or_path).from_pretrained(
-        name_or_path,
-        config=config,
-        output_loading_info=True,
-        dtype=weights_dtype("inference", dtype),
-        attn_implementation=attn_implementation,
-        **options,
-    )
+    config = _config_of(name_or_path, tokenizer, told, adapter)
+    try:
+        loaded: Any = model_class(name_or_path).from_pretrained(
+            name_or_path,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            dtype=weights_dtype("inference", dtype),
+            attn_implementation=attn_implementation,
+            **options,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path}: no weights in safetensors (pickled ones, .bin, are not read: convert them): {error}"
+        ) from error
     module, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -127,13 +128,33 @@ def load(
     return adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer))
 
 
-def _check_shift(config: Any, shift_logits: bool) -> None:
+def _check_shift(config: Any, shift_logits: bool, place: str) -> None:
     if "shift_logits" not in config.fields and shift_logits != config.shift_logits:
         raise ValueError(
-            f"shift_logits {shift_logits}: {config.architecture} has logits of the "
+            f"{place}shift_logits {shift_logits}: {config.architecture} has logits of the "
             f"{'next token' if config.shift_logits else 'position itself'}, and only causal models leave the choice: "
             "leave out shift_logits"
         )
+
+
+def _told(
+    adapter: str | Path | None, mask_token_id: int | None, shift_logits: bool | None, block_size: int | None
+) -> Conventions:
+    """What a model is run with: as given, or as its adapter was trained.
+
+    Raises:
+        ValueError: there is no such adapter, or it was trained with something else.
+    """
+    given = Conventions(mask_token_id, shift_logits, block_size)
+    if adapter is None:
+        return given
+    try:
+        PeftConfig.from_pretrained(str(adapter))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"adapter {adapter}: neither a folder with an adapter_config.json nor one that the hub gave: {error}"
+        ) from error
+    return given.of_adapter(str(adapter))
 
 
 def _placement(device: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
@@ -212,10 +233,11 @@ def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
     return tokenizer
 
 
-def mask_id_of(name_or_path: str, mask_token_id: int | None = None) -> int:
-    """The mask token of a model, or of the base of an adapter, without loading it; as given where it is given."""
-    name_or_path = _without_adapter(name_or_path)
-    return int(_config_of(name_or_path, tokenizer_of(name_or_path), mask_token_id).mask_token_id)
+def mask_id_of(name_or_path: str, mask_token_id: int | None = None, adapter: str | None = None) -> int:
+    """The mask token of a model, or of an adapter, without loading it; as given where it is given."""
+    base = _without_adapter(name_or_path)
+    told = _told(name_or_path if adapter is None and base != name_or_path else adapter, mask_token_id, None, None)
+    return int(_config_of(base, tokenizer_of(base), told, adapter).mask_token_id)
 
 
 def end_ids_of(name_or_path: str) -> set[int]:
@@ -281,12 +303,25 @@ def class_of(architecture: str | None, place: str = "") -> type[PreTrainedModel]
     return _ADAPTERS[architecture]
 
 
-def _config_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None, mask_token_id: int | None) -> Any:
+def _config_of(
+    name_or_path: str, tokenizer: PreTrainedTokenizerBase | None, told: Conventions, adapter: str | Path | None
+) -> Any:
+    """The configuration, with what it was told."""
     klass: Any = model_class(name_or_path)
     config = klass.config_class.from_pretrained(name_or_path)
     if config.official is not None and "auto_map" in config.official and not Path(name_or_path).is_dir():
         config.official["auto_map"] = by_repository(config.official["auto_map"], name_or_path)
-    config.mask_token_id = mask_id_in(config, tokenizer, mask_token_id)
+    config.mask_token_id = mask_id_in(config, tokenizer, told.mask_token_id)
+    place = "" if adapter is None else f"{adapter} is no adapter of this model: "
+    if told.shift_logits is not None:
+        _check_shift(config, told.shift_logits, place)
+        config.shift_logits = told.shift_logits
+    if told.block_size is not None:
+        if not issubclass(klass, BlockDiffusion):
+            raise ValueError(
+                f"{place}block_size {told.block_size}: {name_or_path} is not a block diffusion model: leave it out"
+            )
+        config.block_size = told.block_size
     return config
 
 

@@ -46,7 +46,13 @@ class OfficialConfig(_Mixin):
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}: not a configuration of {cls.architecture}")
         official = deepcopy(config_dict)  # transformers edits what it is given
-        return super().from_dict({**cls.read(config_dict), "official": official}, **kwargs)
+        known = cls.read(config_dict)
+        if official.get("quantization_config") and "quantization_config" not in known:
+            raise ValueError(
+                "config.json: quantization_config: its weights are quantised, and would be read as if they were not: "
+                "give the model it was made of, with load_in_4bit or load_in_8bit"
+            )
+        return super().from_dict({**known, "official": official}, **kwargs)
 
     @classmethod
     def read(cls, official: dict[str, Any]) -> dict[str, Any]:
