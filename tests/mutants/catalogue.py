@@ -2084,7 +2084,7 @@ BLOCK_DIFFUSION = [
     Mutant(
         "block: a size that is passed is not used",
         "models/load.py",
-        (("        config.block_size = block_size\n", ""),),
+        (("        config.block_size = told.block_size\n", ""),),
         BLOCK,
     ),
     Mutant(
@@ -2409,7 +2409,7 @@ LAYOUT = [  # saving what others wrote, adapters' names, export
     Mutant(
         "settings of a model beside an adapter",
         "models/hf.py",
-        (("of_weights=not isinstance(self.module, PeftModel)", "of_weights=True"),),
+        (("of_weights=not adapted", "of_weights=True"),),
         SIDE_FILES,
     ),
     Mutant(
