@@ -73,10 +73,10 @@ class ILLaDA(MaskedDiffusion, LlamaForCausalLM):
     lora_targets = ILLADA.lora_targets
 
     def save_pretrained(
-        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, **kwargs: Any
+        self, save_directory: Any, is_main_process: bool = True, state_dict: Any = None, *args: Any, **kwargs: Any
     ) -> None:
         """With the head, which published folders store though it is the embedding."""
         tensors = dict(self.state_dict() if state_dict is None else state_dict)
         if self.config.tie_word_embeddings:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()  # what shares memory is left out
-        super().save_pretrained(save_directory, is_main_process, tensors, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, tensors, *args, **kwargs)
