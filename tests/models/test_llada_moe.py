@@ -125,7 +125,7 @@ def test_experts_implementation_is_checked(golden: Path) -> None:
     """Kills: a name that is silently another one; a choice where there is none."""
     with pytest.raises(ValueError, match="auto, eager, batched_mm, grouped_mm"):
         load(golden / "llada_moe", mask_token_id=MASK_ID, experts_implementation="fast")
-    with pytest.raises(ValueError, match="not a mixture of experts"):
+    with pytest.raises(ValueError, match="is not LLaDA-MoE"):
         load(golden / "llada_dense", experts_implementation="eager")
 
 

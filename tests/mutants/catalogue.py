@@ -2530,6 +2530,28 @@ LAYOUT = [  # saving what others wrote, adapters' names, export
     ),
 ]
 
+REFUSALS = ("tests/models/test_refusals.py",)
+REFUSED = [
+    Mutant(
+        "a mask token that ends an answer",
+        "models/load.py",
+        (("if mask_id == _end_of_turn(config, tokenizer) or", "if False and"),),
+        REFUSALS,
+    ),
+    Mutant(
+        "angles beside rope_theta unread",
+        "models/official.py",
+        (("        cls._check_rope(config_dict)\n", ""),),
+        REFUSALS,
+    ),
+    Mutant(
+        "a hub's commit in config.json",
+        "models/official.py",
+        (('official.pop("_commit_hash", None)', "pass"),),
+        REFUSALS,
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -2548,4 +2570,5 @@ MUTANTS = [
     *BLOCK_DIFFUSION,
     *EXPERTS,
     *LAYOUT,
+    *REFUSED,
 ]

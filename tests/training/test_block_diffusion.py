@@ -115,6 +115,9 @@ def test_what_is_not_offered_says_so(golden: Path, tmp_path: Path) -> None:
         device="cpu",
         dtype="auto",
         attn_implementation=None,
+        experts_implementation=None,
+        mask_token_id=None,
+        shift_logits=None,
     )
     with pytest.raises(ValueError, match="variance of such draws is not measured"):
         models_of(wanted)

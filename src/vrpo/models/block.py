@@ -57,10 +57,10 @@ class BlockDiffusion(MaskedDiffusion):
         row, place = copies.row_and_place(scored)
         if self.config._attn_implementation == "flex_attention":
             start = copies.real.sum(-1).cumsum(0) - copies.real.sum(-1)
-            return self._end_to_end(copies)[start[row] + place]
+            return self._end_to_end(copies).to(row.device)[start[row] + place]
         mask = additive(copies.sees, self.model.dtype)
         hidden = self.model(copies.ids, attention_mask=mask, position_ids=copies.position, use_cache=False)[0]
-        return hidden[row, place]
+        return hidden.to(row.device)[row, place]  # the last layer may be elsewhere (device_map)
 
     def _end_to_end(self, copies: "Copies") -> Float[Tensor, "T D"]:
         """Hidden states of all rows' tokens as one sequence without padding, whose rows do not see each other."""

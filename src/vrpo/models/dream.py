@@ -48,6 +48,7 @@ class DreamConfig(OfficialConfig, Qwen2Config):
         "sliding_window": None,
         "use_cache": False,
     }
+    understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": DREAM.mask_id}
     required: ClassVar[tuple[str, ...]] = (
         "hidden_size",
         "num_hidden_layers",
@@ -55,7 +56,6 @@ class DreamConfig(OfficialConfig, Qwen2Config):
         "num_key_value_heads",
         "intermediate_size",
         "vocab_size",
-        "mask_token_id",
         "rope_theta",
     )
     official: dict[str, Any] | None = None

@@ -78,7 +78,7 @@ class MaskedDiffusion:
         row, column = said_at(scored, attention_mask, self.config.shift_logits)
         if self.config._attn_implementation == "flex_attention":
             place = attention_mask.flatten().cumsum(0).view_as(input_ids) - 1  # where a token is without padding
-            return self._without_padding(corrupted, attention_mask)[place[row, column]]
+            return self._without_padding(corrupted, attention_mask).to(row.device)[place[row, column]]
         hidden = self.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)[0]
         return hidden.to(row.device)[row, column]  # the last layer may be elsewhere (device_map)
 

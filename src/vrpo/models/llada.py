@@ -97,7 +97,6 @@ class LLaDAConfig(OfficialConfig, LlamaConfig):
         "n_heads",
         "mlp_hidden_size",
         "vocab_size",
-        "mask_token_id",
         "rope_theta",
     )
     official: dict[str, Any] | None = None

@@ -8,9 +8,11 @@ names of config.json, tensor names of the checkpoint, query_key_value being one 
 from collections.abc import Mapping
 from typing import Any, ClassVar, no_type_check
 
+import torch
+from torch import Tensor
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
 from vrpo.models.block import BlockDiffusion
 from vrpo.models.facts import LLADA2
@@ -36,7 +38,6 @@ _FIELDS = {  # official field -> transformers' field
             "num_experts_per_tok",
             "num_hidden_layers",
             "num_key_value_heads",
-            "output_router_logits",
             "pad_token_id",
             "rms_norm_eps",
             "routed_scaling_factor",
@@ -55,10 +56,36 @@ _TENSORS = (  # official name -> transformers' name, applied in this order
     (r"attention.key_layernorm.", r"self_attn.k_norm."),
     (r"mlp.gate.expert_bias", r"mlp.gate.e_score_correction_bias"),
 )
+
+
+class _Split(ConversionOps):
+    """One matrix as several, as high as the parameters they become. transformers' own `Split` came after 5.10."""
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str = "",
+        model: Any = None,
+        **unused: Any,
+    ) -> dict[str, Any]:
+        (found,) = input_dict.values()
+        whole: Tensor = found[0] if isinstance(found, list) else found
+        names = [full_layer_name.replace(target_patterns[0], target) for target in target_patterns]
+        parts = whole.split([len(model.get_parameter(name)) for name in names])
+        return {target: part.contiguous() for target, part in zip(target_patterns, parts, strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return Concatenate(dim=0)
+
+
 _QUERY_KEY_VALUE = WeightConverter(
     source_patterns="attention.query_key_value.weight",
     target_patterns=[f"self_attn.{part}_proj.weight" for part in "qkv"],
-    operations=[Split(dim=0)],
+    operations=[_Split()],
 )
 
 
@@ -94,6 +121,7 @@ class LLaDA2Config(OfficialConfig, Glm4MoeConfig):
             "AutoModelForCausalLM": "inclusionAI/LLaDA2.0-mini--modeling_llada2_moe.LLaDA2MoeModelLM",
         },
         "max_window_layers": 28,
+        "output_router_logits": False,
         "sliding_window": 4096,  # of no effect while use_sliding_window is false
         "use_cache": False,
     }

@@ -95,7 +95,10 @@ def load(
     options: dict[str, Any] = _placement(device, device_map, quantization_config)
     if experts_implementation is not None:
         if not issubclass(model_class(name_or_path), Routed):
-            raise ValueError(f"experts_implementation: {name_or_path} is not a mixture of experts; leave it out")
+            raise ValueError(
+                f"experts_implementation: {name_or_path} is not LLaDA-MoE; other mixtures of experts are computed as "
+                "transformers does by default; leave it out"
+            )
         options |= {"experts_implementation": experts_implementation}
     tokenizer = tokenizer_of(name_or_path)
     config = _config_of(name_or_path, tokenizer, told, adapter)
@@ -269,7 +272,19 @@ def mask_id_in(config: Any, tokenizer: PreTrainedTokenizerBase | None, given: in
             f"({config.vocab_size} embeddings): pass mask_token_id (--mask_token_id), an id that texts do not contain, "
             "or set it in config.json; of a causal model take a reserved token, or a free row of its embedding"
         )
+    _check_no_end(config, tokenizer, int(found))
     return int(found)
+
+
+def _check_no_end(config: Any, tokenizer: PreTrainedTokenizerBase | None, mask_id: int) -> None:
+    """A mask token that also ends a turn or a text (Ling's `<|role_end|>` has the number of LLaDA-MoE's mask token)
+    would be hidden in every answer, and a text that nothing is written of yet would count as ended."""
+    if mask_id == _end_of_turn(config, tokenizer) or mask_id == _end_of_text(config, tokenizer):
+        text = "" if tokenizer is None else f", {tokenizer.convert_ids_to_tokens(mask_id)!r}"
+        raise ValueError(
+            f"the mask token {mask_id}{text} is what ends a text or a turn here: pass the right mask_token_id "
+            "(--mask_token_id), or put the model's own tokenizer beside it"
+        )
 
 
 def model_class(name_or_path: str) -> type[PreTrainedModel]:

@@ -42,10 +42,12 @@ class OfficialConfig(_Mixin):
         for field, value in cls.fixed.items():
             if field in config_dict and config_dict[field] != value:
                 raise ValueError(f"config.json: {field} = {config_dict[field]!r} is not supported, only {value!r}")
+        cls._check_rope(config_dict)
         missing = [field for field in cls.required if field not in config_dict or config_dict[field] is None]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}: not a configuration of {cls.architecture}")
         official = deepcopy(config_dict)  # transformers edits what it is given
+        official.pop("_commit_hash", None)  # of no file: transformers before 5.20 passes it along
         known = cls.read(config_dict)
         if official.get("quantization_config") and "quantization_config" not in known:
             raise ValueError(
@@ -53,6 +55,19 @@ class OfficialConfig(_Mixin):
                 "give the model it was made of, with load_in_4bit or load_in_8bit"
             )
         return super().from_dict({**known, "official": official}, **kwargs)
+
+    @classmethod
+    def _check_rope(cls, official: dict[str, Any]) -> None:
+        """transformers 5 writes angles into a field of their own: one that says more than `rope_theta` is not read."""
+        if "rope_theta" not in cls.required or not official.get("rope_parameters"):
+            return
+        angles = official["rope_parameters"]
+        plain = {"rope_type": "default", "rope_theta": official.get("rope_theta")}
+        if any(field in plain and value != plain[field] for field, value in angles.items()):
+            raise ValueError(
+                f"config.json: rope_parameters = {angles!r} is not supported, only rope_theta as a field of its own "
+                f"and rope_type 'default': {plain!r}"
+            )
 
     @classmethod
     def read(cls, official: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class DiffusionTrainer(Trainer, ABC):
         self.routers = routers_of(model.module)
         if args.router_aux_loss_coef and self.routers is None:
             raise ValueError(
-                "router_aux_loss_coef: the model has no routers, it is not a mixture of experts; leave it out"
+                "router_aux_loss_coef: the model has no routers that are balanced here, as LLaDA-MoE has; leave it out"
             )
         kwargs |= {name: self.tokenized(kwargs[name]) for name in ("train_dataset", "eval_dataset")}
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
