@@ -137,7 +137,7 @@ def generated(model: Path, prompts: Path, output: Path) -> dict[str, Any]:
 
 def exported(adapter: Path, base: Path, output: Path, examples: Dataset) -> dict[str, Any]:
     """The adapter merged, under official names, against the adapter on its base."""
-    command("export", "--model", str(adapter), "--output_dir", str(output))
+    command("export", "--model_name_or_path", str(adapter), "--output_dir", str(output))
     difference = (bounds(vrpo.load(adapter), examples) - bounds(vrpo.load(output), examples)).abs().max()
     return {"names": tensors(output).keys() == tensors(base).keys(), "difference": float(difference)}
 

@@ -17,6 +17,8 @@ from vrpo.commands import export as command
 from vrpo.models.adapter import with_adapter
 from vrpo.models.load import load
 
+EXPORT = ("export", "--model_name_or_path")
+
 
 def adapter_on(base: Path, folder: Path) -> Path:
     config = LoraConfig(r=2, init_lora_weights=False)
@@ -37,7 +39,7 @@ def llada(tmp_path: Path) -> Path:
 def test_an_adapter_is_merged(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Official names, the source's files beside them, in shards. Kills: the base without its adapter."""
     adapter, out = adapter_on(base, tmp_path / "adapter"), tmp_path / "out"
-    assert main(["export", "--model", str(adapter), "--output_dir", str(out), "--max_shard_size", "100KB"]) == 0
+    assert main([*EXPORT, str(adapter), "--output_dir", str(out), "--max_shard_size", "100KB"]) == 0
     assert_same(out, contents(base), BESIDE)
     names = {name for shard in out.glob("*.safetensors") for name in load_file(shard)}
     assert names == set(load_file(base / "model.safetensors"))
@@ -51,16 +53,16 @@ def test_an_adapter_is_merged(base: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_the_same_with_base_and_adapter(llada: Path, tmp_path: Path) -> None:
     adapter, out = adapter_on(llada, tmp_path / "adapter"), tmp_path / "out"
-    assert main(["export", "--model", str(llada), "--adapter", str(adapter), "--output_dir", str(out)]) == 0
+    assert main([*EXPORT, str(llada), "--adapter", str(adapter), "--output_dir", str(out)]) == 0
     assert torch.equal(logp(load(out)), logp(load(adapter).merged()))
-    assert main(["export", "--model", str(adapter), "--adapter", str(adapter), "--output_dir", str(out)]) == 2
+    assert main([*EXPORT, str(adapter), "--adapter", str(adapter), "--output_dir", str(out)]) == 2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_weights_are_rounded_once(llada: Path, tmp_path: Path, dtype: str) -> None:
     """Kills: an adapter merged into weights that were rounded before; config.json that says another type."""
     adapter, out = adapter_on(llada, tmp_path / "adapter"), tmp_path / "out"
-    assert main(["export", "--model", str(adapter), "--output_dir", str(out), "--dtype", dtype]) == 0
+    assert main([*EXPORT, str(adapter), "--output_dir", str(out), "--dtype", dtype]) == 0
     exact = load(adapter).merged().module.state_dict()
     found = load(out).module
     assert found.dtype == getattr(torch, dtype)
@@ -71,19 +73,19 @@ def test_weights_are_rounded_once(llada: Path, tmp_path: Path, dtype: str) -> No
 def test_adapter_only(llada: Path, tmp_path: Path) -> None:
     """Kills: names of ours; an adapter that our loader no longer reads; weights of the base beside it."""
     adapter, out = adapter_on(llada, tmp_path / "adapter"), tmp_path / "out"
-    assert main(["export", "--model", str(adapter), "--adapter_only", "--output_dir", str(out)]) == 0
+    assert main([*EXPORT, str(adapter), "--adapter_only", "--output_dir", str(out)]) == 0
     assert not list(out.glob("model*"))
     assert any("blocks.0.attn_out.lora_A" in name for name in load_file(out / "adapter_model.safetensors"))
     assert torch.equal(logp(load(out)), logp(load(adapter)))
     again = tmp_path / "again"
-    assert main(["export", "--model", str(llada), "--adapter_only", "--output_dir", str(again)]) == 2
+    assert main([*EXPORT, str(llada), "--adapter_only", "--output_dir", str(again)]) == 2
     assert not again.exists()
 
 
 def test_a_mask_token_is_written(tmp_path: Path) -> None:
     base = checkpoint("causal", tmp_path / "base", mask_token_id=None)
     fields = ["--mask_token_id", "7", "--shift_logits", "--output_dir", str(tmp_path / "out")]
-    assert main(["export", "--model", str(base), *fields]) == 0
+    assert main([*EXPORT, str(base), *fields]) == 0
     loaded = load(tmp_path / "out")
     assert (loaded.mask_id, loaded.module.config.shift_logits) == (7, True)
 
@@ -93,7 +95,7 @@ def test_what_is_there_is_not_replaced_unasked(llada: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    arguments = ["export", "--model", str(llada), "--output_dir", str(out)]
+    arguments = [*EXPORT, str(llada), "--output_dir", str(out)]
     assert main(arguments) == 2
     assert "not empty" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 2
@@ -103,7 +105,7 @@ def test_what_is_there_is_not_replaced_unasked(llada: Path, tmp_path: Path, caps
     assert main([*arguments, "--overwrite"]) == 0
     assert not (out / "notes.txt").exists()
     assert torch.equal(logp(load(out)), logp(load(llada)))
-    assert main(["export", "--model", str(llada), "--output_dir", str(llada), "--overwrite"]) == 2
+    assert main([*EXPORT, str(llada), "--output_dir", str(llada), "--overwrite"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out"]
 
 
@@ -113,7 +115,13 @@ def test_a_folder_that_holds_the_source_is_not_replaced(
     """A checkpoint exported over the run that it is in. Kills: the adapter, its other checkpoints and logs removed."""
     adapter_on(llada, tmp_path / "run")
     adapter_on(llada, tmp_path / "run" / "checkpoint-1")
-    run = ["export", "--model", str(tmp_path / "run" / "checkpoint-1"), "--output_dir", str(tmp_path / "run")]
+    run = [
+        "export",
+        "--model_name_or_path",
+        str(tmp_path / "run" / "checkpoint-1"),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     assert main([*run, "--overwrite"]) == 2
     assert "would be replaced with it" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoint-1" / "adapter_model.safetensors").exists()
@@ -131,14 +139,14 @@ def test_an_export_that_stops_leaves_nothing(llada: Path, tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "_write_model", stop)
-    assert main(["export", "--model", str(llada), "--output_dir", str(out)]) == 130
+    assert main([*EXPORT, str(llada), "--output_dir", str(out)]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_quantised_weights_are_refused(llada: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = json.loads((llada / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
     (llada / "config.json").write_text(json.dumps(fields))
-    assert main(["export", "--model", str(llada), "--output_dir", str(tmp_path / "out")]) == 2
+    assert main([*EXPORT, str(llada), "--output_dir", str(tmp_path / "out")]) == 2
     assert "is quantised" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

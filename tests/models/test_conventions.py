@@ -16,6 +16,8 @@ from vrpo.models.conventions import FILE
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, mask_id_of
 
+EXPORT = ("export", "--model_name_or_path")
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
@@ -37,11 +39,18 @@ def test_an_adapter_comes_back_as_it_was_trained(base: Path, trained: HFDenoiser
         assert torch.equal(logp(again), logp(trained))
     assert mask_id_of(str(tmp_path / "adapter")) == 310
     assert mask_id_of(str(base), adapter=str(tmp_path / "adapter")) == 310
-    assert main(["export", "--model", str(tmp_path / "adapter"), "--output_dir", str(tmp_path / "whole")]) == 0
+    assert main([*EXPORT, str(tmp_path / "adapter"), "--output_dir", str(tmp_path / "whole")]) == 0
     fields = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert (fields["mask_token_id"], fields["shift_logits"]) == (310, True)
     assert not (tmp_path / "whole" / FILE).exists()
-    run = ["export", "--model", str(tmp_path / "adapter"), "--adapter_only", "--output_dir", str(tmp_path / "official")]
+    run = [
+        "export",
+        "--model_name_or_path",
+        str(tmp_path / "adapter"),
+        "--adapter_only",
+        "--output_dir",
+        str(tmp_path / "official"),
+    ]
     assert main(run) == 0
     assert torch.equal(logp(load(tmp_path / "official")), logp(trained))
 
@@ -69,7 +78,7 @@ def test_no_such_adapter_is_named(base: Path, tmp_path: Path) -> None:
 
 def test_blocks_are_told_once_by_a_command(golden: Path, tmp_path: Path) -> None:
     """Kills: a block diffusion model whose folder does not say its blocks and that only Python can load."""
-    run = ["export", "--model", str(golden / "sdar_moe"), "--mask_token_id", "158", "--output_dir"]
+    run = [*EXPORT, str(golden / "sdar_moe"), "--mask_token_id", "158", "--output_dir"]
     assert main([*run, str(tmp_path / "none")]) == 2
     assert main([*run, str(tmp_path / "whole"), "--block_size", "4"]) == 0
     assert load(tmp_path / "whole").block_size == 4

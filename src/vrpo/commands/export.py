@@ -66,13 +66,16 @@ def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
     Raises:
         ValueError: there is none, and one is asked for; or there are two.
     """
-    is_adapter = (Path(args.model) / "adapter_config.json").is_file()
+    is_adapter = (Path(args.model_name_or_path) / "adapter_config.json").is_file()
     if is_adapter and args.adapter is not None:
-        raise ValueError(f"--model {args.model} is an adapter itself: give its base as --model, or leave --adapter out")
-    adapter = args.model if is_adapter else args.adapter
+        raise ValueError(
+            f"--model_name_or_path {args.model_name_or_path} is an adapter itself: give its base instead, or leave "
+            "--adapter out"
+        )
+    adapter = args.model_name_or_path if is_adapter else args.adapter
     if args.adapter_only and adapter is None:
-        raise ValueError(f"--adapter_only: {args.model} is no adapter; give one as --adapter")
-    return (base_of(args.model) if is_adapter else args.model), adapter
+        raise ValueError(f"--adapter_only: {args.model_name_or_path} is no adapter; give one as --adapter")
+    return (base_of(args.model_name_or_path) if is_adapter else args.model_name_or_path), adapter
 
 
 def _output(args: argparse.Namespace, sources: Sequence[str | None]) -> Path:
@@ -109,8 +112,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="vrpo export", description=export.__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--config", help="YAML file of these fields; the command line overrides it.")
-    add("--model", required=True, help="Hub name or folder: a model, or an adapter of ours, which names its base. An "
-        "adapter that was trained on a quantised base is merged into the base as it is stored.")  # fmt: skip
+    add("--model_name_or_path", required=True, help="Hub name or folder: a model, or an adapter of ours, which names "
+        "its base. An adapter that was trained on a quantised base is merged into the base as it is stored.")  # fmt: skip
     add("--adapter", help="Adapter to put on the model.")
     add(
         "--output_dir",
