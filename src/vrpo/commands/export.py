@@ -113,7 +113,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", help="YAML file of these fields; the command line overrides it.")
     add("--model_name_or_path", required=True, help="Hub name or folder: a model, or an adapter of ours, which names "
-        "its base. An adapter that was trained on a quantised base is merged into the base as it is stored.")  # fmt: skip
+        "its base. An adapter that was trained on a quantised base is merged into the base as stored.")  # fmt: skip
     add("--adapter", help="Adapter to put on the model.")
     add(
         "--output_dir",
