@@ -26,9 +26,9 @@ def auto(
 ) -> Float[Tensor, "T D"]:
     """Sum over a token's k experts of weight * expert(token): tokens sorted by expert, then a product per expert.
 
-    All products of a layer are one call (torch's grouped_mm) where this can do them, else one after the other: there is
-    no threshold, for at 32, 512 and 8192 tokens nothing else was clearly faster, in float32 on a CPU and in bfloat16 on
-    a GPU (benchmarks/model_matrix: experts.md, gpu.md). Under
+    All products of a layer are one call (torch's grouped_mm) where this can do them, else one after the other. There is
+    no threshold: at 32, 512 and 8192 tokens no other choice wins on the whole, in float32 on a CPU and in bfloat16 on a
+    GPU, and "eager" loses by far where experts are trained (benchmarks/model_matrix: experts.md, gpu.md). Under
     autocast they are computed in its precision, unlike transformers' "grouped_mm", which there follows the weights and
     so computes float32 masters in float32. The sum over experts has one order: the same bits at every run.
     """
