@@ -40,5 +40,5 @@ def test_an_adapter_trains_on_a_quantised_base(family: str, bits: Any, tmp_path:
     assert margins[0] == 0.0 != margins[1]
     assert moved(trajectory) > 0
     trainer.save_model()
-    assert main(["export", "--model", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]) == 0
+    assert main(["export", "--model_name_or_path", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]) == 0
     assert torch.equal(logp(load(tmp_path / "out")), logp(load(tmp_path / "run").merged()))
