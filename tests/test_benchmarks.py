@@ -68,6 +68,7 @@ def test_gpu_8b_says_what_it_found(tiny: tuple[dict[str, Any], str, str]) -> Non
     assert "memory flat in n" in table
 
 
+@pytest.mark.slow
 def test_gpu_8b_names_what_it_left_out(tmp_path: Path) -> None:
     """Kills: a row missing without a word; an output folder's README losing its text."""
     (tmp_path / "README.md").write_text("above\n<!-- table of result.json -->\nold\n<!-- end -->\nbelow\n")
@@ -216,6 +217,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any
     return json.loads((folder / "gpu_result.json").read_text())["rows"], (folder / "gpu_table.md").read_text()
 
 
+@pytest.mark.slow
 def test_model_matrix_gpu_measures_every_row(matrix: tuple[list[dict[str, Any]], str]) -> None:
     """Kills: a family whose class or fields have moved; a checkpoint that comes back changed; a row not shown."""
     rows, table = matrix
@@ -240,6 +242,7 @@ def test_model_matrix_counts_the_weights(matrix: tuple[list[dict[str, Any]], str
             assert row["trained"] == shape.adapter_weights
 
 
+@pytest.mark.slow
 def test_model_matrix_checks_find_no_difference(tmp_path: Path) -> None:
     """Kills: logits read at the wrong position; padding that is attended; rows of a call that see each other."""
     few = ("--parts", "checks", "--families", "Dream-7B", "LLaDA-8B", "--output", str(tmp_path))
