@@ -17,7 +17,10 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 RANK = {  # a module imports modules of lower rank only
     "types": 0,
     "draws": 1,
-    "losses": 1,
+    "temperature": 1,
+    "pools": 1,
+    "losses": 2,
+    "slopes": 3,
     "sketch": 2,
     "roulette": 2,
     "plans": 2,
@@ -48,7 +51,8 @@ THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import
     "math_verify": {"rewards"},
     "langdetect": {"rewards"},
 }
-CORE = {"types", "draws", "plans", "sketch", "roulette", "losses", "estimator", "reference", "preference"}
+CORE = {"types", "draws", "plans", "sketch", "roulette", "temperature", "pools", "losses", "slopes"}
+CORE |= {"estimator", "reference", "preference"}
 CORE_IMPORTS = {"torch", "jaxtyping"}
 RANDOM_ROOMS = {"draws.py", "models/tiny.py", "models/adapter.py"}  # seeded initialisation; and decoding/
 RANDOM_TORCH = {  # a seeded torch.Generator may be made anywhere above the core, to be passed to decoding/

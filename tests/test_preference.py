@@ -14,9 +14,10 @@ from tests.build import draws_of, make_tokens, two_pairs
 from tests.test_estimator import Recorder
 from tests.test_losses import OBJECTIVES, every_objective
 from vrpo.draws import FixedCount
-from vrpo.losses import DPO, SFT, CrossFit, Jackknife, Objective, WeightedSum
+from vrpo.losses import DPO, SFT, Objective, WeightedSum
 from vrpo.preference import backward_by_draw, backward_in_one_pass, preference_loss
 from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference
+from vrpo.slopes import CrossFit, Jackknife
 from vrpo.types import Pairs
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")

@@ -11,7 +11,8 @@ from tests import exact
 from tests.build import Row, make_tokens, two_pairs
 from tests.test_estimator import Recorder
 from vrpo.draws import FixedCount, draw_key
-from vrpo.losses import DPO, SFT, log_ratio
+from vrpo.losses import DPO, SFT
+from vrpo.pools import log_ratios
 from vrpo.preference import Step, backward_by_draw, preference_loss
 from vrpo.reference import FrozenReference, GivenReference, IndependentReference, NoReference, Reference
 from vrpo.types import Tokens
@@ -41,7 +42,7 @@ def test_shared_draws_cancel_draw_by_draw() -> None:
 def test_independent_draws_do_not_cancel() -> None:
     """share_draws=False is what it says: no term of any row is shared, the score is not 0. Kills: rekeying a no-op."""
     for step in both_steps(exact.Table(), IndependentReference(FrozenReference(exact.Table()), PLAN)):
-        assert (log_ratio(step.policy_terms, step.reference_terms).abs() > 1e-3).any()
+        assert (log_ratios(step.policy_terms, step.reference_terms).abs() > 1e-3).any()
         assert (step.policy_terms != step.reference_terms[:, 0]).any()
 
 
@@ -84,7 +85,7 @@ def test_a_cached_reference_replays_at_epoch_0_and_at_no_other() -> None:
 
     def score(epoch: int) -> Tensor:
         step = preference_loss(exact.Table(), GivenReference(terms), at(epoch), PAIRS, PLAN(at(epoch)), DPO())
-        return log_ratio(step.policy_terms.detach(), step.reference_terms)
+        return log_ratios(step.policy_terms.detach(), step.reference_terms)[:, 0]
 
     assert not score(0).any()
     assert score(1)[:3].all()  # row 3 has one token, hence one mask

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vrpo.diagnostics.statistics import jackknife
-from vrpo.losses import DPO, CrossFit, Jackknife, Objective
+from vrpo.losses import DPO, Objective
+from vrpo.slopes import CrossFit, Jackknife
 from vrpo.types import Pairs
 
 HERE = Path(__file__).parent

@@ -160,6 +160,16 @@ class Enumerate:
         return Draws(masked, weight, torch.where(in_use, 0, -1))
 
 
+@dataclass(frozen=True)
+class Exact:
+    """No randomness and nothing masked: one draw that scores the whole response. The sum is the log-likelihood itself,
+    of a denoiser that says each token from those before it (a causal language model)."""
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        response = tokens.response[:, None]
+        return Draws(torch.zeros_like(response), response.to(torch.float64), torch.zeros_like(tokens.key)[:, None])
+
+
 def check_budget(num_times: int, num_masks: int) -> None:
     if num_times < 1 or num_masks < 1:
         raise ValueError(f"num_times and num_masks must be at least 1, not {num_times} and {num_masks}")

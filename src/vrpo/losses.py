@@ -2,23 +2,30 @@
 
 Inside an objective: reference pool -> ratio -> (normaliser) -> margin -> temperature -> loss. The averaging over draws
 (a sum of terms, 1/K being in the weights) comes BEFORE anything nonlinear: the loss of an estimate, never a mean of
-per-draw losses.
+per-draw losses. What each loss does with the noise of the estimate: docs/losses.md.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from math import log, log1p
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vrpo.types import Pairs, Structure
+from vrpo.pools import SINGLE, Pool
+from vrpo.temperature import Constant, Temperature
+from vrpo.types import Labels, Pairs, Rankings, Structure
+
+NEVER = -1e300  # the score of an answer that is not there; infinite, it would have no gradient
+CERTAIN = -1e-12  # nats per token: a mean log-probability is taken as at most this, where odds still exist
 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss to minimise: the mean over the structure's items (pairs, rows), in float64.
+    """A loss to minimise: the mean over the structure's items (pairs, lists, labels, rows), in float64.
 
     `reference_terms` carries one column of draws per reference; its K may differ from the policy's, and R may be 0.
     """
@@ -31,45 +38,287 @@ class Objective(Protocol):
     ) -> Float[Tensor, ""]: ...
 
 
-def log_ratio(policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"]) -> Float[Tensor, " N"]:
-    """D(y) = B_policy(y) - B_reference(y): a difference of bounds in nats, summed over tokens.
+@runtime_checkable
+class ItemObjective(Objective, Protocol):
+    """An objective that also says the loss of each item."""
 
-    With draws in common the terms differ draw by draw, and D is exactly 0 where policy and reference are equal.
-    """
-    if reference_terms.shape[1] != 1:
-        raise ValueError(f"the log-ratio needs exactly one reference, not {reference_terms.shape[1]}")
-    reference = reference_terms[:, 0]
-    if reference.shape == policy_terms.shape:
-        return (policy_terms - reference).sum(-1)
-    return policy_terms.sum(-1) - reference.sum(-1)
+    def items(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
+    ) -> Float[Tensor, " M"]: ...
 
 
-def margin(ratio: Float[Tensor, " N"], pairs: Pairs) -> Float[Tensor, " P"]:
-    """h = D(chosen) - D(rejected)."""
-    return ratio[pairs.chosen] - ratio[pairs.rejected]
+@runtime_checkable
+class PairLoss(Protocol):
+    """A loss of each pair, from the log-ratios of its two answers (nats) and its beta."""
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]: ...
+
+
+# Losses of a pair, u = beta * (chosen - rejected) ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class DPO:
-    """DPO on evidence lower bounds, DPO-E: -log sigmoid(beta * h), h = D(y_w) - D(y_l) (Eq. 7-8 of arXiv 2505.19223).
+class Sigmoid:
+    """-(1 - e) log sigmoid(u - gamma) - e log sigmoid(gamma - u): the Bradley-Terry model's.
 
-    Given an unbiased margin, 0 <= E loss^ - loss <= Var(beta h^) / 8 (Jensen, and 1/4-smoothness).
-
-    Args:
-        beta: inverse temperature, > 0, acting on SUMMED scores. A beta tuned on length-averaged scores is far smaller
-            in effect: 0.2 on a mean over 512 tokens is 0.0004 here.
+    e = gamma = 0: DPO (arXiv 2305.18290). e > 0: conservative DPO, if a share e of the labels is wrong. With gamma, per
+    token and without reference: SimPO (arXiv 2405.14734).
     """
 
-    beta: float = 0.2
+    label_smoothing: float = 0.0
+    gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, not {self.beta}")
+        _check_smoothing(self.label_smoothing)
 
     def __call__(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Pairs
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        u = beta * (chosen - rejected) - self.gamma
+        e = self.label_smoothing
+        return -logsigmoid(u) if e == 0 else -(1 - e) * logsigmoid(u) - e * logsigmoid(-u)
+
+
+@dataclass(frozen=True)
+class Robust:
+    """[-(1 - e) log sigmoid(u) + e log sigmoid(-u)] / (1 - 2e): its mean over labels, a share e of which is flipped, is
+    DPO's on the true ones (arXiv 2403.00409). Has no lower bound for e > 0."""
+
+    label_smoothing: float
+
+    def __post_init__(self) -> None:
+        _check_smoothing(self.label_smoothing)
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        u, e = beta * (chosen - rejected), self.label_smoothing
+        return (-(1 - e) * logsigmoid(u) + e * logsigmoid(-u)) / (1 - 2 * e)
+
+
+@dataclass(frozen=True)
+class IPO:
+    """(h - 1 / (2 beta))^2, h = chosen - rejected, beta being the paper's tau (arXiv 2310.12036, Eq. 17).
+
+    The paper sums over tokens, TRL divides each log-ratio by its length: `Preference.per_token`. Of noisy margins the
+    mean is too large by exactly Var h^; `slopes.Jackknife` removes that exactly, with two groups as the product of the
+    two halves' deviations.
+    """
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        return (chosen - rejected - 1 / (2 * beta)).square()
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """max(0, 1 - u): SLiC's calibration loss (arXiv 2305.10425), on ratios to a reference (arXiv 2309.06657)."""
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        return (1 - beta * (chosen - rejected)).relu()
+
+
+@dataclass(frozen=True)
+class APOZero:
+    """1 - sigmoid(beta * chosen) + sigmoid(beta * rejected): chosen answers up, rejected ones down, each by itself
+    (arXiv 2408.06266). For chosen answers that are better than the policy's own."""
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        return (-beta * chosen).sigmoid() + (beta * rejected).sigmoid()
+
+
+@dataclass(frozen=True)
+class APODown:
+    """sigmoid(beta * chosen) + 1 - sigmoid(u): both answers down, rejected ones further (arXiv 2408.06266). For chosen
+    answers that are worse than the policy's own."""
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        return (beta * chosen).sigmoid() + (-beta * (chosen - rejected)).sigmoid()
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """KL(Bernoulli(sigmoid u) || Bernoulli(1 - e)) = s log(s / (1 - e)) + (1 - s) log((1 - s) / e), s = sigmoid(u).
+
+    EXO on pairs (arXiv 2402.00856) and DMPO (arXiv 2507.07510, as publicly re-implemented) are this formula. The
+    minimum is at u = log((1 - e) / e), where its curvature e (1 - e) is conservative DPO's. The slope vanishes at both
+    ends: of a pair that is badly wrong little is learnt, nor from one whose margin is mostly noise.
+    """
+
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 0.5:
+            raise ValueError(f"epsilon (label_smoothing, dmpo_alpha) must lie in (0, 0.5), not {self.epsilon}")
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        u = beta * (chosen - rejected)
+        right, wrong = logsigmoid(u) - log1p(-self.epsilon), logsigmoid(-u) - log(self.epsilon)
+        return u.sigmoid() * right + (-u).sigmoid() * wrong
+
+
+@dataclass(frozen=True)
+class ORPO:
+    """-chosen - beta * log sigmoid(log odds(chosen) - log odds(rejected)), odds(b) = e^b / (1 - e^b) of the mean bound
+    b < 0 per token (arXiv 2403.07691, whose lambda is beta). Per token, without reference; imitation is part of it."""
+
+    def __call__(
+        self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]
+    ) -> Float[Tensor, " P"]:
+        odds = [b - torch.log(-torch.expm1(b)) for b in (chosen.clamp(max=CERTAIN), rejected.clamp(max=CERTAIN))]
+        return -chosen - beta * logsigmoid(odds[0] - odds[1])
+
+
+def _check_smoothing(epsilon: float) -> None:
+    if not 0 <= epsilon < 0.5:
+        raise ValueError(f"label_smoothing, a share of wrong labels, must lie in [0, 0.5), not {epsilon}")
+
+
+# Objectives -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A loss of pairs on evidence lower bounds: pool -> ratio -> (per token) -> margin -> temperature -> loss.
+
+    On `Rankings`: of all pairs of a list, which together count as one. Given an unbiased margin and a constant beta,
+    0 <= E loss^ - loss <= Var(beta h^) / 8 for `Sigmoid` (Jensen, and 1/4-smoothness).
+
+    Args:
+        temperature: beta, acting on SUMMED scores unless `per_token`. A beta tuned on length-averaged scores is far
+            smaller in effect: 0.2 on a mean over 512 tokens is 0.0004 here.
+        per_token: divide each answer's log-ratio by its response tokens.
+    """
+
+    loss: PairLoss
+    temperature: Temperature
+    pool: Pool = SINGLE
+    per_token: bool = False
+
+    def items(
+        self,
+        policy_terms: Float[Tensor, "N K"],
+        reference_terms: Float[Tensor, "N R J"],
+        structure: Pairs | Rankings,
+    ) -> Float[Tensor, " M"]:
+        """The loss of each pair or list, times its weight."""
+        pairs = structure.pairs
+        value = self.pool(policy_terms, reference_terms, pairs)
+        if self.per_token:
+            value = value / pairs.length
+        each = _weighted(self.loss(value[pairs.chosen], value[pairs.rejected], self.temperature(pairs)), pairs.weight)
+        if pairs.item is None:
+            return each
+        return each.new_zeros(int(pairs.item.max()) + 1).index_add(0, pairs.item, each)
+
+    def __call__(
+        self,
+        policy_terms: Float[Tensor, "N K"],
+        reference_terms: Float[Tensor, "N R J"],
+        structure: Pairs | Rankings,
     ) -> Float[Tensor, ""]:
-        return -logsigmoid(self.beta * margin(log_ratio(policy_terms, reference_terms), structure)).mean()
+        return self.items(policy_terms, reference_terms, structure).mean()
+
+
+def DPO(beta: float = 0.2) -> Preference:
+    """DPO on evidence lower bounds, DPO-E: -log sigmoid(beta * h), h = D(y_w) - D(y_l), the VRPO loss (Eq. 7-8 of arXiv
+    2505.19223)."""
+    return Preference(Sigmoid(), Constant(beta))
+
+
+def _unchanged(sums: Float[Tensor, " 2"]) -> Float[Tensor, " 2"]:
+    return sums
+
+
+@dataclass(frozen=True)
+class KTO:
+    """lambda * (1 - sigmoid(+-beta * (D - z0))) of single answers, + for desirable ones (arXiv 2402.01306).
+
+    z0, without gradient, stands for what the policy has moved anywhere. `mismatched`: max(0, mean D of answers to other
+    prompts), as in the paper and in TRL. `batch_mean`: the mean D of the batch itself, which costs no further rows
+    (ELBO-KTO, arXiv 2510.23658). Either is a mean over one call's rows and over all processes, so the loss depends on
+    what is batched together.
+
+    Args:
+        over_processes: adds a tensor up over processes.
+    """
+
+    temperature: Temperature
+    pool: Pool = SINGLE
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    baseline: Literal["mismatched", "batch_mean"] = "mismatched"
+    over_processes: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]] = _unchanged
+
+    def __post_init__(self) -> None:
+        if self.desirable_weight < 0 or self.undesirable_weight < 0:
+            raise ValueError("desirable_weight and undesirable_weight must not be negative")
+        if self.baseline not in ("mismatched", "batch_mean"):
+            raise ValueError(f"baseline (kto_baseline) must be mismatched or batch_mean, not {self.baseline!r}")
+
+    def items(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Labels
+    ) -> Float[Tensor, " M"]:
+        """The loss of each label, times its weight."""
+        ratio = self.pool(policy_terms, reference_terms, structure)
+        gain = ratio[structure.row] - self.zero(ratio.detach(), structure)
+        sign = torch.where(structure.desirable, 1, -1)
+        side = ratio.new_tensor([self.undesirable_weight, self.desirable_weight])[structure.desirable.long()]
+        return _weighted(side * (-self.temperature(structure) * sign * gain).sigmoid(), structure.weight)
+
+    def zero(self, ratio: Float[Tensor, " N"], structure: Labels) -> Float[Tensor, ""]:
+        """z0.
+
+        Raises:
+            ValueError: it is the mean over mismatched answers, and there are none.
+        """
+        mean = self.baseline == "batch_mean"
+        values = ratio[structure.row if mean else structure.mismatched]
+        total, count = self.over_processes(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
+        if not count:
+            raise ValueError("kto_baseline=mismatched needs answers to other prompts, and the batch has none")
+        return total / count if mean else (total / count).clamp(min=0)
+
+    def __call__(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Labels
+    ) -> Float[Tensor, ""]:
+        return self.items(policy_terms, reference_terms, structure).mean()
+
+
+@dataclass(frozen=True)
+class PlackettLuce:
+    """-log of the probability that answers drawn without replacement, by exp(beta D), come out in the given order
+    (DPO's Appendix A.3, arXiv 2305.18290). A sum over the places of a list; of two answers it is DPO's loss."""
+
+    temperature: Temperature
+    pool: Pool = SINGLE
+
+    def items(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Rankings
+    ) -> Float[Tensor, " Q"]:
+        """The loss of each list, times its weight."""
+        beta, there = self.temperature(structure), structure.order >= 0
+        score = (beta[:, None] if isinstance(beta, Tensor) else beta) * self.pool(
+            policy_terms, reference_terms, structure
+        )[structure.order.clamp(min=0)]
+        left = score.masked_fill(~there, NEVER).flip(-1).logcumsumexp(-1).flip(-1)  # of the answers not yet drawn
+        return _weighted((left - score).where(there, 0.0).sum(-1), structure.weight)
+
+    def __call__(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Rankings
+    ) -> Float[Tensor, ""]:
+        return self.items(policy_terms, reference_terms, structure).mean()
 
 
 @dataclass(frozen=True)
@@ -77,21 +326,34 @@ class SFT:
     """Masked-diffusion supervised fine-tuning: -B(y) / L, mean over the imitated rows (the chosen ones, of pairs).
 
     The division by the length, which makes every row count alike, is that of LLaDA's SFT (Eq. 5 of arXiv 2502.09992).
-    It is the only normaliser here: preference objectives use sums.
+    Labels count all, the undesirable ones with nothing to imitate.
     """
+
+    def items(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
+    ) -> Float[Tensor, " M"]:
+        each = -policy_terms.sum(-1) / structure.length
+        if isinstance(structure, Labels):
+            return each[structure.row] * structure.desirable
+        return each[structure.imitated]
 
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
     ) -> Float[Tensor, ""]:
-        row = structure.imitated
-        return -(policy_terms[row].sum(-1) / structure.length[row]).mean()
+        return self.items(policy_terms, reference_terms, structure).mean()
 
 
 @dataclass(frozen=True)
 class WeightedSum:
     """A weighted sum of objectives on the same draws: VRPO's DPO + 0.05 * SFT."""
 
-    parts: tuple[tuple[float, Objective], ...]
+    parts: tuple[tuple[float, ItemObjective], ...]
+
+    def items(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
+    ) -> Float[Tensor, " M"]:
+        losses = [weight * part.items(policy_terms, reference_terms, structure) for weight, part in self.parts]
+        return torch.stack(losses).sum(0)
 
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
@@ -100,93 +362,31 @@ class WeightedSum:
         return torch.stack(losses).sum()
 
 
-def _without(terms: Float[Tensor, "... K"], group: int, num_groups: int) -> Float[Tensor, "... K"]:
-    """The terms of the other groups, scaled by G / (G - 1) so that their sum estimates the same bound; 0 for `group`.
-
-    Draws are arranged group after group, K / G to each. G must be the plan's own number of independent groups, or a
-    divisor of it: an objective sees no groups and cannot tell, and part of a dependent group estimates nothing.
-    """
-    if terms.shape[-1] % num_groups:
-        raise ValueError(f"{terms.shape[-1]} draws do not form num_groups = {num_groups} groups of equal size")
-    factor = terms.new_full((num_groups,), num_groups / (num_groups - 1))
-    factor[group] = 0
-    return terms * factor.repeat_interleave(terms.shape[-1] // num_groups)
-
-
-def _check_groups(num_groups: int) -> None:
-    if num_groups < 2:
-        raise ValueError(f"num_groups must be at least 2, not {num_groups}: something must be left to leave out")
-
-
 @dataclass(frozen=True)
-class CrossFit:
-    """`inner`, with the slope of each group of draws taken from the other groups: a gradient free of their covariance.
+class Mixture:
+    """Multi-DPO: sum_k w_k * (the loss against reference k alone), instead of one loss against a pool of references.
 
-    The value is inner's, of all draws. Its gradient is sum_g inner'(s without g) * grad s_g, where s without g is the
-    mean of the other groups: factors of a product that share no draw, so that E gradient = E[slope] * grad E[s] when
-    groups are independent. inner's own gradient adds Cov(slope, grad s). Ours; cross-fitting is that of Chernozhukov et
-    al. 2018. Not the gradient of its value: finite differences disagree, and must.
-
-    Reference terms are left out likewise if they are as many as the policy's; others are kept whole.
+    Raises:
+        ValueError: there are not as many references as weights.
     """
 
-    inner: Objective
-    num_groups: int
+    inner: ItemObjective
+    weights: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        _check_groups(self.num_groups)
+    def items(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
+    ) -> Float[Tensor, " M"]:
+        if reference_terms.shape[1] != len(self.weights):
+            raise ValueError(f"{len(self.weights)} weights for {reference_terms.shape[1]} references")
+        alone = [reference_terms[:, k : k + 1] for k in range(len(self.weights))]
+        losses = [self.inner.items(policy_terms, reference, structure) for reference in alone]
+        return (losses[0].new_tensor(self.weights)[:, None] * torch.stack(losses)).sum(0)
 
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
     ) -> Float[Tensor, ""]:
-        fixed = policy_terms.detach()
-        value = self.inner(fixed, reference_terms, structure)
-        slopes = [self._slope(fixed, reference_terms, structure, group) for group in range(self.num_groups)]
-        surrogate = (torch.stack(slopes).sum(0) * policy_terms).sum()
-        return value + (surrogate - surrogate.detach())
-
-    def _slope(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure, g: int
-    ) -> Float[Tensor, "N K"]:
-        """inner's slope without group g, for the draws of group g; 0 for the others."""
-        left = _without(policy_terms, g, self.num_groups)
-        if reference_terms.shape[-1] == policy_terms.shape[-1]:
-            reference_terms = _without(reference_terms, g, self.num_groups)
-        with torch.enable_grad():
-            leaf = left.requires_grad_()
-            (slope,) = torch.autograd.grad(self.inner(leaf, reference_terms, structure), leaf)
-        own = torch.arange(self.num_groups, device=slope.device) == g
-        return slope * own.repeat_interleave(slope.shape[-1] // self.num_groups)
+        return self.items(policy_terms, reference_terms, structure).mean()
 
 
-@dataclass(frozen=True)
-class Jackknife:
-    """`inner` with the first order of its bias removed: G * L(all) - (G - 1) / G * sum_g L(without g).
-
-    E L(s^) = L(s) + a / G + O(1 / G^2) for G independent groups of draws; the a / G cancels (Quenouille 1956). The
-    price is variance of order 1 / G^2, and a loss that may be negative. Differentiable as it stands.
-
-    Reference terms are left out likewise if they are as many as the policy's; others are kept whole.
-    """
-
-    inner: Objective
-    num_groups: int
-
-    def __post_init__(self) -> None:
-        _check_groups(self.num_groups)
-
-    def __call__(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
-    ) -> Float[Tensor, ""]:
-        count = self.num_groups
-        together = reference_terms.shape[-1] == policy_terms.shape[-1]
-        without = [
-            self.inner(
-                _without(policy_terms, group, count),
-                _without(reference_terms, group, count) if together else reference_terms,
-                structure,
-            )
-            for group in range(count)
-        ]
-        everything = self.inner(policy_terms, reference_terms, structure)
-        return count * everything - (count - 1) / count * torch.stack(without).sum()
+def _weighted(values: Float[Tensor, " M"], weight: Float[Tensor, " M"] | None) -> Float[Tensor, " M"]:
+    return values if weight is None else values * weight

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.draws import rekeyed
+from vrpo.draws import Exact, rekeyed
 from vrpo.estimator import Agree, elbo
 from vrpo.types import AnyDraws, AnyTokens, Denoiser, Plan, Structure
 
@@ -55,6 +55,54 @@ class FrozenReference:
     ) -> Float[Tensor, "N 1 K"]:
         with torch.no_grad(), self.frozen():
             return elbo(self.denoiser, tokens, draws, max_tokens=max_tokens, agree=agree).terms[:, None]
+
+
+@dataclass(frozen=True)
+class ExactReference:
+    """A causal language model, whose log-likelihood needs no draws: log p(y | x) / K as the term of each of K draws.
+
+    So it stands beside references with draws, and leaving draws out leaves it what it is. Its noise cannot cancel the
+    policy's, having none.
+    """
+
+    denoiser: Denoiser
+
+    def __call__(
+        self,
+        tokens: Any,
+        draws: AnyDraws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N 1 K"]:
+        with torch.no_grad():
+            found = elbo(self.denoiser, tokens, Exact()(tokens), max_tokens=max_tokens, agree=agree)
+        return spread(found.value, draws)[:, None]
+
+
+def spread(value: Float[Tensor, " N"], draws: AnyDraws) -> Float[Tensor, "N K"]:
+    """A known value as equal terms of the draws in use."""
+    return value[:, None] * draws.in_use / draws.in_use.sum(-1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Several:
+    """References side by side on the same draws, for objectives that pool them."""
+
+    references: tuple[Reference, ...]
+
+    def __call__(
+        self,
+        tokens: AnyTokens,
+        draws: AnyDraws,
+        structure: Structure,
+        *,
+        max_tokens: int | None = None,
+        agree: Agree = int,
+    ) -> Float[Tensor, "N R J"]:
+        found = [each(tokens, draws, structure, max_tokens=max_tokens, agree=agree) for each in self.references]
+        return torch.cat(found, 1)
 
 
 @dataclass(frozen=True)

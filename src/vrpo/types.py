@@ -2,7 +2,7 @@
 
     rows -> Tokens -> Draws -> Estimate (terms) -> objective -> slope per term -> one draw at a time
 
-Dimensions: N rows, K draws, R references, L positions, P pairs, S scored positions, V vocabulary.
+Dimensions: N rows, K draws, R references, L positions, P pairs, Q lists, S scored positions, V vocabulary.
 
 What lives here: values and the two protocols between rooms. What deliberately does not: any arithmetic on
 probabilities (estimator.py), any randomness (draws.py), any knowledge of a model (models/) or of a text (data/).
@@ -187,11 +187,22 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pair p prefers row `chosen[p]` to row `rejected[p]`; `length`: response tokens per row."""
+    """Pair p prefers row `chosen[p]` to row `rejected[p]`; `length`: response tokens per row.
+
+    `weight`: a factor on each pair's loss; None: 1. `reward`: a judge's verdict on each row, on the judge's own scale;
+    None: there is none. `item`: which item of the batch the pair belongs to, where items are lists; None: each its own.
+    """
 
     chosen: Int[Tensor, " P"]
     rejected: Int[Tensor, " P"]
     length: Int[Tensor, " N"]
+    weight: Float[Tensor, " P"] | None = None
+    reward: Float[Tensor, " N"] | None = None
+    item: Int[Tensor, " P"] | None = None
+
+    @property
+    def pairs(self) -> "Pairs":
+        return self
 
     @property
     def imitated(self) -> Int[Tensor, " P"]:
@@ -210,6 +221,63 @@ class Pairs:
             if torch.equal(joined, family):
                 return family
             family = joined
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Lists of answers, best first: `order[q]` are the rows of list q, -1 behind the last one. Every list has at least
+    two; `length` and `reward` as in `Pairs`, `weight` per list. Answers of equal reward are tied."""
+
+    order: Int[Tensor, "Q A"]
+    length: Int[Tensor, " N"]
+    weight: Float[Tensor, " Q"] | None = None
+    reward: Float[Tensor, " N"] | None = None
+
+    @property
+    def pairs(self) -> Pairs:
+        """Every pair of a list that is not tied, better before worse; a list's pairs weigh as much as one pair."""
+        best, worst = torch.triu_indices(self.order.shape[1], self.order.shape[1], 1, device=self.order.device)
+        chosen, rejected = self.order[:, best], self.order[:, worst]
+        keep = rejected >= 0
+        if self.reward is not None:
+            keep = keep & (self.reward[chosen] != self.reward[rejected])
+        weight = (keep / keep.sum(-1, keepdim=True)).to(torch.float64)
+        weight = weight if self.weight is None else weight * self.weight[:, None]
+        item = torch.arange(len(self.order), device=self.order.device)[:, None].expand_as(keep)
+        return Pairs(chosen[keep], rejected[keep], self.length, weight[keep], self.reward, item[keep])
+
+    @property
+    def imitated(self) -> Int[Tensor, " Q"]:
+        """The best answer of each list."""
+        return self.order[:, 0]
+
+    @property
+    def family(self) -> Int[Tensor, " N"]:
+        """The list of each row."""
+        family = torch.zeros_like(self.length)
+        there = self.order >= 0
+        number = torch.arange(len(self.order), device=self.order.device)[:, None].expand_as(self.order)
+        return family.index_put((self.order[there],), number[there])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Single answers that are desirable or not: label m is about row `row[m]`; `weight` per label, as in `Pairs`.
+
+    `mismatched` are further rows, answers to other prompts than their own, for a baseline that looks at what the policy
+    says anywhere (`losses.KTO`); there may be none.
+    """
+
+    row: Int[Tensor, " M"]
+    desirable: Bool[Tensor, " M"]
+    mismatched: Int[Tensor, " Q"]
+    length: Int[Tensor, " N"]
+    weight: Float[Tensor, " M"] | None = None
+
+    @property
+    def imitated(self) -> Int[Tensor, " _"]:
+        """The desirable rows."""
+        return self.row[self.desirable]
 
 
 @runtime_checkable

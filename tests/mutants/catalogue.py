@@ -48,7 +48,8 @@ IN_RESPONSE = "masked = masked & tokens.response[:, None]"
 FIXED_MASK = f"< count[..., None]\n        {IN_RESPONSE}"
 BERNOULLI_WEIGHT = "weight = 1 / mask_prob / ("
 TIMES = "fold(fold(tokens.key, _TIME)[:, None], index)"
-DPO_LOSS = "return -logsigmoid(self.beta * margin(log_ratio(policy_terms, reference_terms), structure)).mean()"
+PAIR_LOSS = "self.loss(value[pairs.chosen], value[pairs.rejected], self.temperature(pairs))"
+PAIR_VALUES = f"each = _weighted({PAIR_LOSS}, pairs.weight)"
 PACK_SLOPE = "slope[pack[:, 0], pack[:, 1]]"
 
 FIELD = [  # METHODS section 3, in its order
@@ -56,7 +57,7 @@ FIELD = [  # METHODS section 3, in its order
         "masks not shared with the reference",
         "reference.py",
         (
-            ("from vrpo.draws import rekeyed", "from vrpo.draws import FixedCount, rekeyed"),
+            ("from vrpo.draws import Exact, rekeyed", "from vrpo.draws import Exact, FixedCount, rekeyed"),
             (
                 "return elbo(self.denoiser, tokens, draws,",
                 "draws = FixedCount(draws.group.shape[1])(rekeyed(tokens))\n"
@@ -70,9 +71,13 @@ FIELD = [  # METHODS section 3, in its order
         "losses.py",
         (
             (
-                DPO_LOSS,
-                "each = (policy_terms - reference_terms[:, 0]) * policy_terms.shape[1]\n"
-                "        return -logsigmoid(self.beta * (each[structure.chosen] - each[structure.rejected])).mean()",
+                PAIR_VALUES,
+                "times = range(policy_terms.shape[1])\n"
+                "        one = [tuple(len(times) * part[..., k : k + 1] for part in (policy_terms, reference_terms)) "
+                "for k in times]\n"
+                "        values = [self.pool(*part, pairs) for part in one]\n"
+                f"        losses = [{PAIR_LOSS} for value in values]\n"
+                "        each = _weighted(torch.stack(losses).mean(0), pairs.weight)",
             ),
         ),
         LOSSES,
@@ -84,8 +89,8 @@ FIELD = [  # METHODS section 3, in its order
         "losses.py",
         (
             (
-                "return ratio[pairs.chosen] - ratio[pairs.rejected]",
-                "ratio = ratio / pairs.length\n    return ratio[pairs.chosen] - ratio[pairs.rejected]",
+                "        if self.per_token:",
+                "        if True:",
             ),
         ),
         LOSSES,
@@ -145,12 +150,12 @@ FIELD = [  # METHODS section 3, in its order
     Mutant("epoch left out of the key", "draws.py", (("torch.full_like(example, epoch)", "example"),), REFERENCE),
     Mutant(
         "a missing reference replaced by 0",
-        "losses.py",
+        "pools.py",
         (
             (
-                "    if reference_terms.shape[1] != 1:",
-                "    if reference_terms.shape[1] == 0:\n        return policy_terms.sum(-1)\n"
-                "    if reference_terms.shape[1] != 1:",
+                "        if reference_terms.shape[1] != 1:",
+                "        if reference_terms.shape[1] == 0:\n            return policy_terms.sum(-1)\n"
+                "        if reference_terms.shape[1] != 1:",
             ),
         ),
         LOSSES,
@@ -244,24 +249,34 @@ CORE = [
     ),
     Mutant(
         "two references where one is compared",
-        "losses.py",
+        "pools.py",
         (("reference_terms.shape[1] != 1", "reference_terms.shape[1] < 1"),),
         LOSSES,
     ),
     Mutant(
         "rejected preferred",
         "losses.py",
-        (("return ratio[pairs.chosen] - ratio[pairs.rejected]", "return ratio[pairs.rejected] - ratio[pairs.chosen]"),),
+        ((PAIR_LOSS, "self.loss(value[pairs.rejected], value[pairs.chosen], self.temperature(pairs))"),),
         LOSSES,
     ),
     Mutant(
         "beta outside the sigmoid",
         "losses.py",
-        (("-logsigmoid(self.beta * margin(", "-self.beta * logsigmoid(margin("),),
+        (("return -logsigmoid(u) if e == 0", "return -beta * logsigmoid(u / beta) if e == 0"),),
         LOSSES,
     ),
-    Mutant("SFT without its normaliser", "losses.py", ((".sum(-1) / structure.length[row])", ".sum(-1))"),), LOSSES),
-    Mutant("weights of a sum ignored", "losses.py", (("[weight * part(", "[part("),), LOSSES),
+    Mutant(
+        "SFT without its normaliser",
+        "losses.py",
+        (("-policy_terms.sum(-1) / structure.length", "-policy_terms.sum(-1)"),),
+        LOSSES,
+    ),
+    Mutant(
+        "weights of a sum ignored",
+        "losses.py",
+        (("[weight * part(", "[part("), ("[weight * part.items(", "[part.items(")),
+        LOSSES,
+    ),
     Mutant(
         "adapter left on for the reference",
         "reference.py",
@@ -553,29 +568,29 @@ NEXT_STEP = 'self.budget.step(lambda sums: self.accelerator.reduce(sums.to(self.
 NOISE = [  # of slopes and gradients
     Mutant(
         "cross-fit slope from all groups",
-        "losses.py",
+        "slopes.py",
         (("left = _without(policy_terms, g, self.num_groups)", "left = policy_terms.clone()"),),
         SLOPES,
     ),
     Mutant(
         "cross-fit leaves the reference whole",
-        "losses.py",
+        "slopes.py",
         (("            reference_terms = _without(reference_terms, g, self.num_groups)", "            pass"),),
         SLOPES,
     ),
     Mutant(
         "cross-fit slope from the own group",
-        "losses.py",
+        "slopes.py",
         (("device=slope.device) == g", "device=slope.device) != g"),),
         SLOPES,
     ),
-    Mutant("G / (G - 1) missing", "losses.py", (("num_groups / (num_groups - 1))", "1.0)"),), SLOPES),
+    Mutant("G / (G - 1) missing", "slopes.py", (("num_groups / (num_groups - 1))", "1.0)"),), SLOPES),
     Mutant(
-        "jackknife that is a plain mean", "losses.py", (("return count * everything", "return everything"),), SLOPES
+        "jackknife that is a plain mean", "slopes.py", (("return count * everything", "return everything"),), SLOPES
     ),
     Mutant(
         "jackknife weights of another formula",
-        "losses.py",
+        "slopes.py",
         (("(count - 1) / count * torch.stack", "(count - 1) * torch.stack"),),
         SLOPES,
     ),

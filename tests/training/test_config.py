@@ -12,8 +12,9 @@ from peft import LoraConfig
 from tests.build import Row, make_tokens
 from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
 from vrpo.draws import Bernoulli, FixedCount
-from vrpo.losses import DPO, SFT, CrossFit, Jackknife, WeightedSum
+from vrpo.losses import DPO, SFT, WeightedSum
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
+from vrpo.slopes import CrossFit, Jackknife
 from vrpo.training.config import SFTConfig, VRPOConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer

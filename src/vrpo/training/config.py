@@ -8,8 +8,9 @@ import torch
 from transformers import TrainingArguments
 
 from vrpo.draws import Bernoulli, FixedCount
-from vrpo.losses import DPO, SFT, CrossFit, Jackknife, Objective, WeightedSum
+from vrpo.losses import DPO, SFT, Objective, WeightedSum
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired, within_blocks
+from vrpo.slopes import CrossFit, Jackknife
 from vrpo.training.budget import auto_times
 from vrpo.types import Plan
 

@@ -1,0 +1,165 @@
+"""Pools: from the bounds of policy and references to one log-ratio D per row, in nats, summed over tokens.
+
+D_k = B_policy - B_k is a difference of bounds, draw by draw where policy and reference share their draws, and exactly
+0 where the two are equal. Several references are pooled on these differences, so that this stays true.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrpo.types import Pairs
+
+Mean = Callable[[Float[Tensor, "N R"], Float[Tensor, "N R"]], Float[Tensor, " N"]]  # of ratios, by their weights
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """The log-ratio of each row to what the policy is compared with."""
+
+    def __call__(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
+    ) -> Float[Tensor, " N"]: ...
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """The weights of the references for each row, from their bounds; they add up to 1 and have no gradient."""
+
+    def __call__(self, bound: Float[Tensor, "N R"], structure: Any) -> Float[Tensor, "N R"]: ...
+
+
+def log_ratios(policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"]) -> Float[Tensor, "N R"]:
+    """D_k(y) = B_policy(y) - B_k(y) for each reference."""
+    if reference_terms.shape[2] == policy_terms.shape[1]:
+        return (policy_terms[:, None] - reference_terms).sum(-1)
+    return policy_terms.sum(-1)[:, None] - reference_terms.sum(-1)
+
+
+@dataclass(frozen=True)
+class Single:
+    """The one reference: D = B_policy - B_reference.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+
+    def __call__(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
+    ) -> Float[Tensor, " N"]:
+        if reference_terms.shape[1] != 1:
+            raise ValueError(f"the log-ratio needs exactly one reference, not {reference_terms.shape[1]}")
+        return log_ratios(policy_terms, reference_terms)[:, 0]
+
+
+SINGLE: Pool = Single()
+
+
+@dataclass(frozen=True)
+class ReferenceFree:
+    """No reference: D = B_policy, as if every answer were equally likely before training.
+
+    Raises:
+        ValueError: there is a reference, which would be computed for nothing.
+    """
+
+    def __call__(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
+    ) -> Float[Tensor, " N"]:
+        if reference_terms.shape[1]:
+            raise ValueError(f"a loss without reference is given {reference_terms.shape[1]}")
+        return policy_terms.sum(-1)
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Several references: `mean` of their log-ratios (MRPO, arXiv 2405.16388).
+
+    Args:
+        clip: CTRO: bounds of references 2, 3, ... are clipped to [(1 + clip) B_1, (1 - clip) B_1] (B_1 < 0), so that
+            none is far from the first; weights are those before clipping. None: they are not.
+    """
+
+    mean: Mean
+    weights: Weights
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not 0 <= self.clip < 1:
+            raise ValueError(f"clip must lie in [0, 1), not {self.clip}")
+
+    def __call__(
+        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
+    ) -> Float[Tensor, " N"]:
+        bound = reference_terms.sum(-1)
+        ratio = log_ratios(policy_terms, reference_terms)
+        if self.clip is not None:
+            first = bound[:, :1]
+            ratio = ratio + (bound - bound.clamp((1 + self.clip) * first, (1 - self.clip) * first))
+        return self.mean(ratio, self.weights(bound, structure))
+
+
+def harmonic(ratio: Float[Tensor, "N R"], weight: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
+    """The weighted harmonic mean of the references' probabilities: log-ratio logsumexp_k(log a_k + D_k).
+
+    It is dominated by the reference that finds the answer least likely. Convex in the ratios, so their noise raises it.
+    """
+    return (weight.log() + ratio).logsumexp(-1)
+
+
+def geometric(ratio: Float[Tensor, "N R"], weight: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
+    """The weighted geometric mean: log-ratio sum_k a_k D_k. The reference of the exact optimum under
+    sum_k a_k KL(policy || reference_k). Unbiased, being linear."""
+    return (weight * ratio).sum(-1)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same weights for every row, positive or 0, adding up to 1.
+
+    Raises:
+        ValueError: they are not; or there are not as many references.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"weights of references must not be negative and add up to 1, not {self.weights}")
+
+    def __call__(self, bound: Float[Tensor, "N R"], structure: Any) -> Float[Tensor, "N R"]:
+        if bound.shape[1] != len(self.weights):
+            raise ValueError(f"{len(self.weights)} weights for {bound.shape[1]} references")
+        return bound.new_tensor(self.weights).expand_as(bound)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """ARWC: a_k proportional to |B_k(chosen) - B_k(rejected)|, for both rows of a pair: a reference counts as much as
+    it tells the answers apart (arXiv 2405.16388). If none does, all count alike.
+
+    Args:
+        swap: of two references, each gets the other's weight: what the released code does, for parity only.
+
+    Raises:
+        ValueError: a row is in no pair, or in several.
+    """
+
+    swap: bool = False
+
+    def __call__(self, bound: Float[Tensor, "N R"], structure: Pairs) -> Float[Tensor, "N R"]:
+        rows = torch.cat([structure.chosen, structure.rejected])
+        if len(rows) != len(bound) or len(rows.unique()) < len(rows):
+            raise ValueError("confidence weights need every row in exactly one pair")
+        gap = (bound[structure.chosen] - bound[structure.rejected]).detach().abs()
+        total = gap.sum(-1, keepdim=True)
+        weight = torch.where(total > 0, gap / total, 1 / gap.shape[1])
+        if self.swap:
+            if weight.shape[1] != 2:
+                raise ValueError(f"swapped weights are those of 2 references, not {weight.shape[1]}")
+            weight = weight.flip(1)
+        return torch.zeros_like(bound).index_copy(0, rows, torch.cat([weight, weight]))

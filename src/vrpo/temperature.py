@@ -1,0 +1,71 @@
+"""Temperatures: the beta of each pair, by which a margin of bounds (nats) becomes a preference."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vrpo.types import Pairs
+
+
+@runtime_checkable
+class Temperature(Protocol):
+    """Inverse temperatures of a structure's items (pairs, lists, labels): one for all, or one for each."""
+
+    def __call__(self, structure: Any) -> float | Float[Tensor, " P"]: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same beta for all, > 0."""
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, structure: Any) -> float:
+        return self.beta
+
+
+@dataclass(frozen=True)
+class RewardScaling:
+    """MM-RLHF's dynamic reward scaling: beta * (1 + w * (1 - exp(-k d))), clamped to [beta, (1 + w) * beta].
+
+    d = (reward(chosen) - reward(rejected)) / scale (arXiv 2502.10391): surer pairs count as if the margin were
+    larger. The released code overwrites this beta by a rule over the batch; this is the paper's. w = 0 or k = 0 is
+    `Constant`.
+
+    Args:
+        scale: what counts as a difference of 1, in the rewards' own units: k has no meaning without it.
+
+    Raises:
+        ValueError: the pairs have no rewards.
+    """
+
+    beta: float
+    scale: float
+    w: float = 0.5
+    k: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, not {self.scale}")
+        if self.w < 0 or self.k < 0:
+            raise ValueError(f"w and k must not be negative, not {self.w} and {self.k}")
+
+    def __call__(self, structure: Pairs) -> Float[Tensor, " P"]:
+        reward = structure.reward
+        if reward is None:
+            raise ValueError("reward scaling needs the rewards of chosen and rejected answers, and the pairs have none")
+        difference = (reward[structure.chosen] - reward[structure.rejected]).to(torch.float64) / self.scale
+        factor = 1 + self.w * (1 - torch.exp(-self.k * difference))
+        return self.beta * factor.clamp(1, 1 + self.w)
+
+
+def _check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, not {beta}")
