@@ -1,7 +1,7 @@
 """What is measured of a policy on held-out pairs: margins, the noise of the score, and what is left of a loss's slope.
 
-Terms are taken under draws that are the same for every run: REPLICATES times the paper's plan with n = 8, of which the
-draws one by one are as many times eight estimates with n = 1. Nothing here trains.
+Terms are taken under draws that are the same for every run: so many times (REPLICATES) the paper's plan with n = 8, of
+which the draws one by one are eight times as many estimates with n = 1. Nothing here trains.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.hf import HFDenoiser
 from vrpo.types import Pairs, Plan
 
-REPLICATES = 8
+REPLICATES = {"validate": 2, "test": 8}
 FIRST = -2  # epoch in the keys of the draws; -1 is that of evaluations
 Objective = Callable[[Tensor, Tensor, Pairs], Tensor]
 
@@ -28,13 +28,16 @@ class Held:
 
     batch: dict[str, Tensor]
     max_tokens: int
+    bf16: bool
 
     @classmethod
     def of(cls, denoiser: HFDenoiser, rows: Any, fields: dict[str, Any]) -> "Held":
         cut = {"max_length": fields["max_length"], "max_prompt_length": fields.get("max_prompt_length")}
         common = {"truncation_mode": "keep_end", "eos_padding": None, "on_bad_rows": "drop", "strings_as_chat": False}
         examples, _ = tokenize_preferences(rows, denoiser.tokenizer, **cut, **common, mask_id=denoiser.mask_id)
-        return cls(PreferenceCollator(denoiser.pad_id)(list(examples)), fields["max_tokens_per_forward"])
+        return cls(
+            PreferenceCollator(denoiser.pad_id)(list(examples)), fields["max_tokens_per_forward"], fields["bf16"]
+        )
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         return {name: part.to(device) for name, part in self.batch.items()}
@@ -48,7 +51,8 @@ class Held:
         for replicate in range(replicates):
             tokens = tokens_of(batch, seed=0, epoch=FIRST - replicate)
             draws = plan(tokens, pairs_of(batch))
-            found.append(elbo(denoiser, tokens, draws, max_tokens=self.max_tokens).terms)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                found.append(elbo(denoiser, tokens, draws, max_tokens=self.max_tokens).terms)
         return torch.stack(found).cpu()
 
 
@@ -107,7 +111,3 @@ def figures(policy: Tensor, reference: Tensor, pairs: Pairs, objective: Objectiv
         if objective is not None:
             result[f"slope_{name}"] = slope(objective, own, other, pairs)
     return result
-
-
-def pairs_in(held: Held) -> Pairs:
-    return pairs_of(held.batch)

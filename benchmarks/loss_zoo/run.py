@@ -107,23 +107,20 @@ class Base:
 
     @cache  # noqa: B019
     def terms(self, part: str, plan: str) -> torch.Tensor:
-        return self.held(part).terms(self.fresh(), plan_of(plan), REPLICATES)
-
-    @cache  # noqa: B019
-    def data(self, seed: int, flipped: bool) -> list[dict[str, Any]]:
-        return self.task.pairs(seed, flipped)
+        return self.held(part).terms(self.fresh(), plan_of(plan), REPLICATES[part])
 
     def measured(self, denoiser: HFDenoiser, job: Job, config: VRPOConfig) -> dict[str, Any]:
         """Of a policy; on the test part also under the plan that it was trained with."""
         found: dict[str, Any] = {}
         for part in ("validate", "test"):
-            held = self.held(part)
-            objective = config.objective() if OBJECTIVES[job.objective].pairwise else None
-            terms = held.terms(denoiser, plan_of("fixed_count"), REPLICATES)
-            found[part] = figures(terms, self.terms(part, "fixed_count"), pairs_of(held.batch), objective)
-            found[part]["solved"] = self.task.solved(denoiser, part)
+            found[part] = {"solved": self.task.solved(denoiser, part)}
+            if part == "test" or not found[part]["solved"]:
+                held = self.held(part)
+                objective = config.objective() if OBJECTIVES[job.objective].pairwise else None
+                terms = held.terms(denoiser, plan_of("fixed_count"), REPLICATES[part])
+                found[part] |= figures(terms, self.terms(part, "fixed_count"), pairs_of(held.batch), objective)
         if job.arm == "default":
-            own = held.terms(denoiser, plan_of("balanced"), REPLICATES), self.terms("test", "balanced")
+            own = held.terms(denoiser, plan_of("balanced"), REPLICATES[part]), self.terms("test", "balanced")
             found["test"] |= {f"{name}_default": value for name, value in noise(*own, pairs_of(held.batch)).items()}
         return found
 

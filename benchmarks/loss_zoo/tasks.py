@@ -81,11 +81,11 @@ def command(*arguments: object) -> None:
 class Sudoku:
     folder: Path
     base_steps: int = 3000
-    num_pairs: int = 1024
-    problems: dict[str, int] = field(default_factory=lambda: {"validate": 500, "test": 1000})
-    held: int = 128
+    num_pairs: int = 768
+    problems: dict[str, int] = field(default_factory=lambda: {"validate": 250, "test": 500})
+    held: int = 48
     name: str = "sudoku"
-    conditions: tuple[bool, ...] = (False, True)
+    conditions: tuple[bool, ...] = (False,)
     rates: tuple[float, ...] = (3e-4, 1e-4, 1e-3)
     fields: dict[str, Any] = field(
         default_factory=lambda: {
@@ -93,6 +93,7 @@ class Sudoku:
             "max_length": 64,
             "max_tokens_per_forward": 8192,
             "use_cpu": True,  # 45,000 parameters: a GPU would only wait
+            "bf16": False,
         }
     )
 
