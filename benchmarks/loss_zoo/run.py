@@ -75,7 +75,7 @@ def config_of(task: Task, job: Job, folder: str) -> VRPOConfig:
     fields = {**task.fields, **arm.fields, **objective.settings(task.name)}
     if not objective.pairwise and fields["loss_type"] == "kto":  # rows, two of a pair
         fields["per_device_train_batch_size"] *= 2
-    steps = len(task.pairs(job.seed, job.flipped)) * arm.epochs // task.fields["per_device_train_batch_size"]
+    steps = task.num_pairs * arm.epochs // task.fields["per_device_train_batch_size"]
     own = {"num_train_epochs": float(arm.epochs), "learning_rate": job.rate, "seed": job.seed}
     logs = {"logging_steps": max(1.0, steps // 8), "log_gradient_snr": False, "warn_displacement": False}
     return VRPOConfig(**trainer_settings(Path(folder), warmup_steps=steps // 10, **fields, **own, **logs))
@@ -107,7 +107,7 @@ class Base:
 
     @cache  # noqa: B019
     def terms(self, part: str, plan: str) -> torch.Tensor:
-        return self.held(part).terms(self.fresh(), plan_of(plan), REPLICATES[part])
+        return self.held(part).terms(self.fresh(), plan_of(self.task, plan), REPLICATES[part])
 
     def measured(self, denoiser: HFDenoiser, job: Job, config: VRPOConfig) -> dict[str, Any]:
         """Of a policy; on the test part also under the plan that it was trained with."""
@@ -117,16 +117,17 @@ class Base:
             if part == "test" or not found[part]["solved"]:
                 held = self.held(part)
                 objective = config.objective() if OBJECTIVES[job.objective].pairwise else None
-                terms = held.terms(denoiser, plan_of("fixed_count"), REPLICATES[part])
+                terms = held.terms(denoiser, plan_of(self.task, "fixed_count"), REPLICATES[part])
                 found[part] |= figures(terms, self.terms(part, "fixed_count"), pairs_of(held.batch), objective)
         if job.arm == "default":
-            own = held.terms(denoiser, plan_of("balanced"), REPLICATES[part]), self.terms("test", "balanced")
+            own = held.terms(denoiser, plan_of(self.task, "balanced"), REPLICATES[part]), self.terms("test", "balanced")
             found["test"] |= {f"{name}_default": value for name, value in noise(*own, pairs_of(held.batch)).items()}
         return found
 
 
-def plan_of(name: str) -> Any:
-    return VRPOConfig(output_dir=tempfile.gettempdir(), plan=name, num_times=8, use_cpu=True).training_plan()
+def plan_of(task: Task, name: str) -> Any:
+    """The plan of that name with eight draws. On the task's device, since accelerate knows one for a process."""
+    return VRPOConfig(output_dir=tempfile.gettempdir(), plan=name, num_times=8, **task.fields).training_plan()
 
 
 def train(base: Base, job: Job) -> dict[str, Any]:
@@ -148,6 +149,8 @@ def train(base: Base, job: Job) -> dict[str, Any]:
 
 def work(task: Task, jobs: list[Job], results: Path, counter: Any, deadline: float, stop: Any) -> None:
     """A worker process: takes job after job until none is left, time is up, or `stop` is set."""
+    if task.fields["use_cpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     disable_progress_bars()
     disable_progress_bar()  # of loading weights
@@ -266,7 +269,7 @@ def counts(values: list[str]) -> dict[str, int]:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True)
+    add("--data", type=Path, help="Needed for UltraFeedback.")
     add("--runs", type=Path, default=Path("runs/loss_zoo"), help="Base models and Sudoku pairs.")
     add("--results", type=Path, help="A line for each run is added to this file (default: results.jsonl in --runs).")
     add("--earlier", type=Path, nargs="*", default=[], help="Results of earlier calls: what is in them is not made.")
@@ -276,35 +279,47 @@ def parsed() -> argparse.Namespace:
     add("--deadline_seconds", type=float, default=float("inf"), help="No run begins later than that.")
     add("--stage", default="all", choices=("all", "prepare", "train", "report"))
     add("--page", type=Path, default=HERE, help="Folder of the report.")
-    add("--tiny", action="store_true", help="A minute's worth, to see that it works; seed 1 and two rates only.")
+    add("--tiny", action="store_true", help="A minute's worth, to see that it works; seed 1 and one rate only.")
     return parser.parse_args()
 
 
+def tasks_of(given: argparse.Namespace, names: list[str]) -> list[Task]:
+    tasks: list[Task] = []
+    for name in names:
+        if name == "sudoku":
+            tasks.append((Sudoku.tiny if given.tiny else Sudoku)(given.runs / name))
+        elif name == "ultrafeedback" and given.data is not None:
+            kind = UltraFeedback.tiny if given.tiny else UltraFeedback
+            tasks.append(kind(given.runs / name, given.data / name))
+        else:
+            raise SystemExit(f"--workers {name}=...: sudoku=, or ultrafeedback= with --data FOLDER")
+    return tasks
+
+
 def main() -> int:
-    start = time.time()
-    given = parsed()
+    start, given = time.time(), parsed()
     os.environ["OMP_NUM_THREADS"] = "1"
-    data, runs = given.data / "ultrafeedback", given.runs
-    kinds = {"sudoku": (Sudoku, runs / "sudoku"), "ultrafeedback": (UltraFeedback, runs / "ultrafeedback", data)}
     workers = counts(given.workers)
-    tasks: list[Task] = [(kinds[name][0].tiny if given.tiny else kinds[name][0])(*kinds[name][1:]) for name in workers]
-    results = given.results or runs / "results.jsonl"
+    tasks = tasks_of(given, list(workers))
+    results = given.results or given.runs / "results.jsonl"
     results.parent.mkdir(parents=True, exist_ok=True)
-    wanted = {task.name: jobs_of(task, given.objectives, [1] if given.tiny else given.seeds) for task in tasks}
-    pool_jobs = {}
-    done = read([*given.earlier, results])
-    for name, jobs in wanted.items():
-        pool_jobs[name] = [job for job in jobs if job.name not in done] if given.stage in ("all", "train") else []
-    pool = Pool(tasks, pool_jobs, results, start + given.deadline_seconds)
+    files = [*given.earlier, results]
+    seeds = [1] if given.tiny else given.seeds
+    wanted = {task.name: jobs_of(task, given.objectives, seeds) for task in tasks}
     if given.stage != "report":
+        done = read(files)
+        left = {name: [job for job in jobs if job.name not in done] for name, jobs in wanted.items()}
+        pool = Pool(tasks, left, results, 0 if given.stage == "prepare" else start + given.deadline_seconds)
         pool.run(workers)
-        print(summary(read([*given.earlier, results]), wanted), *pool.broken, f"{time.time() - start:.0f} s", sep="\n")
+        print(summary(read(files), wanted), *pool.broken, f"{time.time() - start:.0f} s", sep="\n")
+        if pool.broken:
+            return 1
     if given.stage in ("all", "report"):
         from report import report
 
         base = {task.name: (task.folder / "base_marks.txt").read_text() for task in tasks}
-        report(list(read([*given.earlier, results]).values()), base, given.page)
-    return 1 if pool.broken else 0
+        report(list(read(files).values()), base, given.page)
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ shorter rows. Everything that the runs need is in one folder, so that it can be 
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from objectives import FLIPPED
+from safetensors.torch import load_file, save_file
 
 from vrpo import generate
 from vrpo.cli import main
@@ -34,6 +37,7 @@ class Task(Protocol):
     name: str
     folder: Path
     fields: dict[str, Any]  # of the trainers
+    num_pairs: int  # of a run
     conditions: tuple[bool, ...]  # are labels flipped?
     rates: tuple[float, ...]
 
@@ -94,6 +98,7 @@ class Sudoku:
             "max_tokens_per_forward": 8192,
             "use_cpu": True,  # 45,000 parameters: a GPU would only wait
             "bf16": False,
+            "dataloader_pin_memory": False,
         }
     )
 
@@ -169,9 +174,6 @@ def by_hand(row: Row) -> Row:
 
 
 def run_script(path: Path, *arguments: object) -> None:
-    import subprocess
-    import sys
-
     subprocess.run([sys.executable, str(path), *map(str, arguments)], check=True)
 
 
@@ -235,7 +237,10 @@ class UltraFeedback:
         device = ("--bf16", str(self.fields["bf16"]).lower(), "--use_cpu", str(self.fields["use_cpu"]).lower())
         length = ("--max_length", self.fields["max_length"], "--max_prompt_length", self.fields["max_prompt_length"])
         command("sft", "--config", config, *fields, *device, *length, *self.shape, "--disable_tqdm", "true")
+        weights = base / "model.safetensors"
+        save_file({name: part.bfloat16() for name, part in load_file(weights).items()}, weights, {"format": "pt"})
 
+    @cache  # noqa: B019 - as long as the worker
     def rows(self, file: str) -> list[Row]:
         """Usable rows: the two answers differ."""
         found = [
