@@ -19,6 +19,7 @@ RANK = {  # a module imports modules of lower rank only
     "draws": 1,
     "temperature": 1,
     "pools": 1,
+    "pair_losses": 1,
     "losses": 2,
     "slopes": 3,
     "sketch": 2,
@@ -51,7 +52,7 @@ THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import
     "math_verify": {"rewards"},
     "langdetect": {"rewards"},
 }
-CORE = {"types", "draws", "plans", "sketch", "roulette", "temperature", "pools", "losses", "slopes"}
+CORE = {"types", "draws", "plans", "sketch", "roulette", "temperature", "pools", "pair_losses", "losses", "slopes"}
 CORE |= {"estimator", "reference", "preference"}
 CORE_IMPORTS = {"torch", "jaxtyping"}
 RANDOM_ROOMS = {"draws.py", "models/tiny.py", "models/adapter.py"}  # seeded initialisation; and decoding/

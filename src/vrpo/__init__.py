@@ -30,7 +30,7 @@ _PUBLIC = {
     "SFTConfig": "vrpo.training.config",
     "SFTTrainer": "vrpo.training.sft",
     "Tokens": "vrpo.types",
-    "VRPOConfig": "vrpo.training.config",
+    "VRPOConfig": "vrpo.training.preference_config",
     "VRPOTrainer": "vrpo.training.preference",
     "WeightedSum": "vrpo.losses",
     "backward_by_draw": "vrpo.preference",

@@ -14,7 +14,8 @@ from vrpo.commands import train as command
 from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
 from vrpo.commands.rounds import RoundArguments
 from vrpo.models import load as loading
-from vrpo.training.config import SFTConfig, VRPOConfig
+from vrpo.training.config import SFTConfig
+from vrpo.training.preference_config import VRPOConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ACCELERATE = RECIPES / "accelerate"

@@ -18,8 +18,8 @@ from vrpo.data.sources import load_rows
 from vrpo.diagnostics.cost import GPUS
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
-from vrpo.training.config import VRPOConfig
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_config import VRPOConfig
 
 SIZE = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 96}
 

@@ -14,7 +14,7 @@ from vrpo.commands import train as commands
 from vrpo.commands.arguments import DataArguments
 from vrpo.commands.fit_counts import fit_exponent
 from vrpo.commands.train import answers_of, datasets, run, texts
-from vrpo.training.config import VRPOConfig
+from vrpo.training.preference_config import VRPOConfig
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--max_steps", "1", "--output_dir"]
 TINY = ["--vocab_size", "300", "--hidden_size", "16", "--num_layers", "1", "--num_heads", "2"]

@@ -87,12 +87,7 @@ FIELD = [  # METHODS section 3, in its order
     Mutant(
         "margin divided by the response length",
         "losses.py",
-        (
-            (
-                "        if self.per_token:",
-                "        if True:",
-            ),
-        ),
+        (("return value / pairs.length if self.per_token else value", "return value / pairs.length"),),
         LOSSES,
     ),
     Mutant(
@@ -261,7 +256,7 @@ CORE = [
     ),
     Mutant(
         "beta outside the sigmoid",
-        "losses.py",
+        "pair_losses.py",
         (("return -logsigmoid(u) if e == 0", "return -beta * logsigmoid(u / beta) if e == 0"),),
         LOSSES,
     ),
@@ -2368,7 +2363,7 @@ EXPERTS = [  # mixtures of experts: layout, products, the routers' loss
     ),
     Mutant(
         "the loss of routers multiplied by slopes",
-        "training/config.py",
+        "training/preference_config.py",
         ((" and not self.fp16 and not self.router_aux_loss_coef", " and not self.fp16"),),
         ROUTERS,
     ),

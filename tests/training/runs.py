@@ -15,8 +15,9 @@ from transformers import TrainerCallback
 from vrpo.draws import fold
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.tiny import from_config, train_tokenizer
-from vrpo.training.config import SFTConfig, VRPOConfig
+from vrpo.training.config import SFTConfig
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
 
 Trajectory = list[dict[str, Tensor]]  # trainable parameters after each optimizer step

@@ -15,15 +15,16 @@ from vrpo.draws import Bernoulli, FixedCount
 from vrpo.losses import DPO, SFT, WeightedSum
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
 from vrpo.slopes import CrossFit, Jackknife
-from vrpo.training.config import SFTConfig, VRPOConfig
+from vrpo.training.config import SFTConfig
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
 from vrpo.types import Pairs, Plan
 
 BAD = [
     (
         {"plan": "t_form"},
-        "plan must be one of fixed_count, bernoulli, stratified, balanced, nested, complementary, not",
+        "plan must be one of fixed_count, bernoulli, stratified, balanced, nested, complementary, exact, not",
     ),
     ({"plan": "bernoulli"}, "plan=bernoulli needs t_min"),
     ({"plan": "bernoulli", "t_min": 0.0}, "t_min must lie in (0, 1)"),
@@ -58,7 +59,7 @@ BAD = [
 BAD_PREFERENCE = [
     ({"beta": 0.0}, "beta must be positive"),
     ({"beta": -1.0}, "beta must be positive"),
-    ({"loss_type": "apo_zero"}, "loss_type"),
+    ({"loss_type": "apo_one"}, "loss_type must be of sigmoid, "),
     ({"sft_coef": -0.1}, "sft_coef must not be negative"),
     ({"num_draws": "12"}, "num_draws must be auto, or left out; not '12'"),
     ({"num_draws": "auto", "num_times": 5}, "num_times must be even with num_draws=auto"),
@@ -69,7 +70,7 @@ BAD_PREFERENCE = [
     ({"gradient_passes": "three"}, "gradient_passes must be auto, one or two"),
     ({"gradient_passes": "one", "num_draws": "auto"}, "gradient_passes=one knows no slope"),
     ({"gradient_passes": "one", "share_draws": False}, "gradient_passes=one goes with shared draws only"),
-    ({"slope": "steep"}, "slope must be one of plain, cross_fit, jackknife, not 'steep'"),
+    ({"slope": "steep"}, "slope must be one of plain, cross_fit, jackknife, halves, not 'steep'"),
     ({"slope": "cross_fit", "num_times": 1}, "slope=cross_fit needs independent groups of draws"),
     ({"pair_coupling": "common"}, "pair_coupling must be one of none, quantile, aligned, not 'common'"),
 ]

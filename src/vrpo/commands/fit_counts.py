@@ -13,8 +13,8 @@ from tqdm import tqdm
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.diagnostics.counts import CountLaw, fit_counts
 from vrpo.training.checkpoints import checkpoint_of
-from vrpo.training.config import VRPOConfig
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_config import VRPOConfig
 
 _EPOCH = -3  # of the draws' keys: no draws of training or evaluation
 _FILE = "count_law.json"

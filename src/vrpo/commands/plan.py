@@ -31,7 +31,7 @@ from vrpo.models.block import BlockDiffusion
 from vrpo.models.head import HEAD_CHUNK
 from vrpo.models.load import model_class, tokenizer_of
 from vrpo.preference import all_graphs_fit, kept_packs, rows_of
-from vrpo.training.config import VRPOConfig
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.types import Tokens
 
 

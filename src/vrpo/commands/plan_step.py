@@ -20,7 +20,7 @@ from vrpo.diagnostics.cost import KINDS, Machine, Recorder
 from vrpo.models.adapter import is_small, with_adapter
 from vrpo.models.head import target_logp
 from vrpo.models.load import adapt
-from vrpo.training.config import VRPOConfig
+from vrpo.training.preference_config import VRPOConfig
 
 BITS = {4: 4 + 32 / 64, 8: 8.0}  # of a quantised weight: in NF4 with an absolute maximum per 64 in float32
 PASSES = ("reference", "values", "gradient")

@@ -33,7 +33,7 @@ from vrpo.diagnostics.report import table
 from vrpo.models.load import load
 from vrpo.rewards.judges import check_truth
 from vrpo.rewards.verdict import Answer
-from vrpo.training.config import VRPOConfig
+from vrpo.training.preference_config import VRPOConfig
 
 _OURS = {  # what a round itself says to a stage
     "generate": ("model_name_or_path", "output", "seed"),

@@ -27,8 +27,9 @@ from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
 from vrpo.training.checkpoints import checkpoint_of, clear_halves, finish_rotation
-from vrpo.training.config import DiffusionConfig, SFTConfig, VRPOConfig
+from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
 
 

@@ -7,7 +7,7 @@ import torch
 
 from vrpo.commands.arguments import parse
 from vrpo.diagnostics.designs import Design
-from vrpo.training.config import VRPOConfig
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.types import Pairs, Tokens
 
 _FIELDS = ("num_masks", "t_min", "num_groups", "count_exponent", "control", "pair_coupling")

@@ -4,7 +4,7 @@ sources.py (files, folders, the hub), json_rows.py (files that may be broken), f
 (chat templates, limits), tokenize.py (tables of token ids and the account of dropped rows), collate.py (batches).
 """
 
-from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, tokens_of
+from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, structure_of, tokens_of
 from vrpo.data.sources import load_rows, split_rows
 from vrpo.data.tokenize import DataReport, Dropped, tokenize_preferences, tokenize_sft
 
@@ -17,6 +17,7 @@ __all__ = [
     "pairs_of",
     "rows_of",
     "split_rows",
+    "structure_of",
     "tokenize_preferences",
     "tokenize_sft",
     "tokens_of",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vrpo.draws import draw_key
-from vrpo.types import Pairs, Rows, Tokens
+from vrpo.types import Labels, Pairs, Rankings, Rows, Tokens
 
 Row = tuple[Sequence[int], Sequence[int], int, int]  # prompt ids, response ids, example id, side
 
@@ -93,9 +93,20 @@ def tokens_of(batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> Tokens:
     return Tokens(batch["ids"], batch["response"], batch["attention"], key)
 
 
+def structure_of(batch: Mapping[str, Tensor]) -> Pairs | Labels | Rankings:
+    """What a preference batch says about its rows: which are compared, ranked or labelled, and the facts about them."""
+    if "desirable" in batch:
+        length = batch["response"].sum(-1)
+        return Labels(batch["row"], batch["desirable"], batch["mismatched"], length, batch.get("weight"))
+    if "order" in batch:
+        return Rankings(batch["order"], batch["response"].sum(-1), batch.get("weight"), batch.get("reward"))
+    return pairs_of(batch)
+
+
 def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
-    """Which rows of a preference batch are compared."""
-    return Pairs(batch["chosen"], batch["rejected"], batch["response"].sum(-1))
+    """Which rows of a batch are compared, with the pairs' weights and the answers' rewards if they have any."""
+    length = batch["response"].sum(-1)
+    return Pairs(batch["chosen"], batch["rejected"], length, batch.get("weight"), batch.get("reward"))
 
 
 def rows_of(batch: Mapping[str, Tensor]) -> Rows:

@@ -19,8 +19,9 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
-from vrpo.training.config import SFTConfig, VRPOConfig
+from vrpo.training.config import SFTConfig
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
 
 

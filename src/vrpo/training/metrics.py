@@ -2,57 +2,82 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vrpo.pools import log_ratios
 from vrpo.preference import Step
 from vrpo.sketch import Sketch
-from vrpo.types import Draws, Pairs, Rows, group_variance
+from vrpo.types import Draws, Labels, Pairs, Rows, group_variance
 
 Columns = dict[str, Float[Tensor, " P"]]
 
 SATURATED = 4.0  # |beta h| beyond which sigmoid(-|beta h|) < 0.018: the pair hardly moves the policy any more
 
 
-def pair_metrics(step: Step, pairs: Pairs, draws: Draws, beta: float, *, common: bool) -> Columns:
+def pair_metrics(step: Step, pairs: Pairs, draws: Draws, judged: Any, *, common: bool) -> Columns:
     """Per-pair metrics under TRL's names, plus what only an estimate has.
 
-    rewards/* are beta * (B_policy - B_reference); elbo/* are the policy's bounds in nats, summed over tokens;
-    elbo/*_change the bounds' distance to the reference; score/variance the estimated Monte Carlo variance of the score
-    beta * h (absent with fewer than two independent draws, where it is not estimable); score/saturated the share of
-    pairs with |score| > 4; rewards/accuracies counts a margin of exactly 0 as one half; draws/values_per_pair and
-    draws/per_pair the draws of both answers whose values were computed, and those that were run for the gradient.
+    rewards/* are beta times what the loss compares: B_policy - B_reference, pooled over references, per token if the
+    loss is; without a reference, B_policy. elbo/* are the policy's bounds in nats, summed over tokens; elbo/*_change
+    the bounds' distance to the first reference (absent without one). score/variance is the estimated Monte Carlo
+    variance of the score, to first order where references are pooled (absent with fewer than two independent draws,
+    where it is not estimable); score/saturated the share of pairs with |score| > 4; rewards/accuracies counts a margin
+    of exactly 0 as one half; draws/values_per_pair and draws/per_pair the draws of both answers whose values were
+    computed, and those that were run for the gradient.
 
     Args:
+        judged: the loss whose rewards these are: a `losses.Preference` or `losses.PlackettLuce`.
         common: policy and reference shared their draws, so that the noise is that of the differences of terms.
     """
-    policy, reference = step.policy_terms, step.reference_terms[:, 0]
-    change = policy.sum(-1) - reference.sum(-1)
+    policy, reference = step.policy_terms.detach(), step.reference_terms
     chosen, rejected = pairs.chosen, pairs.rejected
-    score = beta * (change[chosen] - change[rejected])
+    beta = judged.temperature(pairs)
+    values = judged.values(policy, reference, pairs)
+    score = beta * (values[chosen] - values[rejected])
     columns = {
-        "rewards/chosen": beta * change[chosen],
-        "rewards/rejected": beta * change[rejected],
+        "rewards/chosen": beta * values[chosen],
+        "rewards/rejected": beta * values[rejected],
         "rewards/accuracies": (score > 0).double() + 0.5 * (score == 0).double(),
         "rewards/margins": score,
         "elbo/chosen": policy.sum(-1)[chosen],
         "elbo/rejected": policy.sum(-1)[rejected],
-        "elbo/chosen_change": change[chosen],
-        "elbo/rejected_change": change[rejected],
         "score/saturated": (score.abs() > SATURATED).double(),
         "draws/per_pair": (step.graphs.sum(-1)[chosen] + step.graphs.sum(-1)[rejected]).double(),
         "draws/values_per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected]).double(),
     }
+    if reference.shape[1]:
+        change = log_ratios(policy, reference)[:, 0]
+        columns |= {"elbo/chosen_change": change[chosen], "elbo/rejected_change": change[rejected]}
     if int(draws.group.max()) >= 1:
-        columns["score/variance"] = beta**2 * _margin_variance(policy, reference, pairs, draws.group, common)
+        parts = linear_parts(judged, policy, reference, pairs)
+        columns["score/variance"] = beta**2 * _margin_variance(*parts, pairs, draws.group, common)
     return columns
+
+
+def linear_parts(
+    judged: Any,
+    policy: Float[Tensor, "N K"],
+    reference: Float[Tensor, "N R J"],
+    pairs: Pairs,
+) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N J"]]:
+    """What each draw of policy and references adds to the values, to first order: term times slope. Their sums have the
+    variance of the values (the delta method), exactly so for a single reference."""
+    leaves = [part.detach().clone().requires_grad_() for part in (policy, reference)]
+    with torch.enable_grad():
+        total = judged.values(*leaves, pairs).sum()
+    slopes = torch.autograd.grad(total, leaves, allow_unused=True)
+    both = zip((policy, reference), slopes, strict=True)
+    ours, theirs = (part * (0 if slope is None else slope) for part, slope in both)
+    return ours, theirs.sum(1)
 
 
 def _margin_variance(
     policy: Float[Tensor, "N K"],
-    reference: Float[Tensor, "N K"],
+    reference: Float[Tensor, "N J"],
     pairs: Pairs,
     group: Int[Tensor, "N K"],
     common: bool,
@@ -60,8 +85,32 @@ def _margin_variance(
     """Variance of the margin; group g of the chosen row is set against group g of the rejected one, which is unbiased
     whether the two rows' draws are independent or coupled."""
     same = group[pairs.chosen]
-    parts = [policy - reference] if common else [policy, reference]
+    parts = [policy + reference] if common else [policy, reference]
     return torch.stack([group_variance(part[pairs.chosen] - part[pairs.rejected], same) for part in parts]).sum(0)
+
+
+def label_metrics(step: Step, labels: Labels, draws: Draws, judged: Any) -> Columns:
+    """Per-answer metrics of single labelled answers, under TRL's names: rewards/chosen are the rewards of the desirable
+    ones, rewards/rejected of the others, rewards/accuracies whether a reward lies on its label's side of the baseline
+    beta * z0, which is rewards/baseline."""
+    policy, reference, row, good = step.policy_terms.detach(), step.reference_terms, labels.row, labels.desirable
+    beta = judged.temperature(labels)
+    values = judged.values(policy, reference, labels)
+    zero = judged.zero(values, labels)
+    gain = torch.where(good, 1, -1) * (values[row] - zero)
+    columns = {
+        "rewards/chosen": beta * values[row[good]],
+        "rewards/rejected": beta * values[row[~good]],
+        "rewards/accuracies": (gain > 0).double() + 0.5 * (gain == 0).double(),
+        "rewards/baseline": (beta * zero).expand(len(row)),
+        "elbo/chosen": policy.sum(-1)[row[good]],
+        "elbo/rejected": policy.sum(-1)[row[~good]],
+        "draws/per_answer": step.graphs.sum(-1)[row].double(),
+    }
+    if reference.shape[1]:
+        change = log_ratios(policy, reference)[:, 0]
+        columns |= {"elbo/chosen_change": change[row[good]], "elbo/rejected_change": change[row[~good]]}
+    return columns
 
 
 def row_metrics(step: Step, rows: Rows) -> Columns:

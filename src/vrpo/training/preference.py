@@ -13,11 +13,11 @@ from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.collate import PreferenceCollator, pairs_of
+from vrpo.data.collate import PreferenceCollator, pairs_of, structure_of
 from vrpo.data.tokenize import tokenize_preferences
+from vrpo.losses import WeightedSum
 from vrpo.models.adapter import is_small, with_adapter
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
@@ -30,15 +30,17 @@ from vrpo.preference import (
     preference_loss,
     unchanged,
 )
-from vrpo.reference import FrozenReference, GivenReference, IndependentReference, Reference
+from vrpo.reference import FrozenReference, GivenReference, IndependentReference, NoReference, Reference
 from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
-from vrpo.training.config import VRPOConfig
 from vrpo.training.given import as_denoiser
-from vrpo.training.metrics import pair_metrics, relative_error
+from vrpo.training.metrics import Columns, label_metrics, pair_metrics, relative_error
+from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
-from vrpo.types import Denoiser, Draws, Pairs, Plan, Tokens
+from vrpo.types import Denoiser, Draws, Labels, Pairs, Plan, Rankings, Tokens
+
+Preferences = Pairs | Rankings | Labels
 
 
 class VRPOTrainer(DiffusionTrainer):
@@ -86,7 +88,11 @@ class VRPOTrainer(DiffusionTrainer):
                 "so they must see equal blocks"
             )
         self.ref_model = given
-        if given is None and not isinstance(denoiser.module, PeftModel) and not args.precompute_ref_log_probs:
+        if given is not None and not args.compares:
+            names = ", ".join(name for _, name in args.losses)
+            raise ValueError(f"ref_model: {names} has no reference here: leave it out")
+        copied = args.compares and not isinstance(denoiser.module, PeftModel) and not args.precompute_ref_log_probs
+        if given is None and copied:
             self.ref_model = frozen_copy(denoiser)
         self._warned = False
         self._reference_module: Any = None
@@ -190,39 +196,55 @@ class VRPOTrainer(DiffusionTrainer):
         """Whether the reference is another model than the policy, or the policy without its adapter."""
         return self.ref_model is not None or isinstance(self.denoiser.module, PeftModel)
 
-    def reference(self, policy: Denoiser) -> FrozenReference:
-        """The frozen model, or the policy with its adapter off."""
+    def reference(self, policy: Denoiser) -> Reference:
+        """The frozen model, or the policy with its adapter off; none if the loss has none."""
+        if not self.args.compares:
+            return NoReference()
         if self.ref_model is None:
             return FrozenReference(policy, self.accelerator.unwrap_model(policy).disable_adapter)
         return FrozenReference(self._reference_module, self.accelerator.autocast)
 
     def items_in(self, batch: Batch) -> int:
-        return len(batch["chosen"])
+        return next(len(batch[name]) for name in ("desirable", "order", "chosen") if name in batch)
+
+    def added_up(self, sums: Float[Tensor, " 2"]) -> Float[Tensor, " 2"]:
+        """Over processes."""
+        return self.accelerator.reduce(sums, reduction="sum")
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
-        tokens, pairs = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
+        tokens, structure = self.tokens(batch, epoch=self.draw_epoch), structure_of(batch)
         plan = self.training_plan
-        draws = plan(tokens, pairs)
-        reference: Reference = self._known[0](tokens, pairs) if self._known else self.reference(policy)
+        draws = plan(tokens, structure)
+        reference: Reference = self._known[0](tokens, structure) if self._known else self.reference(policy)
         if not self.args.share_draws:
             reference = IndependentReference(reference, plan)
         most, around = self.args.max_tokens_per_forward, self.around(self.model_wrapped)
         common: dict[str, Any] = {"max_tokens": most, "scale": scale}
-        given = (policy, reference, tokens, pairs, draws, self.args.training_objective())
+        objective = self.args.training_objective(1, self.added_up)
+        given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
         self.weigh_routers(tokens, draws.in_use, scale)
         if not self.one_pass:
             common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
-            step = backward_by_draw(*given, thin=self.thin(tokens, pairs, draws, scale), **common)
+            step = backward_by_draw(*given, thin=self.thin(tokens, structure, draws, scale), **common)
         elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
             step = backward_by_draw(*given, around=lambda last: around(False), together=together, **common)
             self._synchronise()
         else:
             by_group = self.args.slope != "plain"
-            step = backward_in_one_pass(*given, self.trained, pairs.family, by_group=by_group, around=around, **common)
+            assert not isinstance(structure, Labels)
+            own = structure.family
+            step = backward_in_one_pass(*given, self.trained, own, by_group=by_group, around=around, **common)
             self._synchronise()
-        self.window.add(pair_metrics(step, pairs, draws, self.args.beta, common=self.args.share_draws))
+        self.window.add(self.metrics_of(step, structure, draws, common=self.args.share_draws))
         return step.loss
+
+    def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
+        """Metrics of the pairs of a batch, or of its labelled answers."""
+        judged = self.args.judged(1, self.added_up)
+        if isinstance(structure, Labels):
+            return label_metrics(step, structure, draws, judged)
+        return pair_metrics(step, structure.pairs, draws, judged, common=common)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -260,11 +282,13 @@ class VRPOTrainer(DiffusionTrainer):
         """What steers num_draws=auto. transformers may have replaced the callback by one from a checkpoint."""
         return next((each for each in self.callback_handler.callbacks if isinstance(each, DrawBudget)), None)
 
-    def thin(self, tokens: Tokens, pairs: Pairs, draws: Draws, scale: float) -> Thin:
+    def thin(self, tokens: Tokens, pairs: Preferences, draws: Draws, scale: float) -> Thin:
         """Which draws of a batch have a gradient: all, or with num_draws=auto those that survive the roulette."""
         budget = self.budget
         if budget is None:
             return unchanged
+        if not isinstance(pairs, Pairs):
+            raise ValueError("num_draws=auto spends gradients pair by pair, and the rows are no pairs: leave it out")
         roulette = Roulette(budget.threshold)
 
         def thinned(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
@@ -293,25 +317,35 @@ class VRPOTrainer(DiffusionTrainer):
         return relative_error(names, sums)
 
     def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
-        tokens, pairs = self.tokens(batch, epoch=EVAL_EPOCH), pairs_of(batch)
-        draws = self.evaluation_plan(tokens, pairs)
-        step = self._evaluated(policy, tokens, pairs, draws, index)
-        columns = pair_metrics(step, pairs, draws, self.args.beta, common=True)
-        return {"loss": -logsigmoid(columns["rewards/margins"]), **columns}
+        tokens, structure = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
+        draws = self.evaluation_plan(tokens, structure)
+        step = self._evaluated(policy, tokens, structure, draws, index)
+        columns = self.metrics_of(step, structure, draws, common=True)
+        items = self.plain_objective().items(step.policy_terms, step.reference_terms, structure)
+        if isinstance(structure, Labels):
+            columns = {name: column for name, column in columns.items() if len(column) == len(structure.row)}
+        elif structure.pairs.item is not None:
+            columns = {name: _per_list(column, structure.pairs) for name, column in columns.items()}
+        return {"loss": items, **columns}
 
-    def _evaluated(self, policy: Denoiser, tokens: Tokens, pairs: Pairs, draws: Draws, index: int | None) -> Step:
+    def plain_objective(self) -> WeightedSum:
+        """What is minimised, with its slopes as they are."""
+        return self.args.objective(1, self.added_up)
+
+    def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, draws: Draws, index: int | None) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
         most = self.args.max_tokens_per_forward
-        reference: Reference = self._known[EVAL_EPOCH](tokens, pairs) if self._known else self.reference(policy)
+        reference: Reference = self._known[EVAL_EPOCH](tokens, rows) if self._known else self.reference(policy)
         if index is not None and not self._known:
             if index not in self._eval_reference:
-                self._eval_reference[index] = reference(tokens, draws, pairs, max_tokens=most, agree=self.agree)
+                self._eval_reference[index] = reference(tokens, draws, rows, max_tokens=most, agree=self.agree)
             reference = GivenReference(self._eval_reference[index])
-        objective = self.args.objective()
-        return preference_loss(policy, reference, tokens, pairs, draws, objective, max_tokens=most, agree=self.agree)
+        return preference_loss(
+            policy, reference, tokens, rows, draws, self.plain_objective(), max_tokens=most, agree=self.agree
+        )
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
-        mean, error = statistics["elbo/chosen_change"]
+        mean, error = statistics.get("elbo/chosen_change", (0.0, 0.0))  # there is none without a reference
         if self.args.warn_displacement and not self._warned and mean + 4 * error < 0 and self.is_world_process_zero():
             self._warned = True
             warnings.warn(
@@ -326,3 +360,10 @@ class VRPOTrainer(DiffusionTrainer):
 def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
     """The denoiser as it is now, for reference: a copy that is not trained."""
     return replace(denoiser, module=copy.deepcopy(denoiser.module).eval().requires_grad_(False))
+
+
+def _per_list(column: Float[Tensor, " P"], pairs: Pairs) -> Float[Tensor, " Q"]:
+    """Means over the pairs of each list."""
+    assert pairs.item is not None
+    total = column.new_zeros(int(pairs.item.max()) + 1).index_add(0, pairs.item, column)
+    return total / torch.bincount(pairs.item)

@@ -115,7 +115,7 @@ class KnownTerms:
     folder: Path
     entries: Mapping[int, Float[Tensor, "2 K"]]
 
-    def __call__(self, tokens: Tokens, pairs: Pairs) -> GivenReference:
+    def __call__(self, tokens: Tokens, pairs: Any) -> GivenReference:
         """The reference of a batch.
 
         Raises:
