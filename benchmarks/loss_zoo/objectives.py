@@ -13,19 +13,19 @@ FLIPPED = 0.2  # share of labels that are flipped in the noisy data, and what th
 
 @dataclass(frozen=True)
 class Objective:
-    """Fields of VRPOConfig. `beta` by task; `why`: of this beta, for the page. `pairwise`: a loss of pairs, so that its
-    slopes are defined on them; `referenced`: a reference is passed, too; `grouped`: needs two groups of draws."""
+    """Fields of VRPOConfig, and beta by task; `why`: of this beta, for the page. `referenced`: a reference is passed,
+    too; `grouped`: needs two groups of draws."""
 
     fields: dict[str, Any]
-    sudoku: float
-    ultrafeedback: float
+    sudoku: float | None
+    ultrafeedback: float | None
     why: str
-    pairwise: bool = True
     referenced: bool = True
     grouped: bool = False
 
     def settings(self, task: str) -> dict[str, Any]:
-        return {**self.fields, "beta": getattr(self, task)}
+        beta = getattr(self, task)
+        return {**self.fields, **({} if beta is None else {"beta": beta})}
 
 
 _AS_DPO = "as sigmoid"
@@ -59,25 +59,20 @@ OBJECTIVES: dict[str, Objective] = {
         1.0,
         0.1,
         _AS_DPO + "; the answers as they are, unpaired",
-        pairwise=False,
     ),
-    "orpo": Objective(
-        {"loss_type": "orpo"}, 1.0, 1.0, "the weight of the odds ratio beside the SFT term", referenced=False
-    ),
+    "orpo": Objective({"loss_type": "orpo"}, 1.0, 1.0, "lambda; the SFT term beside it has weight 1", referenced=False),
     "apo_zero": Objective({"loss_type": "apo_zero"}, 1.0, 0.1, _AS_DPO),
     "apo_down": Objective({"loss_type": "apo_down"}, 1.0, 0.1, _AS_DPO),
     "exo_pair": Objective(
         {"loss_type": "exo_pair", "label_smoothing": 1e-3}, 1.0, 0.1, "minimum at u = 6.9: dmpo_rkl with another alpha"
     ),
-    "sft": Objective(
-        {"loss_type": "sft"}, 1.0, 1.0, "none: a control, linear in the scores", pairwise=False, referenced=False
-    ),
+    "sft": Objective({}, None, None, "SFT on the chosen answers: a control, linear in the bounds", referenced=False),
 }
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Draws per answer, their plan, and passes over the pairs; `paired` arms cost the same forward passes."""
+    """Draws per answer, their plan, and passes over the pairs. All but the last cost the same forward passes."""
 
     plan: str
     num_times: int
@@ -91,8 +86,8 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "n8": Arm("fixed_count", 8, 1, "n = 8"),
-    "n1": Arm("fixed_count", 1, 8, "n = 1, eight times the steps"),
+    "n1": Arm("fixed_count", 1, 8, "n = 1, 8x the steps"),
     "default": Arm("balanced", 8, 1, "n = 8, default plan"),
-    "n1_same_steps": Arm("fixed_count", 1, 1, "n = 1, the same steps"),
+    "n1_same_steps": Arm("fixed_count", 1, 1, "n = 1, same steps"),
 }
 SEEDS = (1, 2, 3, 4, 5)

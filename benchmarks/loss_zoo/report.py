@@ -28,12 +28,7 @@ TITLES = {
     ("ultrafeedback", False): "UltraFeedback: share of held-out pairs ordered rightly",
     ("ultrafeedback", True): "UltraFeedback, 20 % of the labels flipped: share of held-out pairs ordered rightly",
 }
-SHORT = {
-    "n8": "n = 8",
-    "n1": "n = 1, 8x the steps",
-    "default": "n = 8, default plan",
-    "n1_same_steps": "n = 1, same steps",
-}
+SHORT = {name: arm.label for name, arm in ARMS.items()}
 
 
 def packed(marks: str) -> str:
@@ -306,8 +301,7 @@ def settings_table() -> list[str]:
         [
             name,
             ", ".join(f"{key}={value}" for key, value in each.fields.items()),
-            f"{each.sudoku:g}",
-            f"{each.ultrafeedback:g}",
+            *("" if beta is None else f"{beta:g}" for beta in (each.sudoku, each.ultrafeedback)),
             each.why,
         ]
         for name, each in OBJECTIVES.items()

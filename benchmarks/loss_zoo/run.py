@@ -4,8 +4,9 @@ noise? 4x4 Sudoku with a verifier (45,000 parameters) and UltraFeedback, also wi
     python benchmarks/loss_zoo/run.py --data FOLDER [--workers sudoku=1 ultrafeedback=1] [--tiny]
 
 FOLDER holds ultrafeedback/{train,train_flipped20,eval}.jsonl.gz. A run is one objective, arm, learning rate and seed;
-each leaves a line in the results at once, and a line that is there is not made again. Seeds are the outermost loop, so
-that a study that is cut off (--deadline_seconds) has whole comparisons. UltraFeedback takes a GPU if there is one.
+each leaves a line in the results at once, and a line that is there is not made again. Seeds are the outermost loop and
+objectives the next, so that a study that is cut off (--deadline_seconds) has whole comparisons. UltraFeedback takes a
+GPU if there is one; without, give it days or --workers sudoku=2 alone.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from tasks import Sudoku, Task, UltraFeedback
 from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from vrpo import VRPOConfig, VRPOTrainer, load
+from vrpo import SFTConfig, SFTTrainer, VRPOConfig, VRPOTrainer, load
 from vrpo.data.collate import pairs_of
 from vrpo.models.hf import HFDenoiser
 
@@ -58,37 +59,42 @@ class Job:
 
 
 def jobs_of(task: Task, objectives: list[str], seeds: list[int]) -> list[Job]:
-    """Seeds outermost, clean labels first; what needs groups of draws is left out where there is one draw."""
+    """Seeds outermost, then objectives, so that a study that is cut off has whole comparisons; what needs groups of
+    draws is left out where there is one draw."""
     return [
         Job(task.name, objective, arm, rate, seed, flipped)
         for seed in seeds
         for flipped in task.conditions
-        for rate in task.rates
         for objective in objectives
+        for rate in task.rates
         for arm in ARMS
         if ARMS[arm].num_times > 1 or not OBJECTIVES[objective].grouped
     ]
 
 
-def config_of(task: Task, job: Job, folder: str) -> VRPOConfig:
+def config_of(task: Task, job: Job, folder: str) -> VRPOConfig | SFTConfig:
     arm, objective = ARMS[job.arm], OBJECTIVES[job.objective]
     fields = {**task.fields, **arm.fields, **objective.settings(task.name)}
-    if not objective.pairwise and fields["loss_type"] == "kto":  # rows, two of a pair
+    if job.objective == "kto":  # rows, two of a pair
         fields["per_device_train_batch_size"] *= 2
     steps = task.num_pairs * arm.epochs // task.fields["per_device_train_batch_size"]
     own = {"num_train_epochs": float(arm.epochs), "learning_rate": job.rate, "seed": job.seed}
-    logs = {"logging_steps": max(1.0, steps // 8), "log_gradient_snr": False, "warn_displacement": False}
-    return VRPOConfig(**trainer_settings(Path(folder), warmup_steps=steps // 10, **fields, **own, **logs))
+    logs = {"logging_steps": max(1.0, steps // 8), "log_gradient_snr": False, "warmup_steps": steps // 10}
+    given = trainer_settings(Path(folder), **fields, **own, **logs)
+    if job.objective == "sft":
+        return SFTConfig(**given)
+    return VRPOConfig(**given, warn_displacement=False)
 
 
 def examples(job: Job, rows: list[dict[str, Any]]) -> Dataset:
-    """Pairs; for KTO each answer by itself, with its label."""
-    if job.objective != "kto":
+    """Pairs; for KTO each answer by itself, with its label; for SFT the chosen answers."""
+    sides = {"kto": (("chosen", True), ("rejected", False)), "sft": (("chosen", True),)}.get(job.objective)
+    if sides is None:
         return Dataset.from_list(rows)
-    sides = (("chosen", True), ("rejected", False))
-    return Dataset.from_list(
-        [{"prompt": row["prompt"], "completion": row[side], "label": label} for row in rows for side, label in sides]
-    )
+    labelled = [
+        {"prompt": row["prompt"], "completion": row[side], "label": label} for row in rows for side, label in sides
+    ]
+    return Dataset.from_list(labelled).remove_columns([] if job.objective == "kto" else ["label"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +115,13 @@ class Base:
     def terms(self, part: str, plan: str) -> torch.Tensor:
         return self.held(part).terms(self.fresh(), plan_of(self.task, plan), REPLICATES[part])
 
-    def measured(self, denoiser: HFDenoiser, job: Job, config: VRPOConfig) -> dict[str, Any]:
+    def measured(self, denoiser: HFDenoiser, job: Job, objective: Any) -> dict[str, Any]:
         """Of a policy; on the test part also under the plan that it was trained with."""
         found: dict[str, Any] = {}
         for part in ("validate", "test"):
             found[part] = {"solved": self.task.solved(denoiser, part)}
             if part == "test" or not found[part]["solved"]:
                 held = self.held(part)
-                objective = config.objective() if OBJECTIVES[job.objective].pairwise else None
                 terms = held.terms(denoiser, plan_of(self.task, "fixed_count"), REPLICATES[part])
                 found[part] |= figures(terms, self.terms(part, "fixed_count"), pairs_of(held.batch), objective)
         if job.arm == "default":
@@ -136,14 +141,16 @@ def train(base: Base, job: Job) -> dict[str, Any]:
         config = config_of(base.task, job, folder)
         denoiser = base.fresh()
         rows = examples(job, base.task.pairs(job.seed, job.flipped))
-        trainer = VRPOTrainer(denoiser, args=config, train_dataset=rows)
+        kind = VRPOTrainer if isinstance(config, VRPOConfig) else SFTTrainer
+        trainer: Any = kind(denoiser, args=config, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
         start = time.time()
         trainer.train()
         trained = time.time()
     log = [[entry["loss"], entry["grad_norm"]] for entry in trainer.state.log_history if "loss" in entry]
     result = {"job": asdict(job), "steps": trainer.state.global_step, "seconds": trained - start, "log": log}
-    result |= base.measured(denoiser, job, config)
+    pairwise = isinstance(config, VRPOConfig) and config.structure == "pairs"
+    result |= base.measured(denoiser, job, config.objective() if pairwise else None)
     return {**result, "measuring_seconds": time.time() - trained}
 
 

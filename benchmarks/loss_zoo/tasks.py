@@ -183,7 +183,7 @@ class UltraFeedback:
 
     folder: Path
     data: Path
-    epochs: int = 16
+    epochs: int = 32
     shape: tuple[str, ...] = ()  # further settings of the base model
     num_pairs: int = 512
     validation: int = 200
