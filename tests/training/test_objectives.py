@@ -1,7 +1,6 @@
 """Which losses, temperatures, references and plans go together: the configuration against rules written down anew."""
 
 import re
-import warnings
 from itertools import product
 from typing import Any
 
@@ -164,7 +163,7 @@ def test_fields_become_the_objective() -> None:
 
 
 def test_references_become_the_pool() -> None:
-    """Kills: weights that are not equal by default; clip or swap lost; a mixture of SFT or of losses without reference."""
+    """Kills: weights not equal by default; clip or swap lost; a mixture of SFT or of losses without reference."""
     part = Preference(Sigmoid(), Constant(0.2))
     pooled = settings("sigmoid", ref_pool="harmonic", ref_clip=0.1).objective(4).parts[0][1]
     assert pooled == Preference(Sigmoid(), Constant(0.2), Pooled(harmonic, Fixed((0.25,) * 4), 0.1))
@@ -193,9 +192,3 @@ def test_the_first_slope() -> None:
     """What num_draws=auto starts from. Kills: DPO's for all losses."""
     for loss, slope in (("sigmoid", 0.1), ("hinge", 0.2), ("ipo_sum", 5.0), ("apo_zero", 0.05)):
         assert settings(loss).first_slope == pytest.approx(slope)
-
-
-def test_nothing_warns() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", category=RuntimeWarning)
-        settings(["sigmoid", "ipo"])
