@@ -218,7 +218,7 @@ class Pool:
         return process.exitcode
 
     def make_ready(self, name: str) -> None:
-        if self.process(prepare, self.tasks[name]):
+        if not (self.tasks[name].folder / MARKS).is_file() and self.process(prepare, self.tasks[name]):
             self.broken.append(f"{name} was not prepared")
             self.jobs[name] = []
         self.ready[name].set()
@@ -324,7 +324,7 @@ def main() -> int:
     if given.stage in ("all", "report"):
         from report import report
 
-        base = {task.name: (task.folder / "base_marks.txt").read_text() for task in tasks}
+        base = {task.name: (task.folder / MARKS).read_text() for task in tasks}
         report(list(read(files).values()), base, given.page)
     return 0
 

@@ -41,6 +41,9 @@ class Task(Protocol):
     conditions: tuple[bool, ...]  # are labels flipped?
     rates: tuple[float, ...]
 
+    @property
+    def prepared(self) -> bool: ...
+
     def prepare(self) -> None: ...
 
     def pairs(self, seed: int, flipped: bool) -> list[Row]:
@@ -115,10 +118,12 @@ class Sudoku:
         )
         return replace(small, fields={**small.fields, "per_device_train_batch_size": 8})
 
+    @property
+    def prepared(self) -> bool:
+        return (self.folder / "pairs.jsonl").is_file()
+
     def prepare(self) -> None:
         """The commands of the recipe, up to the pairs of a first round, of more answers than there."""
-        if (self.folder / "pairs.jsonl").is_file():
-            return
         data, base = self.folder / "data", self.folder / "base"
         run_script(RECIPE / "data.py", "--folder", data)
         fields = ("--dataset_name", data / "sft.jsonl", "--output_dir", base, "--max_steps", self.base_steps)
@@ -220,11 +225,13 @@ class UltraFeedback:
         short = {"per_device_train_batch_size": 8, "max_length": 24, "max_prompt_length": 8}
         return replace(small, fields={**small.fields, **short, "use_cpu": True, "bf16": False})
 
+    @property
+    def prepared(self) -> bool:
+        return (self.folder / "base" / "trainer_state.json").is_file()
+
     def prepare(self) -> None:
         """SFT from scratch on the chosen answers, as in ultrafeedback_small; the weights are kept in bf16 to travel."""
         base = self.folder / "base"
-        if (base / "config.json").is_file():
-            return
         config = HERE.parent / "ultrafeedback_small" / "sft.yaml"
         fields = (
             "--dataset_name",
