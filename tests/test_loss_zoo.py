@@ -88,13 +88,31 @@ def test_loss_zoo_tables_have_whole_seeds_only(monkeypatch: pytest.MonkeyPatch, 
     cells = report.cells_of(result["runs"], "sudoku", False)["sigmoid"]
     assert {len(cell.marks) for cell in cells.values()} == {2}
     assert [cells[arm].marks[0] for arm in arms] == [[int(mark) for mark in better[arm]] for arm in arms]
-    assert report.gain({"sigmoid": cells}, "sigmoid")[0] == pytest.approx(0.25)
-    assert report.gain({"sigmoid": cells}, "sigmoid", "n8", "n1_same_steps")[0] == pytest.approx(0.5)
+    for against, gain in (("n1", 0.25), ("n1_same_steps", 0.5)):
+        found = report.gains({"sigmoid": cells}, "n8", against).interval("sigmoid")
+        assert found == (
+            pytest.approx(gain),
+            pytest.approx(1.96 * 0.25**0.5 / 2 if gain == 0.25 else 1.96 * (1 / 3) ** 0.5 / 2),
+        )
     assert cells["n8"].collapsed(0.25) == (1, 4)
     assert report.base_score(result, "sudoku") == 0.25
     page = (tmp_path / "README.md").read_text()
     assert "| sigmoid | 0.250 [" in page
     assert (tmp_path / "zoo.png").is_file()
+
+
+def test_loss_zoo_intervals_pool_the_chance_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: degrees of freedom of one objective, or one too many; a variance over problems taken for one over seeds; a
+    seed's interval not divided by the number of seeds."""
+    report = module("report", monkeypatch)
+    for freedom, exact in ((1, 12.706), (4, 2.776), (5, 2.571), (10, 2.228), (30, 2.042)):
+        assert report.student(freedom) == pytest.approx(exact, rel=0.01)
+    steady, shaky = [[1, 0], [0, 1]], [[1, 1], [0, 0]]
+    column = report.Column({"steady": steady, "shaky": shaky})
+    assert column.over_seeds == pytest.approx(4.303 * (0.5 / 2) ** 0.5)  # variances 0 and 1 / 2, two degrees of freedom
+    assert column.interval("steady") == (0.5, pytest.approx(column.over_seeds / 2**0.5))
+    assert report.Column({"one": [[1, 0]]}).over_seeds == 0
+    assert report.Column({}).interval("none") is None
 
 
 @pytest.mark.slow

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from objectives import ARMS, OBJECTIVES
 
 HERE = Path(__file__).parent
-T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, 97.5 %, by number of seeds
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, 97.5 %, by degrees of freedom
 Z = 1.960
+COMPARED = (("n8", "n1"), ("default", "n1"), ("n8", "n1_same_steps"))
 MARKS = r"(<!-- tables of result\.json -->\n).*(<!-- end -->)"
 Run = dict[str, Any]
 Marks = list[list[int]]  # by seed, by problem
@@ -46,13 +47,39 @@ def bits(run: Run, part: str) -> list[int]:
     return unpacked(run[part]["solved"] or run[part]["ordered"])
 
 
-def interval(values: Marks) -> tuple[float, float]:
-    """Mean over seeds and problems, and half a 95 % interval that contains the chance of both (half widths added in
-    squares); of problems alone where there is one seed."""
-    seeds = [mean(row) for row in values]
-    problems = [mean(column) for column in zip(*values, strict=True)]
-    over_seeds = T[len(seeds)] ** 2 * variance(seeds) / len(seeds) if len(seeds) > 1 else 0.0
-    return mean(seeds), math.sqrt(over_seeds + Z**2 * variance(problems) / len(problems))
+def student(freedom: int) -> float:
+    """97.5 % quantile of Student's t; beyond the table by its expansion, which is then within 1 %."""
+    if freedom in T:
+        return T[freedom]
+    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity of all objectives: marks, or differences of marks. The chance of seeds is taken to be the same for
+    all of them, and estimated from all together: three seeds of one objective say next to nothing about it."""
+
+    marks: dict[str, Marks]
+
+    @property
+    def over_seeds(self) -> float:
+        """Half a 95 % interval of a single seed; 0 where there is one seed."""
+        several = [[mean(row) for row in each] for each in self.marks.values() if len(each) > 1]
+        freedom = sum(len(seeds) - 1 for seeds in several)
+        if not freedom:
+            return 0.0
+        pooled = sum(variance(seeds) * (len(seeds) - 1) for seeds in several) / freedom
+        return student(freedom) * math.sqrt(pooled)
+
+    def interval(self, objective: str) -> tuple[float, float] | None:
+        """Mean over seeds and problems, and half a 95 % interval with the chance of both: half widths added in
+        squares."""
+        if objective not in self.marks:
+            return None
+        values = self.marks[objective]
+        problems = [mean(column) for column in zip(*values, strict=True)]
+        square = self.over_seeds**2 / len(values) + Z**2 * variance(problems) / len(problems)
+        return mean(problems), math.sqrt(square)
 
 
 def minus(one: Marks, other: Marks) -> Marks:
@@ -125,24 +152,32 @@ def cells_of(runs: Iterable[Run], task: str, flipped: bool) -> Cells:
     return cells
 
 
-def rival(cells: Cells, objective: str) -> Cell:
+def rival(cells: Cells, objective: str) -> Cell | None:
     """One draw of the objective; of the plain loss, where the objective itself needs several."""
-    return cells[objective]["n1"] if "n1" in cells[objective] else cells[objective.removesuffix("_jackknife")]["n1"]
+    plain = objective if "n1" in cells[objective] else objective.removesuffix("_jackknife")
+    return cells[plain].get("n1") if plain in cells else None
 
 
-def gain(cells: Cells, objective: str, arm: str = "n8", against: str = "n1") -> tuple[float, float] | None:
-    own = cells[objective]
-    try:
-        other = rival(cells, objective) if against == "n1" else own[against]
-    except KeyError:
-        return None
-    seeds = min(len(own[arm].marks), len(other.marks))
-    return interval(minus(own[arm].marks[:seeds], other.marks[:seeds]))
+def scores(cells: Cells, arm: str) -> Column:
+    return Column({objective: own[arm].marks for objective, own in cells.items() if arm in own})
+
+
+def gains(cells: Cells, arm: str, against: str) -> Column:
+    """An arm minus another, paired by seed and problem."""
+    found = {}
+    for objective, own in cells.items():
+        other = rival(cells, objective) if against == "n1" else own.get(against)
+        if other is not None:
+            seeds = min(len(own[arm].marks), len(other.marks))
+            found[objective] = minus(own[arm].marks[:seeds], other.marks[:seeds])
+    return Column(found)
 
 
 def ordered(cells: Cells) -> list[str]:
-    gains = {objective: gain(cells, objective) for objective in cells}
-    return sorted(cells, key=lambda objective: -math.inf if (found := gains[objective]) is None else -found[0])
+    """Objectives by their gain from eight draws."""
+    column = gains(cells, *COMPARED[0])
+    found = {objective: column.interval(objective) for objective in cells}
+    return sorted(cells, key=lambda objective: -(found[objective] or (-math.inf, 0.0))[0])
 
 
 def show(found: tuple[float, float] | None, sign: bool = False) -> str:
@@ -157,22 +192,20 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def gains_table(cells: Cells) -> list[str]:
-    head = ["objective", *(SHORT[arm] for arm in ("n1", "n8", "default")), "n = 8 minus n = 1", "default minus n = 1"]
-    head += ["n = 8 minus n = 1, same steps"]
+    arms = ("n1", "n8", "default")
+    head = ["objective", *(SHORT[arm] for arm in arms), *(difference_label(*pair) for pair in COMPARED)]
+    levels = {arm: scores(cells, arm) for arm in arms}
+    differences = [gains(cells, *pair) for pair in COMPARED]
     rows = []
     for objective in ordered(cells):
         own = cells[objective]
-        scores = [
-            show(interval(own[arm].marks)) + f", {own[arm].rate:g}" if arm in own else ""
-            for arm in ("n1", "n8", "default")
-        ]
-        differences = [
-            gain(cells, objective),
-            gain(cells, objective, "default"),
-            gain(cells, objective, "n8", "n1_same_steps"),
-        ]
-        rows.append([objective, *scores, *(show(each, sign=True) for each in differences)])
+        shown = [f"{show(levels[arm].interval(objective))}, {own[arm].rate:g}" if arm in own else "" for arm in arms]
+        rows.append([objective, *shown, *(show(column.interval(objective), sign=True) for column in differences)])
     return table(head, rows)
+
+
+def difference_label(arm: str, against: str) -> str:
+    return f"{SHORT[arm]} minus {SHORT[against]}"
 
 
 def noise_of(cell: Cell, objective: str, arm: str) -> float:
@@ -246,54 +279,48 @@ def base_score(result: dict[str, Any], task: str) -> float:
 
 def picture(result: dict[str, Any], folder: Path) -> None:
     parts = [(key, cells) for key in TITLES if (cells := cells_of(result["runs"], *key))]
-    figure = Figure(figsize=(14, 0.6 + sum(1.3 + 0.3 * len(cells) for _, cells in parts)), layout="constrained")
+    figure = Figure(figsize=(14, 1 + sum(1 + 0.3 * len(cells) for _, cells in parts)), layout="constrained")
     rows = figure.subplots(len(parts), 3, squeeze=False, height_ratios=[2 + len(cells) for _, cells in parts])
-    for (key, cells), (scores, gains, slopes) in zip(parts, rows, strict=True):
+    for (key, cells), axes in zip(parts, rows, strict=True):
         names = ordered(cells)[::-1]
-        for place, objective in enumerate(names):
-            for colour, (arm, cell) in enumerate(cells[objective].items()):
-                centre, half = interval(cell.marks)
-                at = place + 0.18 * (1.5 - colour)
-                scores.errorbar(
-                    centre, at, xerr=half, fmt="o", markersize=3, color=f"C{colour}", label=SHORT[arm], linewidth=1
-                )
-            for colour, (arm, against) in enumerate((("n8", "n1"), ("default", "n1"), ("n8", "n1_same_steps"))):
-                if (found := gain(cells, objective, arm, against)) is not None:
-                    label = f"{SHORT[arm]} minus {SHORT[against]}"
-                    gains.errorbar(
-                        found[0],
-                        place + 0.2 * (1 - colour),
-                        xerr=found[1],
-                        fmt="o",
-                        markersize=3,
-                        color=f"C{colour + 4}",
-                        label=label,
-                        linewidth=1,
-                    )
-            one = cells[objective].get("n1")
-            for draws, marker in (("n1", "o"), ("n8", "s")):
-                if one and (share := kept(one, draws)):
-                    slopes.plot(
-                        float(share),
-                        place,
-                        marker,
-                        color="C3" if draws == "n1" else "C0",
-                        label=f"{draws.removeprefix('n')} draws",
-                    )
-        for axis in (scores, gains, slopes):
+        levels = {SHORT[arm]: scores(cells, arm) for arm in ARMS}
+        dots(axes[0], names, levels, 0)
+        dots(axes[1], names, {difference_label(*pair): gains(cells, *pair) for pair in COMPARED}, 4)
+        slopes(axes[2], names, cells)
+        axes[1].axvline(0, color="0.5", linewidth=0.8)
+        if base := base_score(result, key[0]):
+            axes[0].axvline(base, color="0.5", linestyle="--", linewidth=0.8)
+        axes[0].set_title(TITLES[key], fontsize=9)
+        axes[1].set_title("differences, 95 % intervals", fontsize=9)
+        axes[2].set_title("slope of the loss kept, policies of n = 1", fontsize=9)
+        for axis in axes:
             axis.set_yticks(range(len(names)), names)
             axis.grid(alpha=0.3)
-        gains.axvline(0, color="0.5", linewidth=0.8)
-        slopes.axvline(1, color="0.5", linewidth=0.8)
-        if base := base_score(result, key[0]):
-            scores.axvline(base, color="0.5", linestyle="--", linewidth=0.8)
-        scores.set_title(TITLES[key], fontsize=9)
-        gains.set_title("differences, 95 % intervals", fontsize=9)
-        slopes.set_title("slope of the loss kept (policies of n = 1)", fontsize=9)
-        for axis in (scores, gains, slopes):
-            handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-            axis.legend(handles.values(), handles.keys(), fontsize=7)
+    handles = {
+        label: handle for axis in rows[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(folder / "zoo.png", dpi=110)
+
+
+def dots(axis: Any, names: list[str], columns: dict[str, Column], first: int) -> None:
+    """An interval for each objective and column, side by side."""
+    for index, (label, column) in enumerate(columns.items()):
+        style = {"fmt": "o", "markersize": 3, "linewidth": 1, "color": f"C{first + index}", "label": label}
+        for place, objective in enumerate(names):
+            if (found := column.interval(objective)) is not None:
+                axis.errorbar(found[0], place + 0.18 * (1.5 - index), xerr=found[1], **style)
+
+
+def slopes(axis: Any, names: list[str], cells: Cells) -> None:
+    """What noise leaves of the loss's slope."""
+    for place, objective in enumerate(names):
+        for draws, marker, colour in (("n1", "o", "C3"), ("n8", "s", "C0")):
+            one = cells[objective].get("n1")
+            if one is not None and (share := kept(one, draws)):
+                label = "slope kept with 1 draw" if draws == "n1" else "with 8 draws"
+                axis.plot(float(share), place, marker, color=colour, label=label)
+    axis.axvline(1, color="0.5", linewidth=0.8)
 
 
 def settings_table() -> list[str]:
