@@ -236,7 +236,7 @@ CORE = [
     Mutant(
         "variance without G / (G - 1)",
         "types.py",
-        (("return count / (count - 1) * deviation", "return deviation"),),
+        (("return groups / (groups - 1) * deviation", "return deviation"),),
         EXACT,
     ),
     Mutant(
