@@ -99,11 +99,11 @@ class VRPOTrainer(DiffusionTrainer):
         self._reference_module: Any = None
         self._known: dict[int, KnownTerms] = {}  # by epoch
         self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
-        start = args.beta / 2 / RATE  # every pair at margin 0: |slope| = beta / 2, and pi = RATE
+        budget = [DrawBudget(args.first_slope / RATE)] if args.num_draws == "auto" else []
         super().__init__(
             model=denoiser,
             args=args,
-            callbacks=[*(callbacks or []), *([DrawBudget(start)] if args.num_draws == "auto" else [])],
+            callbacks=[*(callbacks or []), *budget],
             data_collator=data.collator(denoiser.pad_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,

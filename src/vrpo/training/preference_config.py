@@ -91,8 +91,8 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.check_objective()
+        super().__post_init__()
         self._check_together()
         if self.gradient_passes not in ("auto", "one", "two"):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
