@@ -18,7 +18,7 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, parse
+from vrpo.commands.arguments import POLICY, ModelArguments, PreferenceDataArguments, parse
 from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, show, show_advice
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config
@@ -141,7 +141,7 @@ def tokenized(rows: Any, tokenizer: PreTrainedTokenizerBase, config: VRPOConfig)
 
 def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> Plan:
     """The plan of one optimizer step on this machine."""
-    refuse_unknown(config)
+    refuse_unknown(model, config)
     model_config, klass = _shape_of(model)
     setup = Setup(
         klass,
@@ -151,7 +151,7 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
         config,
         one_pass=False,
         copied_reference=not config.precompute_ref_log_probs
-        and (model.ref_model_name_or_path is not None or not model.use_peft),
+        and (model.ref_model_name_or_path not in (None, [POLICY]) or not model.use_peft),
         accumulates=False,
         bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
         head_chunk=None if isinstance(machine, Measured) else HEAD_CHUNK,
@@ -185,7 +185,7 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
     )
 
 
-def refuse_unknown(config: VRPOConfig) -> None:
+def refuse_unknown(model: ModelArguments, config: VRPOConfig) -> None:
     """
     Raises:
         ValueError: the step would be another one than is planned here.
@@ -194,6 +194,11 @@ def refuse_unknown(config: VRPOConfig) -> None:
         raise ValueError("num_draws=auto spends gradients as the run goes, which cannot be planned: leave it out")
     if not config.share_draws:
         raise ValueError("share_draws=false is for comparison and cannot be planned: leave it out")
+    if model.causal_ref_model_name_or_path or len(model.ref_model_name_or_path or []) > 1:
+        raise ValueError(
+            "ref_model_name_or_path, causal_ref_model_name_or_path: only one reference, a diffusion model, is planned. "
+            "Each further one adds its weights, and a forward pass of each draw (of each answer, if causal)"
+        )
 
 
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:

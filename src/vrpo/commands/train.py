@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from vrpo.commands.arguments import (
+    POLICY,
     DataArguments,
     ModelArguments,
     PreferenceDataArguments,
@@ -30,6 +31,7 @@ from vrpo.training.checkpoints import checkpoint_of, clear_halves, finish_rotati
 from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.references import check_references
 from vrpo.training.sft import SFTTrainer
 
 
@@ -49,12 +51,9 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
     check_run(data, model, config)
     quantized = quantization(model, config)
     rows, eval_rows = datasets(data, config)
-    reference = None
-    if model.ref_model_name_or_path is not None:
-        reference = loaded(model.ref_model_name_or_path, model, quantized)
     trainer = VRPOTrainer(
         policy(model, quantized),
-        ref_model=reference,
+        ref_model=references(model, quantized),
         args=config,
         train_dataset=rows,
         eval_dataset=eval_rows,
@@ -72,6 +71,8 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     """
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
+    given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
+    check_references(config, len(given), len(causal), adapted=model.use_peft)
     quantization(model, config)
     evaluates(data, config)
 
@@ -177,8 +178,16 @@ def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDen
     return loaded(model.model_name_or_path, model, quantized)
 
 
+def references(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> list[HFDenoiser | None]:
+    """The diffusion models that are references, each loaded once, however often it is named; None: the policy."""
+    found: dict[str, HFDenoiser | None] = {POLICY: None}
+    for name in model.ref_model_name_or_path or []:
+        found[name] = found[name] if name in found else loaded(name, model, quantized)
+    return [found[name] for name in model.ref_model_name_or_path or []]
+
+
 def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
-    """A model as the arguments say, policy and reference alike."""
+    """A diffusion model as the arguments say, policy and reference alike."""
     return load(name, quantization_config=quantized, **model.loading)
 
 
