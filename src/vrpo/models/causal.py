@@ -30,7 +30,7 @@ from vrpo.models.tokenizer import load_tokenizer
 
 NO_TOKEN = -1  # the mask token of a model that has none: no text holds it
 _DIFFUSION = {entry.architecture for entry in TABLE} - {entry.architecture for entry in CAUSAL}
-_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 _NO_MASKS = "a causal language model has no masks to fill in: write answers with transformers' generate"
 
 
@@ -43,7 +43,7 @@ class CausalLikelihood:
     config: Any
     base_model: Any
     plain: bool  # whether logits are the head's of what the backbone returns, and nothing more
-    special: dict[str, Any]  # special tokens of config.json: the trainer writes the tokenizer's into the configuration
+    kept: dict[str, Any]  # what config.json says where the trainer writes something else into the configuration
 
     @property
     def block_size(self) -> None:
@@ -110,16 +110,16 @@ class CausalLikelihood:
             handle.remove()
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers does, with the special tokens that config.json had."""
-        now = {name: getattr(self.config, name) for name in self.special}
+        """As transformers does, with what config.json said of special tokens: one that pads has no gradient."""
+        now = {name: getattr(self.config, name) for name in self.kept}
         try:
-            self._set_special(self.special)
+            self._say(self.kept)
             return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self._set_special(now)
+            self._say(now)
 
-    def _set_special(self, ids: dict[str, Any]) -> None:
-        for name, value in ids.items():
+    def _say(self, fields: dict[str, Any]) -> None:
+        for name, value in fields.items():
             setattr(self.config, name, value)
 
 
@@ -202,7 +202,7 @@ def as_causal(module: Any, tokenizer: PreTrainedTokenizerBase | None, origin: Or
     base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
     if not isinstance(base, CausalLikelihood):
         base.__class__ = _with_likelihood(type(base))
-        base.special = {name: value for name, value in vars(base.config).items() if name in _SPECIAL}
+        base.kept = {name: value for name, value in vars(base.config).items() if name in _KEPT}
         base.eval()
         _drop_nothing(base)
         base.plain = _is_plain(base)

@@ -44,13 +44,14 @@ Preferences = Pairs | Rankings | Labels
 
 
 class VRPOTrainer(DiffusionTrainer):
-    """Trains a masked diffusion language model on preference pairs. Used like TRL's DPOTrainer.
+    """Trains a masked diffusion language model on preference pairs, or with plan=exact a causal one, by its exact
+    likelihood. Used like TRL's DPOTrainer.
 
     Datasets are in TRL's formats (see `data.tokenize`), or already tokenised by `data.tokenize_preferences`. Draws come
     from (draw_seed, example id, side, epoch): a resumed, re-batched or distributed run sees the same ones.
 
     Args:
-        model: a denoiser from `vrpo.load`, or a name or folder.
+        model: a denoiser from `vrpo.load` (of plan=exact, `vrpo.load_causal`), or a name or folder.
         ref_model: a second denoiser. None: the policy with its adapter turned off, or else a frozen copy of it as it
             is now.
         peft_config: trains an adapter of this kind; target modules default to the architecture's linear layers.
@@ -74,10 +75,11 @@ class VRPOTrainer(DiffusionTrainer):
         optimizers: Any = (None, None),
     ):
         args = VRPOConfig() if args is None else args
-        denoiser = as_denoiser(model, processing_class)
+        exact = args.plan == "exact"
+        denoiser = as_denoiser(model, processing_class, exact=exact)
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
-        given = None if ref_model is None else as_denoiser(ref_model, None)
+        given = None if ref_model is None else as_denoiser(ref_model, None, exact=exact)
         if given is not None and given.module is denoiser.module:
             raise ValueError(
                 "model and ref_model are one module, which would be trained: leave out ref_model, or load it"
