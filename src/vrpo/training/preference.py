@@ -43,15 +43,16 @@ Preferences = Pairs | Rankings | Labels
 
 
 class VRPOTrainer(DiffusionTrainer):
-    """Trains a masked diffusion language model on preference pairs. Used like TRL's DPOTrainer.
+    """Trains a masked diffusion language model on preference pairs, or with plan=exact a causal one, by its exact
+    likelihood. Used like TRL's DPOTrainer.
 
     Datasets are in TRL's formats (see `data.tokenize`), or already tokenised by `data.tokenize_preferences`. Draws come
     from (draw_seed, example id, side, epoch): a resumed, re-batched or distributed run sees the same ones.
 
     Args:
-        model: a denoiser from `vrpo.load`, or a name or folder.
-        ref_model: another denoiser as the reference, or several (`ref_pool`). None, also in a list: the policy as it is
-            now, with its adapter turned off or as a frozen copy.
+        model: a denoiser from `vrpo.load` (of plan=exact, `vrpo.load_causal`), or a name or folder.
+        ref_model: another one as the reference, or several (`ref_pool`). None, also in a list: the policy as it is now,
+            with its adapter turned off or as a frozen copy.
         causal_ref_model: causal language models as further references, by their exact likelihoods.
         peft_config: trains an adapter of this kind; target modules default to the architecture's linear layers.
     """
@@ -70,16 +71,15 @@ class VRPOTrainer(DiffusionTrainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: Any = (None, None),
-        causal_ref_model: HFDenoiser | Sequence[HFDenoiser] = (),
+        causal_ref_model: Given | Sequence[Given] = (),
     ):
         args = VRPOConfig() if args is None else args
-        given = listed(ref_model)
-        causal = [causal_ref_model] if isinstance(causal_ref_model, HFDenoiser) else list(causal_ref_model)
+        given, causal = listed(ref_model), listed(causal_ref_model)
         check_references(args, len(given), len(causal), adapted=peft_config is not None)
         data = PreferenceData(args, "pairs")
         self.preference_data, self.items_per_example = data, data.items_per_example
         self.ids_column, self.token_columns = data.ids_column, data.token_columns
-        denoiser = as_denoiser(model, processing_class)
+        denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
         self.references = references_of(denoiser, given, causal, args)

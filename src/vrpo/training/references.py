@@ -98,7 +98,7 @@ def listed(given: Given | Sequence[Given | None] | None) -> list[Given | None]:
 
 
 def references_of(
-    policy: HFDenoiser, given: Sequence[Given | None], causal: Sequence[HFDenoiser], config: VRPOConfig
+    policy: HFDenoiser, given: Sequence[Given | None], causal: Sequence[Given | None], config: VRPOConfig
 ) -> References:
     """The references that a trainer is given: diffusion models in their order (None: the initial policy), then causal
     ones. Of nothing at all, the initial policy, if the loss has a reference.
@@ -112,8 +112,10 @@ def references_of(
     if not config.compares:
         return References(())
     wanted = given if given or causal else [None]
-    denoisers = [None if each is None else as_denoiser(each, None) for each in wanted]
-    for name, group in (("ref_model", denoisers), ("causal_ref_model", causal)):
+    as_policy = config.plan == "exact"
+    denoisers = [None if each is None else as_denoiser(each, None, exact=as_policy) for each in wanted]
+    exact = [as_denoiser(each, None, exact=True) for each in causal if each is not None]
+    for name, group in (("ref_model", denoisers), ("causal_ref_model", exact)):
         for index, other in enumerate(group):
             if other is not None:
                 called = name if len(group) == 1 else f"{name} {index + 1}"
@@ -121,7 +123,7 @@ def references_of(
     copied = not isinstance(policy.module, PeftModel) and not config.precompute_ref_log_probs
     first = frozen_copy(policy) if copied and None in denoisers else None
     members = [Member(first if each is None else each) for each in denoisers]
-    return References((*members, *(Member(each, exact=True) for each in causal)))
+    return References((*members, *(Member(each, exact=True) for each in exact)))
 
 
 def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
