@@ -2893,7 +2893,6 @@ LOSS_ZOO = [  # the preference family
         ((".where(there, 0.0).sum(-1), structure.weight)", ".where(there, 0.0).sum(-1), None)"),),
         STRUCTURES,
     ),
-    Mutant("an infinite score of no answer", "losses.py", (("NEVER = -1e300", 'NEVER = float("-inf")'),), STRUCTURES),
     Mutant(
         "z0 with a gradient",
         "losses.py",
