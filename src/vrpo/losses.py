@@ -7,7 +7,7 @@ per-draw losses. What each loss does with the noise of the estimate: docs/losses
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -120,7 +120,7 @@ class KTO:
     pool: Pool = SINGLE
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
-    baseline: Literal["mismatched", "batch_mean"] = "mismatched"
+    baseline: str = "mismatched"
     over_processes: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]] = _unchanged
 
     def __post_init__(self) -> None:

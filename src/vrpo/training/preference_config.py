@@ -14,6 +14,7 @@ from vrpo.types import Plan
 
 _COUPLINGS = ("none", "quantile", "aligned")
 _SLOPES: dict[str, Any] = {"plain": None, "cross_fit": CrossFit, "jackknife": Jackknife, "halves": Jackknife}
+MIXUP_ALPHA, SYNC_STEPS = 0.6, 512  # TRL's
 _UNCOUPLED = ("fixed_count", "bernoulli", "exact")  # plans that share nothing between answers by default
 
 
@@ -82,6 +83,17 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         default=None,
         metadata={"help": "Where these terms are kept, for other runs too. None: output_dir/reference_terms."},
     )
+    sync_ref_model: bool = field(
+        default=False,
+        metadata={"help": "Move the reference towards the policy during training (TR-DPO); all weights are trained."},
+    )
+    ref_model_mixup_alpha: float = field(
+        default=MIXUP_ALPHA,
+        metadata={"help": "Its new weights: alpha * the policy's + (1 - alpha) * its own. 1: those of the policy."},
+    )
+    ref_model_sync_steps: int = field(
+        default=SYNC_STEPS, metadata={"help": "Optimizer steps from one such move to the next."}
+    )
     share_draws: bool = field(
         default=True,
         metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
@@ -91,9 +103,10 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.check_objective()
+        super().__post_init__()
         self._check_together()
+        self._check_moving()
         if self.gradient_passes not in ("auto", "one", "two"):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
         if self.gradient_passes == "one" and self.num_draws == "auto":
@@ -141,6 +154,28 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         if not self.compares and self.precompute_ref_log_probs:
             raise ValueError("precompute_ref_log_probs computes a reference's terms, and there is no reference")
 
+    def _check_moving(self) -> None:
+        """
+        Raises:
+            ValueError: a reference that moves, and fields that it does not go with.
+        """
+        given = {"ref_model_mixup_alpha": MIXUP_ALPHA, "ref_model_sync_steps": SYNC_STEPS}
+        changed = [name for name, neutral in given.items() if getattr(self, name) != neutral]
+        if changed and not self.sync_ref_model:
+            raise ValueError(f"{changed[0]} belongs to sync_ref_model, which is off")
+        if not self.sync_ref_model:
+            return
+        if not self.compares:
+            raise ValueError("sync_ref_model moves a reference, and there is none")
+        if self.ref_pool is not None:
+            raise ValueError("sync_ref_model moves the one reference: not with ref_pool, which is about several")
+        if self.precompute_ref_log_probs:
+            raise ValueError("precompute_ref_log_probs replays the terms of a reference that sync_ref_model would move")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ValueError(f"ref_model_mixup_alpha must lie in (0, 1], not {self.ref_model_mixup_alpha}")
+        if self.ref_model_sync_steps < 1:
+            raise ValueError(f"ref_model_sync_steps must be at least 1, not {self.ref_model_sync_steps}")
+
     def one_pass(self, *, small: bool) -> bool:
         """Whether a step pushes each row back as it comes (`preference.backward_in_one_pass`), where the trained
         parameters are few. A function of the configuration, so that processes agree on it without a word."""
@@ -151,20 +186,30 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         possible = possible and self.structure != "labels"  # whose rows are all one family, with a buffer each
         return small and several and possible
 
-    def training_plan(self, block_size: int | None = None) -> Plan:
-        """The plan of a training step; with num_draws=auto, of the values of a step."""
+    def training_plan(self, block_size: int | None = None, structure: str | None = None) -> Plan:
+        """The plan of a training step; with num_draws=auto, of the values of a step. `structure`: as in
+        `sampling_plan`."""
         times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
-        return self.sampling_plan(times, block_size)
+        return self.sampling_plan(times, block_size, structure)
 
-    def sampling_plan(self, num_times: int, block_size: int | None = None) -> Plan:
-        """The plan by its configured name, with `num_times` masking levels, coupled as configured."""
+    def sampling_plan(self, num_times: int, block_size: int | None = None, structure: str | None = None) -> Plan:
+        """The plan by its configured name, with `num_times` masking levels, coupled as configured.
+
+        Args:
+            structure: what the loss is about in the data at hand: pairs, rankings or labels. None: `self.structure`,
+                as a loss of pairs has it with a data set of pairs.
+        """
         plan, coupling = super().sampling_plan(num_times, block_size), self.pair_coupling
+        paired = (structure or self.structure) == "pairs"
         if coupling is None:
-            coupling = "none" if self.plan in _UNCOUPLED or self.structure != "pairs" else "aligned"
+            coupling = "none" if self.plan in _UNCOUPLED or not paired else "aligned"
         if coupling not in _COUPLINGS:
             raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {coupling!r}")
-        if coupling != "none" and self.structure != "pairs":
-            raise ValueError("pair_coupling couples the two answers of a pair: leave it out with kto and plackett_luce")
+        if coupling != "none" and not paired:
+            raise ValueError(
+                f"pair_coupling={coupling} couples the two answers of a pair: leave it out with kto, plackett_luce and "
+                "ranked rows"
+            )
         return plan if coupling == "none" else Paired(plan, align=coupling == "aligned")
 
     @property

@@ -17,7 +17,7 @@ from vrpo.reference import NoReference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
 from vrpo.training.given import as_denoiser
-from vrpo.training.metrics import row_metrics
+from vrpo.training.metrics import Columns, row_metrics
 from vrpo.types import Denoiser, Draws, Rows, Tokens
 
 
@@ -45,9 +45,11 @@ class SFTTrainer(DiffusionTrainer):
         optimizers: Any = (None, None),
     ):
         args = SFTConfig() if args is None else args
-        denoiser = as_denoiser(model, processing_class)
+        denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
+        if args.plan == "exact":
+            self.method = "SFT"
         super().__init__(
             model=denoiser,
             args=args,
@@ -97,7 +99,7 @@ class SFTTrainer(DiffusionTrainer):
             agree=self.agree,
         )
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " N"]]:
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
         draws = self.evaluation_plan(tokens, rows)
         per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)
