@@ -75,8 +75,10 @@ def test_beta_may_differ_between_pairs(loss: PairLoss, formula: Formula) -> None
 
 @every_formula
 def test_a_loss_at_extremes(loss: PairLoss, formula: Formula) -> None:
-    """Ratios of -1e4 and -1e-3, either way: value and slope are finite. Kills: log of a sigmoid that is 0; 0 * inf."""
-    for low, high in ((-1e4, -1e-3), (-1e4, -1e4), (-1e-3, -1e-3), (-1e-13, -1e-13)):
+    """Ratios of -1e4 and 0, and what lies between, either way: value and slope are finite.
+
+    Kills: log of a sigmoid that is 0; 0 * inf; odds of a probability of 1."""
+    for low, high in ((-1e4, -1e-3), (-1e4, -1e4), (-1e-3, -1e-13), (-1e4, 0.0), (0.0, 0.0)):
         for pair in ((low, high), (high, low)):
             chosen, rejected = torch.tensor(pair, dtype=torch.float64).requires_grad_().unbind()
             value = loss(chosen[None], rejected[None], 1.0).sum()

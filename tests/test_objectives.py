@@ -226,11 +226,14 @@ def test_terms_of_low_precision(case: Case, dtype: torch.dtype, close: float) ->
     the rounded terms. Kills: a type that cannot hold the padding of a list; sums in the terms' precision."""
     policy, reference = terms(case.references)
     rounded = [part.to(dtype) for part in (policy, reference)]
+    double = [part.double() for part in rounded]
     value, slope = value_and_slope(case.objective, *rounded, case.structure)
-    exact = value_and_slope(case.objective, *(part.double() for part in rounded), case.structure)
+    exact = value_and_slope(case.objective, *double, case.structure)
     assert value.dtype == torch.float64
     assert torch.equal(value, exact[0])
     torch.testing.assert_close(slope, exact[1].to(dtype))
+    wrapped = Jackknife(case.objective, 3)
+    assert torch.equal(wrapped(*rounded, case.structure), wrapped(*double, case.structure))
     assert float(value) == pytest.approx(float(case.objective(policy, reference, case.structure)), abs=close)
 
 

@@ -18,7 +18,7 @@ from vrpo.pools import SINGLE, Pool, bounds
 from vrpo.temperature import Constant, Temperature
 from vrpo.types import Labels, Pairs, Rankings, Structure
 
-NEVER = -1e300  # the score of an answer that is not there; infinite, it would have no gradient
+NEVER = -1e300  # the score of an answer that is not there; finite, so that no difference of two is NaN
 
 
 @runtime_checkable

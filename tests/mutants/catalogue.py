@@ -544,7 +544,7 @@ FAMILIES = [  # what holds for every family of models
     Mutant(
         "the mask token in rows",
         "training/preference.py",
-        (("mask_id=self.denoiser.mask_id,", ""),),
+        (("rows, tokenizer, self.denoiser.mask_id)", "rows, tokenizer, None)"),),
         ("tests/training/test_models_given.py",),
     ),
     Mutant(
@@ -2893,7 +2893,6 @@ LOSS_ZOO = [  # the preference family
         ((".where(there, 0.0).sum(-1), structure.weight)", ".where(there, 0.0).sum(-1), None)"),),
         STRUCTURES,
     ),
-    Mutant("an infinite score of no answer", "losses.py", (("NEVER = -1e300", 'NEVER = float("-inf")'),), STRUCTURES),
     Mutant(
         "z0 with a gradient",
         "losses.py",
@@ -3014,21 +3013,11 @@ LOSS_ZOO = [  # the preference family
         ),
         EXACTLY,
     ),
-    Mutant(
-        "an exact likelihood once per draw",
-        "reference.py",
-        ((" / draws.in_use.sum(-1, keepdim=True).clamp(min=1)", ""),),
-        EXACTLY,
-    ),
+    Mutant("an exact likelihood once per draw", "reference.py", ((" / planned.sum(-1, keepdim=True)", ""),), EXACTLY),
     Mutant(
         "an exact likelihood on draws that are not in use",
         "reference.py",
-        (
-            (
-                "return value[:, None] * draws.in_use / draws.in_use.sum(-1, keepdim=True).clamp(min=1)",
-                "return value[:, None].expand(draws.in_use.shape) / draws.in_use.shape[1]",
-            ),
-        ),
+        (("planned = draws.group >= 0", "planned = draws.group >= -1"),),
         EXACTLY,
     ),
 ]
