@@ -1,0 +1,314 @@
+"""What each loss does with the noise of a trained model's bounds: no Gaussian, the draws of the plans themselves.
+
+    python -m vrpo demo --output_dir runs/noise_demo          reference (base), policy (vrpo), second reference
+    python benchmarks/loss_zoo/noise_measured.py --demo runs/noise_demo
+
+Answers have nine tokens, hence 511 masks: the sum of log-probabilities under each, and a sketch of its gradient, are
+computed once. Every plan's estimate is a weighted sum of these, and the enumeration of all masks, weighted as the bound
+weighs them, is the truth. So replicates cost nothing, and biases are against exact values. Writes noise.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrpo import FixedCount, load
+from vrpo.data import PreferenceCollator, tokenize_preferences, tokens_of
+from vrpo.demo.run import answers_of
+from vrpo.demo.task import LENGTH, problems, right_bases
+from vrpo.diagnostics.replicates import replicated
+from vrpo.diagnostics.statistics import jackknife
+from vrpo.draws import Enumerate
+from vrpo.estimator import elbo, pack_terms
+from vrpo.losses import DPO, KTO, ItemObjective, Preference
+from vrpo.pair_losses import IPO, ORPO, APODown, APOZero, Hinge, ReverseKL, Robust, Sigmoid
+from vrpo.pools import Fixed, Pooled, ReferenceFree, geometric, harmonic
+from vrpo.slopes import CrossFit, Jackknife, _without
+from vrpo.temperature import Constant
+from vrpo.training.preference_config import VRPOConfig
+from vrpo.types import Draws, Labels, Pairs, Plan, Tokens
+
+HERE = Path(__file__).parent
+PAIRS, REPLICATES, SKETCH, TOKENS = 64, 256, 256, LENGTH + 1
+BETA = 0.3  # that the policy was trained with
+BETAS = {"simpo": 2.0, "ipo": 0.1, "orpo": 0.1}
+
+
+@dataclass(frozen=True)
+class Known:
+    """A pair's sums of log-probabilities under every mask (by its bits), of policy and references; and gradients."""
+
+    tokens: Tokens
+    policy: Tensor  # [2, 2^L]
+    reference: Tensor  # [2, R, 2^L]
+    gradient: Tensor  # [2, 2^L, D]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`references`: how many of them; `labels`: whether it is about single answers."""
+
+    objective: ItemObjective
+    references: int = 1
+    labels: bool = False
+
+
+def cases() -> dict[str, Case]:
+    summed, half = Constant(BETA), Fixed((0.5, 0.5))
+    leaves = {
+        "sigmoid": Sigmoid(),
+        "sigmoid, label_smoothing 0.1": Sigmoid(0.1),
+        "robust, label_smoothing 0.1": Robust(0.1),
+        "ipo_sum": IPO(),
+        "hinge": Hinge(),
+        "exo_pair, label_smoothing 0.1": ReverseKL(0.1),
+        "dmpo_rkl, alpha 0.01": ReverseKL(0.01),
+        "apo_zero": APOZero(),
+        "apo_down": APODown(),
+    }
+    found = {name: Case(Preference(leaf, summed)) for name, leaf in leaves.items()}
+    free = ReferenceFree()
+    return found | {
+        "ipo": Case(Preference(IPO(), Constant(BETAS["ipo"]), per_token=True)),
+        "simpo, gamma 0.5": Case(Preference(Sigmoid(gamma=0.5), Constant(BETAS["simpo"]), free, per_token=True)),
+        "orpo": Case(Preference(ORPO(), Constant(BETAS["orpo"]), free, per_token=True)),
+        "kto": Case(KTO(summed), labels=True),
+        "sigmoid, harmonic pool of 2": Case(Preference(Sigmoid(), summed, Pooled(harmonic, half)), 2),
+        "sigmoid, geometric pool of 2": Case(Preference(Sigmoid(), summed, Pooled(geometric, half)), 2),
+        "sigmoid, beta 1": Case(DPO(1.0)),
+        "dmpo_rkl, alpha 0.01, beta 1": Case(Preference(ReverseKL(0.01), Constant(1.0))),
+    }
+
+
+# The table of all masks ----------------------------------------------------------------------------------------------
+
+
+def every_mask(tokens: Tokens) -> Draws:
+    """Draw c masks the response positions whose bits c has; draw 0 masks none."""
+    bits = (torch.arange(1 << TOKENS)[:, None] >> torch.arange(TOKENS)) & 1
+    masked = torch.zeros(len(tokens.ids), 1 << TOKENS, tokens.ids.shape[1], dtype=torch.bool)
+    for row in range(len(masked)):
+        masked[row][:, tokens.response[row]] = bits.bool()
+    return Draws(masked, masked.double(), torch.zeros(masked.shape[:2], dtype=torch.long))
+
+
+def known(policy: Any, references: list[Any], tokens: Tokens, signs: Tensor) -> Known:
+    draws = every_mask(tokens)
+    with torch.no_grad():
+        values = [elbo(model, tokens, draws, max_tokens=8192).terms for model in (policy, *references)]
+    gradient = torch.zeros(2, 1 << TOKENS, SKETCH)
+    parameters = list(policy.module.parameters())
+    for row in range(2):
+        for code in range(1, 1 << TOKENS):
+            term = pack_terms(policy, tokens, draws, torch.tensor([[row, code]]))
+            parts = torch.autograd.grad(term.sum(), parameters)
+            flat = torch.cat([part.flatten() for part in parts]) * signs
+            gradient[row, code] = torch.nn.functional.pad(flat, (0, -len(flat) % SKETCH)).reshape(-1, SKETCH).sum(0)
+    return Known(tokens, values[0], torch.stack(values[1:], 1), gradient)
+
+
+def held_out(model: Any) -> list[Tokens]:
+    """Pairs of the reference's own answers to problems that nothing was trained on, each a batch of two rows."""
+    prompts = problems("validate", 400)
+    answers = [answers_of(model, prompts, 1.0, seed) for seed in (1, 2)]
+    rows = []
+    for text, *both in zip(prompts, *answers, strict=True):
+        worse, better = sorted(both, key=lambda answer: right_bases(text, answer))
+        if len(worse) == len(better) == LENGTH and right_bases(text, better) > right_bases(text, worse):
+            rows.append({"prompt": text, "chosen": better, "rejected": worse})
+    examples, _ = tokenize_preferences(rows[:PAIRS], model.tokenizer, max_length=64)
+    collate = PreferenceCollator(model.pad_id)
+    return [tokens_of(collate([example]), seed=0, epoch=-2) for example in examples]
+
+
+# Estimates ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """R estimates of a pair, chosen rows then rejected ones: terms, gradients of the policy's terms."""
+
+    policy: Tensor  # [2R, K]
+    reference: Tensor  # [2R, refs, K]
+    gradient: Tensor  # [2R, K, D]
+
+
+def drawn(pair: Known, plan: Plan, count: int) -> Drawn:
+    tokens, pairs = replicated(pair.tokens, count)
+    draws = plan(tokens, pairs)
+    inside = draws.masked.transpose(1, 2)[tokens.response].unflatten(0, (2 * count, TOKENS)).transpose(1, 2)
+    code = (inside.long() << torch.arange(TOKENS)).sum(-1)
+    weight = draws.weight.amax(-1)  # equal at all masked positions
+    assert bool((draws.weight == weight[..., None] * draws.masked).all())
+    row = torch.arange(2).repeat_interleave(count)[:, None]
+    reference = pair.reference.transpose(1, 2)[row, code].transpose(1, 2)
+    gradient = pair.gradient[row, code] * weight[..., None].float()
+    return Drawn(pair.policy[row, code] * weight, reference * weight[:, None], gradient)
+
+
+def structure(count: int, case: Case) -> Any:
+    index = torch.arange(count)
+    length = torch.full((2 * count + case.labels,), TOKENS)
+    if case.labels:  # one more row, whose ratio is z0
+        rows = torch.arange(2 * count)
+        return Labels(rows, rows < count, torch.tensor([2 * count]), length)
+    return Pairs(index, index + count, length)
+
+
+def losses(objective: Any, policy: Tensor, reference: Tensor, facts: Any) -> Tensor:
+    """The loss of each item; of a jackknifed one, put together from those of its parts."""
+    if not isinstance(objective, Jackknife):
+        inner = objective.inner if isinstance(objective, CrossFit) else objective
+        return inner.items(policy, reference, facts)
+    count = objective.num_groups
+    parts = [(_without(policy, g, count), _without(reference, g, count)) for g in range(count)]
+    without = torch.stack([objective.inner.items(*part, facts) for part in parts]).sum(0)
+    return count * objective.inner.items(policy, reference, facts) - (count - 1) / count * without
+
+
+def estimates(case: Case, objective: Any, found: Drawn, zero: float) -> tuple[Tensor, Tensor]:
+    """Loss [R] and its gradient [R, D] of each estimate."""
+    policy, reference = found.policy, found.reference[:, : case.references]
+    count, draws = len(policy) // 2, policy.shape[1]
+    if case.labels:
+        policy = torch.cat([policy, torch.full((1, draws), zero / draws, dtype=policy.dtype)])
+        reference = torch.cat([reference, torch.zeros_like(reference[:1])])
+    facts = structure(count, case)
+    leaf = policy.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(objective(leaf, reference, facts), leaf)
+    with torch.no_grad():
+        each = losses(objective, policy, reference, facts)
+    if case.labels:
+        each = each.unflatten(0, (2, count)).mean(0)
+    slope = (slope[: 2 * count] * count).unflatten(0, (2, count)).float()
+    gradient = found.gradient.unflatten(0, (2, count))
+    return each, torch.einsum("srk,srkd->rd", slope, gradient).double()
+
+
+def wrapped(case: Case, groups: int) -> Iterator[tuple[str, Any]]:
+    yield "plain", case.objective
+    if groups > 1:
+        yield "cross_fit", CrossFit(case.objective, groups)
+        yield "jackknife", Jackknife(case.objective, groups)
+    if groups > 2 and groups % 2 == 0:
+        yield "halves", Jackknife(case.objective, 2)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one pair: what is averaged over pairs, and the two vectors of which pairs may share parts."""
+
+    numbers: dict[str, float]
+    bias: Tensor
+    truth: Tensor
+
+
+def moments(each: Tensor, gradient: Tensor, true_loss: float, truth: Tensor) -> Moments:
+    count, mean = len(each), gradient.mean(0)
+    variance = float((gradient - mean).square().sum() / (count - 1))
+    numbers = {
+        "loss": true_loss,
+        "loss_bias": float(each.mean()) - true_loss,
+        "loss_variance": float(each.var()),
+        "gradient_variance": variance,
+        "along": float(mean @ truth),
+        "bias_squared": float((mean - truth).square().sum()) - variance / count,
+        "truth_squared": float(truth.square().sum()),
+    }
+    return Moments(numbers, mean - truth, truth)
+
+
+def combined(pairs: list[Moments]) -> dict[str, float]:
+    """`signal`: <E g^, g> / |g|^2; `bias_squared`, `shared_bias`, `noise` (trace of the variance): by mean |g|^2."""
+    count = len(pairs)
+    mean = {name: sum(one.numbers[name] for one in pairs) / count for name in pairs[0].numbers}
+    bias = torch.stack([one.bias for one in pairs])
+    gram = bias @ bias.T
+    shared = float((gram.sum() - gram.diagonal().sum()) / (count * (count - 1)))
+    size = mean["truth_squared"]
+    return {
+        **{name: mean[name] for name in ("loss", "loss_bias", "loss_variance")},
+        "signal": mean["along"] / size,
+        "bias_squared": mean["bias_squared"] / size,
+        "shared_bias": shared / size,
+        "noise": mean["gradient_variance"] / size,
+    }
+
+
+def with_intervals(pairs: list[Moments]) -> dict[str, dict[str, float]]:
+    """95 % intervals by leaving out pairs."""
+    left = [combined([*pairs[:i], *pairs[i + 1 :]]) for i in range(len(pairs))]
+    return {name: vars(jackknife(value, [one[name] for one in left])) for name, value in combined(pairs).items()}
+
+
+def plans(folder: Path) -> dict[str, tuple[Plan, int]]:
+    """By name: the plan and its independent groups."""
+    found: dict[str, tuple[Plan, int]] = {f"n = {n}": (FixedCount(n), n) for n in (1, 2, 4, 8)}
+    config = VRPOConfig(output_dir=str(folder), num_times=8)
+    return found | {"n = 8, default plan": (config.training_plan(), config._training_groups())}
+
+
+def measured(table: list[Known], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    whole = [drawn(pair, lambda tokens, pairs: Enumerate(TOKENS)(tokens), 1) for pair in table]
+    ratios = torch.stack([(one.policy - one.reference[:, 0]).sum(-1) for one in whole])
+    zero = max(0.0, float(ratios.mean()))
+    margin = ratios[:, 0] - ratios[:, 1]
+    found: dict[str, Any] = {
+        "beta": BETA, "betas": BETAS, "pairs": len(table), "replicates": REPLICATES, "z0": zero,
+        "margin": {"mean": float(margin.mean()), "sd": float(margin.std())}, "plans": {},
+    }  # fmt: skip
+    for plan_name, (plan, groups) in plans(folder).items():
+        every = [drawn(pair, plan, REPLICATES) for pair in table]
+        changes = [(one.policy - one.reference[:, 0]).sum(-1).unflatten(0, (2, REPLICATES)) for one in every]
+        variance = sum(float((change[0] - change[1]).var()) for change in changes) / len(changes)
+        here: dict[str, Any] = {"margin_variance": variance, "groups": groups, "losses": {}}
+        for name, case in cases().items():
+            truths = [estimates(case, case.objective, one, zero) for one in whole]
+            here["losses"][name] = {
+                slope: with_intervals(
+                    [
+                        moments(*estimates(case, objective, one, zero), float(true[0]), true[1][0])
+                        for one, true in zip(every, truths, strict=True)
+                    ]
+                )
+                for slope, objective in wrapped(case, groups)
+            }
+        found["plans"][plan_name] = here
+        say(f"{plan_name}: Var h^ {variance:.2f}, {groups} groups")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    start = time.time()
+    policy, *references = (load(args.demo / name, dtype=torch.float32) for name in ("vrpo", "base", "sft_control"))
+    size = sum(part.numel() for part in policy.module.parameters())
+    signs = 2.0 * torch.randint(0, 2, (size,)) - 1
+    stored = args.demo / "known.pt"
+    if stored.is_file():
+        table = torch.load(stored, weights_only=False)
+    else:
+        table = [known(policy, references, pair, signs) for pair in held_out(references[0])[: args.pairs]]
+        torch.save(table, stored)
+    print(f"{len(table)} pairs, {size} parameters, {time.time() - start:.0f} s", flush=True)
+    result = measured([replace(pair) for pair in table], args.demo, lambda line: print(line, flush=True))
+    path = HERE / "noise.json"
+    everything = json.loads(path.read_text()) if path.is_file() else {}
+    everything["measured"] = {**result, "parameters": size, "seconds": round(time.time() - start)}
+    path.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
