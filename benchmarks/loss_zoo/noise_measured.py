@@ -1,11 +1,11 @@
 """What each loss does with the noise of a trained model's bounds: no Gaussian, the draws of the plans themselves.
 
-    python -m vrpo demo --output_dir runs/noise_demo          reference (base), policy (vrpo), second reference
-    python benchmarks/loss_zoo/noise_measured.py --demo runs/noise_demo
+    python benchmarks/loss_zoo/noise_measured.py [--runs runs/loss_noise]
 
-Answers have nine tokens, hence 511 masks: the sum of log-probabilities under each, and a sketch of its gradient, are
-computed once. Every plan's estimate is a weighted sum of these, and the enumeration of all masks, weighted as the bound
-weighs them, is the truth. So replicates cost nothing, and biases are against exact values. Writes noise.json.
+Models are made as `vrpo demo` makes them, the policy by fewer steps. Answers have nine tokens, hence 511 masks: the sum
+of log-probabilities under each, and a sketch of its gradient, are computed once. Every plan's estimate is a weighted
+sum of these, and the enumeration of all masks, weighted as the bound weighs them, is the truth. So replicates cost
+nothing, and biases are against exact values. Writes noise.json.
 """
 
 import argparse
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from vrpo import FixedCount, load
 from vrpo.data import PreferenceCollator, tokenize_preferences, tokens_of
-from vrpo.demo.run import answers_of
+from vrpo.demo.run import Settings, align, answers_of, collect_pairs, imitate_chosen, imitate_students
 from vrpo.demo.task import LENGTH, problems, right_bases
 from vrpo.diagnostics.replicates import replicated
 from vrpo.diagnostics.statistics import jackknife
@@ -37,6 +38,7 @@ from vrpo.types import Draws, Labels, Pairs, Plan, Tokens
 
 HERE = Path(__file__).parent
 PAIRS, REPLICATES, SKETCH, TOKENS = 64, 256, 256, LENGTH + 1
+STEPS = 60  # of the policy
 BETA = 0.3  # that the policy was trained with
 BETAS = {"simpo": 2.0, "ipo": 0.1, "orpo": 0.1}
 
@@ -99,19 +101,59 @@ def every_mask(tokens: Tokens) -> Draws:
     return Draws(masked, masked.double(), torch.zeros(masked.shape[:2], dtype=torch.long))
 
 
-def known(policy: Any, references: list[Any], tokens: Tokens, signs: Tensor) -> Known:
+class Linears:
+    """The sketched gradient of each row of a batch, with respect to the linear weights of the model's last block."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        linear = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)]
+        last = max(name.split(".layers.")[1].split(".")[0] for name, _ in linear if ".layers." in name)
+        self.parts = [part for name, part in linear if f".layers.{last}." in name]
+        module.requires_grad_(False)
+        for part in self.parts:
+            part.weight.requires_grad_(True)
+            part.register_forward_hook(self._keep)
+        self.size = sum(part.weight.numel() for part in self.parts)
+        signs = 2.0 * torch.randint(0, 2, (self.size,), generator=torch.Generator().manual_seed(0)) - 1
+        self.signs = signs.split([part.weight.numel() for part in self.parts])
+        self.inputs: dict[Any, Tensor] = {}
+        self.outputs: dict[Any, Tensor] = {}
+
+    def _keep(self, part: Any, given: tuple[Tensor, ...], out: Tensor) -> None:
+        self.inputs[part], self.outputs[part] = given[0].detach(), out
+
+    def of(self, terms: Tensor) -> Tensor:
+        """[B, D], of terms [B] just computed."""
+        at = torch.autograd.grad(terms.sum(), [self.outputs[part] for part in self.parts])
+        total = torch.zeros(len(terms), SKETCH)
+        for part, out, signs in zip(self.parts, at, self.signs, strict=True):
+            assert out.shape[0] == len(terms)
+            each = torch.einsum("bto,bti->boi", out, self.inputs[part]).flatten(1) * signs
+            total += torch.nn.functional.pad(each, (0, -each.shape[1] % SKETCH)).unflatten(1, (-1, SKETCH)).sum(1)
+        return total
+
+
+def known(policy: Any, references: list[Any], tokens: Tokens, linears: Linears) -> Known:
     draws = every_mask(tokens)
     with torch.no_grad():
-        values = [elbo(model, tokens, draws, max_tokens=8192).terms for model in (policy, *references)]
+        values = [elbo(model, tokens, draws, max_tokens=8192).terms for model in references]
+    terms = torch.zeros(2, 1 << TOKENS, dtype=torch.float64)
     gradient = torch.zeros(2, 1 << TOKENS, SKETCH)
-    parameters = list(policy.module.parameters())
     for row in range(2):
-        for code in range(1, 1 << TOKENS):
-            term = pack_terms(policy, tokens, draws, torch.tensor([[row, code]]))
-            parts = torch.autograd.grad(term.sum(), parameters)
-            flat = torch.cat([part.flatten() for part in parts]) * signs
-            gradient[row, code] = torch.nn.functional.pad(flat, (0, -len(flat) % SKETCH)).reshape(-1, SKETCH).sum(0)
-    return Known(tokens, values[0], torch.stack(values[1:], 1), gradient)
+        for codes in torch.arange(1, 1 << TOKENS).split(128):
+            found = pack_terms(policy, tokens, draws, torch.stack([torch.full_like(codes, row), codes], 1))
+            gradient[row, codes] = linears.of(found)
+            terms[row, codes] = found.detach()
+    return Known(tokens, terms, torch.stack(values, 1), gradient)
+
+
+def made(folder: Path) -> None:
+    """The reference (base), the policy (vrpo) after STEPS steps, a second reference (sft_control): the demo's."""
+    settings = Settings(collect=700)
+    if not (folder / "base" / "config.json").is_file():
+        imitate_students(settings, folder / "base")
+    pairs = collect_pairs(load(folder / "base", dtype=torch.float32), settings, folder / "pairs.jsonl")
+    align(folder / "base", pairs[: STEPS * settings.batch], settings, folder / "vrpo")
+    imitate_chosen(folder / "base", pairs[: STEPS * settings.batch], settings, folder / "sft_control")
 
 
 def held_out(model: Any) -> list[Tokens]:
@@ -123,7 +165,7 @@ def held_out(model: Any) -> list[Tokens]:
         worse, better = sorted(both, key=lambda answer: right_bases(text, answer))
         if len(worse) == len(better) == LENGTH and right_bases(text, better) > right_bases(text, worse):
             rows.append({"prompt": text, "chosen": better, "rejected": worse})
-    examples, _ = tokenize_preferences(rows[:PAIRS], model.tokenizer, max_length=64)
+    examples, _ = tokenize_preferences(Dataset.from_list(rows[:PAIRS]), model.tokenizer, max_length=64)
     collate = PreferenceCollator(model.pad_id)
     return [tokens_of(collate([example]), seed=0, epoch=-2) for example in examples]
 
@@ -287,26 +329,26 @@ def measured(table: list[Known], folder: Path, say: Callable[[str], None]) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/loss_noise"))
     parser.add_argument("--pairs", type=int, default=PAIRS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     start = time.time()
-    policy, *references = (load(args.demo / name, dtype=torch.float32) for name in ("vrpo", "base", "sft_control"))
-    size = sum(part.numel() for part in policy.module.parameters())
-    signs = 2.0 * torch.randint(0, 2, (size,)) - 1
-    stored = args.demo / "known.pt"
+    if not (args.runs / "sft_control" / "config.json").is_file():
+        made(args.runs)
+    policy, *references = (load(args.runs / name, dtype=torch.float32) for name in ("vrpo", "base", "sft_control"))
+    linears = Linears(policy.module)
+    stored = args.runs / "known.pt"
     if stored.is_file():
         table = torch.load(stored, weights_only=False)
     else:
-        table = [known(policy, references, pair, signs) for pair in held_out(references[0])[: args.pairs]]
+        table = [known(policy, references, pair, linears) for pair in held_out(references[0])[: args.pairs]]
         torch.save(table, stored)
-    print(f"{len(table)} pairs, {size} parameters, {time.time() - start:.0f} s", flush=True)
-    result = measured([replace(pair) for pair in table], args.demo, lambda line: print(line, flush=True))
+    print(f"{len(table)} pairs, {linears.size} weights, {time.time() - start:.0f} s", flush=True)
+    result = measured([replace(pair) for pair in table], args.runs, lambda line: print(line, flush=True))
     path = HERE / "noise.json"
     everything = json.loads(path.read_text()) if path.is_file() else {}
-    everything["measured"] = {**result, "parameters": size, "seconds": round(time.time() - start)}
+    everything["measured"] = {**result, "weights": linears.size, "seconds": round(time.time() - start)}
     path.write_text(json.dumps(everything, indent=1) + "\n")
 
 
