@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,17 @@ class Linears:
             each = torch.einsum("bto,bti->boi", out, self.inputs[part]).flatten(1) * signs
             total += torch.nn.functional.pad(each, (0, -each.shape[1] % SKETCH)).unflatten(1, (-1, SKETCH)).sum(1)
         return total
+
+    def error(self, policy: Any, pair: "Known") -> float:
+        """Relative difference of a row's sketch to that of autograd's own gradient, as a check."""
+        draws, code = every_mask(pair.tokens), 300
+        term = pack_terms(policy, pair.tokens, draws, torch.tensor([[1, code]])).sum()
+        parts = torch.autograd.grad(term, [part.weight for part in self.parts])
+        total = torch.zeros(SKETCH)
+        for part, signs in zip(parts, self.signs, strict=True):
+            each = part.flatten() * signs
+            total += torch.nn.functional.pad(each, (0, -len(each) % SKETCH)).unflatten(0, (-1, SKETCH)).sum(0)
+        return float((total - pair.gradient[1, code]).norm() / total.norm())
 
 
 def known(policy: Any, references: list[Any], tokens: Tokens, linears: Linears) -> Known:
@@ -339,16 +350,22 @@ def main() -> None:
     policy, *references = (load(args.runs / name, dtype=torch.float32) for name in ("vrpo", "base", "sft_control"))
     linears = Linears(policy.module)
     stored = args.runs / "known.pt"
-    if stored.is_file():
-        table = torch.load(stored, weights_only=False)
-    else:
-        table = [known(policy, references, pair, linears) for pair in held_out(references[0])[: args.pairs]]
-        torch.save(table, stored)
-    print(f"{len(table)} pairs, {linears.size} weights, {time.time() - start:.0f} s", flush=True)
-    result = measured([replace(pair) for pair in table], args.runs, lambda line: print(line, flush=True))
+    table = torch.load(stored, weights_only=False) if stored.is_file() else []
+    for pair in held_out(references[0])[len(table) : args.pairs]:
+        table.append(known(policy, references, pair, linears))
+        if len(table) % 8 == 0 or len(table) == args.pairs:
+            torch.save(table, stored)
+            print(f"{len(table)} pairs, {time.time() - start:.0f} s", flush=True)
+    error = linears.error(policy, table[0])
+    result = measured(table, args.runs, lambda line: print(line, flush=True))
     path = HERE / "noise.json"
     everything = json.loads(path.read_text()) if path.is_file() else {}
-    everything["measured"] = {**result, "weights": linears.size, "seconds": round(time.time() - start)}
+    everything["measured"] = {
+        **result,
+        "weights": linears.size,
+        "gradient_error": error,
+        "cpu_seconds": round(time.process_time()),
+    }
     path.write_text(json.dumps(everything, indent=1) + "\n")
 
 
