@@ -9,6 +9,7 @@ from typing import Any, Literal
 Message = dict[str, str]
 Text = str | list[Message]
 Layout = Literal["completion", "messages", "text"]
+Kind = Literal["pairs", "rankings", "labels"]  # of preference rows
 
 FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
 

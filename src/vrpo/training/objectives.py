@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -169,6 +170,15 @@ class ObjectiveConfig:
         """What the losses are about: pairs, labels or rankings. Losses of pairs take rankings, too."""
         names = {name for _, name in self.losses}
         return "labels" if "kto" in names else "rankings" if "plackett_luce" in names else "pairs"
+
+    @property
+    def first_slope(self) -> float:
+        """|d loss / d margin| of the first loss of pairs where policy and reference are equal."""
+        name = next(name for _, name in self.losses if name in _PAIR_LOSSES)
+        nothing = torch.zeros(1, dtype=torch.float64)
+        chosen = nothing.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(_PAIR_LOSSES[name].make(self)(chosen, nothing, self.beta).sum(), chosen)
+        return float(slope.abs())
 
     @property
     def compares(self) -> bool:
