@@ -28,7 +28,7 @@ from vrpo.diagnostics.replicates import replicated
 from vrpo.diagnostics.statistics import jackknife
 from vrpo.draws import Enumerate
 from vrpo.estimator import elbo, pack_terms
-from vrpo.losses import DPO, KTO, ItemObjective, Preference
+from vrpo.losses import KTO, ItemObjective, Preference
 from vrpo.pair_losses import IPO, ORPO, APODown, APOZero, Hinge, ReverseKL, Robust, Sigmoid
 from vrpo.pools import Fixed, Pooled, ReferenceFree, geometric, harmonic
 from vrpo.slopes import CrossFit, Jackknife, _without
@@ -62,7 +62,8 @@ class Case:
     labels: bool = False
 
 
-def cases() -> dict[str, Case]:
+def cases(zero: float) -> dict[str, Case]:
+    """`zero`: kto's baseline, taken as known: the mean log-ratio of all answers."""
     summed, half = Constant(BETA), Fixed((0.5, 0.5))
     leaves = {
         "sigmoid": Sigmoid(),
@@ -81,11 +82,11 @@ def cases() -> dict[str, Case]:
         "ipo": Case(Preference(IPO(), Constant(BETAS["ipo"]), per_token=True)),
         "simpo, gamma 0.5": Case(Preference(Sigmoid(gamma=0.5), Constant(BETAS["simpo"]), free, per_token=True)),
         "orpo": Case(Preference(ORPO(), Constant(BETAS["orpo"]), free, per_token=True)),
-        "kto": Case(KTO(summed), labels=True),
+        "kto": Case(
+            KTO(summed, baseline="batch_mean", over_processes=lambda _: torch.tensor([zero, 1.0])), labels=True
+        ),
         "sigmoid, harmonic pool of 2": Case(Preference(Sigmoid(), summed, Pooled(harmonic, half)), 2),
         "sigmoid, geometric pool of 2": Case(Preference(Sigmoid(), summed, Pooled(geometric, half)), 2),
-        "sigmoid, beta 1": Case(DPO(1.0)),
-        "dmpo_rkl, alpha 0.01, beta 1": Case(Preference(ReverseKL(0.01), Constant(1.0))),
     }
 
 
@@ -208,10 +209,10 @@ def drawn(pair: Known, plan: Plan, count: int) -> Drawn:
 
 def structure(count: int, case: Case) -> Any:
     index = torch.arange(count)
-    length = torch.full((2 * count + case.labels,), TOKENS)
-    if case.labels:  # one more row, whose ratio is z0
+    length = torch.full((2 * count,), TOKENS)
+    if case.labels:
         rows = torch.arange(2 * count)
-        return Labels(rows, rows < count, torch.tensor([2 * count]), length)
+        return Labels(rows, rows < count, rows[:0], length)
     return Pairs(index, index + count, length)
 
 
@@ -226,13 +227,10 @@ def losses(objective: Any, policy: Tensor, reference: Tensor, facts: Any) -> Ten
     return count * objective.inner.items(policy, reference, facts) - (count - 1) / count * without
 
 
-def estimates(case: Case, objective: Any, found: Drawn, zero: float) -> tuple[Tensor, Tensor]:
+def estimates(case: Case, objective: Any, found: Drawn) -> tuple[Tensor, Tensor]:
     """Loss [R] and its gradient [R, D] of each estimate."""
     policy, reference = found.policy, found.reference[:, : case.references]
-    count, draws = len(policy) // 2, policy.shape[1]
-    if case.labels:
-        policy = torch.cat([policy, torch.full((1, draws), zero / draws, dtype=policy.dtype)])
-        reference = torch.cat([reference, torch.zeros_like(reference[:1])])
+    count = len(policy) // 2
     facts = structure(count, case)
     leaf = policy.clone().requires_grad_()
     (slope,) = torch.autograd.grad(objective(leaf, reference, facts), leaf)
@@ -240,7 +238,7 @@ def estimates(case: Case, objective: Any, found: Drawn, zero: float) -> tuple[Te
         each = losses(objective, policy, reference, facts)
     if case.labels:
         each = each.unflatten(0, (2, count)).mean(0)
-    slope = (slope[: 2 * count] * count).unflatten(0, (2, count)).float()
+    slope = (slope * count).unflatten(0, (2, count)).float()
     gradient = found.gradient.unflatten(0, (2, count))
     return each, torch.einsum("srk,srkd->rd", slope, gradient).double()
 
@@ -311,7 +309,7 @@ def plans(folder: Path) -> dict[str, tuple[Plan, int]]:
 def measured(table: list[Known], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     whole = [drawn(pair, lambda tokens, pairs: Enumerate(TOKENS)(tokens), 1) for pair in table]
     ratios = torch.stack([(one.policy - one.reference[:, 0]).sum(-1) for one in whole])
-    zero = max(0.0, float(ratios.mean()))
+    zero = float(ratios.mean())
     margin = ratios[:, 0] - ratios[:, 1]
     found: dict[str, Any] = {
         "beta": BETA, "betas": BETAS, "pairs": len(table), "replicates": REPLICATES, "z0": zero,
@@ -322,12 +320,12 @@ def measured(table: list[Known], folder: Path, say: Callable[[str], None]) -> di
         changes = [(one.policy - one.reference[:, 0]).sum(-1).unflatten(0, (2, REPLICATES)) for one in every]
         variance = sum(float((change[0] - change[1]).var()) for change in changes) / len(changes)
         here: dict[str, Any] = {"margin_variance": variance, "groups": groups, "losses": {}}
-        for name, case in cases().items():
-            truths = [estimates(case, case.objective, one, zero) for one in whole]
+        for name, case in cases(zero).items():
+            truths = [estimates(case, case.objective, one) for one in whole]
             here["losses"][name] = {
                 slope: with_intervals(
                     [
-                        moments(*estimates(case, objective, one, zero), float(true[0]), true[1][0])
+                        moments(*estimates(case, objective, one), float(true[0]), true[1][0])
                         for one, true in zip(every, truths, strict=True)
                     ]
                 )

@@ -11,21 +11,22 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "losses.md"
 END = "<!-- end -->"
 SHOWN = (1.0, 7.3)  # variances in the page's table
+PART = "`jackknife`, a part; quieter draws"
 HELPS = {
-    "sigmoid": "`jackknife`: most of the bias; the slope at 0 needs nothing",
+    "sigmoid": "`jackknife`, for the loss; the slope at 0 needs nothing",
     "sigmoid, label_smoothing 0.1": "as `sigmoid`",
     "robust, label_smoothing 0.1": "as `sigmoid`",
-    "simpo, gamma 0.5": "nothing needed: per token, see below",
-    "ipo_sum, ipo": "`ipo_sum`: `halves` or `jackknife`, exact at any V; `ipo`: nothing needed",
-    "hinge": "nothing of first order at its kink; more draws",
-    "exo_pair, label_smoothing 0.1": "`jackknife` while V is below about 2; more draws",
-    "dmpo_rkl, alpha 0.01": "`jackknife` while V is below about 2; more draws",
-    "apo_zero": "`jackknife` while V is below about 2",
-    "apo_down": "`jackknife` while V is below about 2",
-    "kto": "`jackknife` while V is below about 2",
+    "simpo, gamma 0.5": "per token: nothing needed, see below",
+    "ipo_sum, ipo": "`ipo_sum`: `halves` or `jackknife`, exact at any V; `ipo`, per token: nothing needed",
+    "hinge": "`jackknife`, a part: half of the bias at its kink, u = 1, where it falls like 1/sqrt(n) only",
+    "exo_pair, label_smoothing 0.1": PART,
+    "dmpo_rkl, alpha 0.01": PART,
+    "apo_zero": PART,
+    "apo_down": PART,
+    "kto": PART,
     "plackett_luce, 3 answers": "as `sigmoid`",
-    "harmonic pool of 2": "`jackknife`; or the geometric pool, which is linear",
-    "orpo, 128 tokens": "nothing needed; `jackknife` and `halves` are refused",
+    "orpo, 128 tokens": "per token: nothing needed; `jackknife` and `halves` are refused",
+    "harmonic pool of 2": "`jackknife`; or the geometric pool, which is linear: no bias",
 }
 MEASURES = {
     "loss": "loss",
@@ -179,7 +180,15 @@ COLOURS = {
     "exo_pair, label_smoothing 0.1": "#ff9896",
     "dmpo_rkl, alpha 0.01": "#d62728",
     "apo_zero": "#9467bd",
+    "apo_down": "#e377c2",
     "kto": "#17becf",
+}
+KEPT = {
+    "sigmoid, robust, plackett_luce, ipo_sum": "sigmoid",
+    "hinge": "hinge",
+    "apo_zero": "apo_zero",
+    "exo_pair, dmpo_rkl, kto": "dmpo_rkl, alpha 0.01",
+    "apo_down": "apo_down",
 }
 
 
@@ -192,7 +201,7 @@ def picture(found: dict[str, Any], path: Path) -> None:
     figure, ((curves, mean), (slope, bars)) = plt.subplots(2, 2, figsize=(13, 10), layout="constrained")
     _curves(curves)
     _kept(mean, found)
-    _slopes(slope, found)
+    _slopes(slope)
     _measured(bars, found)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -212,30 +221,33 @@ def _curves(axes: Any) -> None:
 
 
 def _kept(axes: Any, found: dict[str, Any]) -> None:
-    for name, colour in COLOURS.items():
+    for label, name in KEPT.items():
         cells = [cell for cell in found["exact"][name]["cells"] if cell["u"] == 0]
         v = [cell["V"] for cell in cells]
-        axes.plot(v, [cell["slope"] / cell["true_slope"] for cell in cells], "o-", color=colour, lw=2)
+        axes.plot(
+            v, [cell["slope"] / cell["true_slope"] for cell in cells], "o-", color=COLOURS[name], label=label, lw=2
+        )
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks([0, 1, 2.2, 7.3, 44], ["0", "1", "2.2", "7.3", "44"])
     axes.set(
         ylim=(0, 1.1), xlabel="variance V of the estimate of u", title="Mean slope at a true margin of 0, share kept"
     )
-    axes.legend([name.split(",")[0] for name in COLOURS], fontsize=9, loc="lower left")
+    axes.legend(fontsize=9, loc="lower left")
 
 
-def _slopes(axes: Any, found: dict[str, Any]) -> None:
-    for name in ("sigmoid", "hinge", "dmpo_rkl, alpha 0.01", "kto"):
+def _slopes(axes: Any) -> None:
+    from noise import CASES, expected
+
+    u = [each / 8 for each in range(-48, 65)]
+    for name in ("sigmoid", "hinge", "dmpo_rkl, alpha 0.01"):
         for v, style in ((0.0, "-"), (7.3, "--"), (44.0, ":")):
-            cells = [cell for cell in found["exact"][name]["cells"] if cell["V"] == v]
+            case = CASES[name]
+            moment = case.closed or (lambda u, v, case=case: expected(case, u, v))
             label = f"{name.split(',')[0]}, V = {v:g}"
-            u = [cell["u"] for cell in cells]
-            axes.plot(
-                u, [-cell["slope"] for cell in cells], style, color=COLOURS[name], label=label, lw=2, marker="o", ms=3
-            )
-    axes.set(xlabel="true margin u", title="Mean of -slope: what pushes the margin up", xlim=(-4.3, 4.3))
+            axes.plot(u, [-moment(each, v)["slope"] for each in u], style, color=COLOURS[name], label=label, lw=2)
     axes.axhline(0, color="black", lw=0.6)
-    axes.legend(fontsize=8, ncols=2)
+    axes.set(xlabel="true margin u", title="Mean of -slope: what pushes the margin up", ylim=(-0.05, 1.75))
+    axes.legend(fontsize=9, ncols=3, loc="upper center")
 
 
 def _measured(axes: Any, found: dict[str, Any]) -> None:
@@ -250,8 +262,9 @@ def _measured(axes: Any, found: dict[str, Any]) -> None:
     axes.axvline(1, color="black", lw=0.6)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="share of the true gradient that the mean estimate has", title="Measured, a trained model's draws")
-    axes.legend(fontsize=8)
+    title = "Measured, a trained model's draws: share of the true gradient kept"
+    axes.set(xlabel="<mean estimate, truth> / |truth|^2, 95 % intervals over pairs", title=title, xlim=(0.25, 2.0))
+    axes.legend(fontsize=9, loc="lower right")
 
 
 def main() -> None:
