@@ -7,7 +7,7 @@ pools.py, temperature.py), where reference models come from (training/references
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -166,7 +166,7 @@ class ObjectiveConfig:
         return [*zip(weights, names, strict=True), *([(self.sft_coef, "sft")] if self.sft_coef else [])]
 
     @property
-    def structure(self) -> str:
+    def structure(self) -> Literal["pairs", "labels", "rankings"]:
         """What the losses are about: pairs, labels or rankings. Losses of pairs take rankings, too."""
         names = {name for _, name in self.losses}
         return "labels" if "kto" in names else "rankings" if "plackett_luce" in names else "pairs"
@@ -199,9 +199,13 @@ class ObjectiveConfig:
     def judged(
         self, references: int = 1, over_processes: Callable[[Tensor], Tensor] | None = None
     ) -> Preference | KTO | PlackettLuce:
-        """The first loss that prefers something: what metrics call the reward is its."""
+        """The first loss that prefers something: what metrics call the reward is its. Of a mixture of losses, it is the
+        mean of the log-ratios to the references, by their weights."""
         name = next(name for _, name in self.losses if name != "sft")
-        return self._preference(name, self._pool(name, references), over_processes)
+        pool = self._pool(name, references)
+        if self.ref_pool == "mixture" and pool is SINGLE:
+            pool = Pooled(geometric, self._weights(references))
+        return self._preference(name, pool, over_processes)
 
     def _part(
         self, name: str, references: int, over_processes: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]] | None
