@@ -362,7 +362,7 @@ def main() -> None:
         **result,
         "weights": linears.size,
         "gradient_error": error,
-        "cpu_seconds": round(time.process_time()),
+        "cpu_seconds_of_this_call": round(time.process_time()),
     }
     path.write_text(json.dumps(everything, indent=1) + "\n")
 

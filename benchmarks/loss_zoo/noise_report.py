@@ -16,8 +16,8 @@ HELPS = {
     "sigmoid": "`jackknife`, for the loss; the slope at 0 needs nothing",
     "sigmoid, label_smoothing 0.1": "as `sigmoid`",
     "robust, label_smoothing 0.1": "as `sigmoid`",
-    "simpo, gamma 0.5": "per token: nothing needed, see below",
-    "ipo_sum, ipo": "`ipo_sum`: `halves` or `jackknife`, exact at any V; `ipo`, per token: nothing needed",
+    "simpo, gamma 0.5": "as `sigmoid`; `cross_fit` for the gradient",
+    "ipo_sum, ipo": "`ipo_sum`: `halves` or `jackknife`, exact at any V; so for `ipo`",
     "hinge": "`jackknife`, a part: half of the bias at its kink, u = 1, where it falls like 1/sqrt(n) only",
     "exo_pair, label_smoothing 0.1": PART,
     "dmpo_rkl, alpha 0.01": PART,
@@ -25,7 +25,7 @@ HELPS = {
     "apo_down": PART,
     "kto": PART,
     "plackett_luce, 3 answers": "as `sigmoid`",
-    "orpo, 128 tokens": "per token: nothing needed; `jackknife` and `halves` are refused",
+    "orpo, 128 tokens": "little is needed; `jackknife` and `halves` are refused",
     "harmonic pool of 2": "`jackknife`; or the geometric pool, which is linear: no bias",
 }
 MEASURES = {
