@@ -187,14 +187,20 @@ def held_out(model: Any) -> list[Tokens]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """R estimates of a pair, chosen rows then rejected ones: terms, gradients of the policy's terms."""
+    """R estimates of each of P pairs; rows are all chosen answers, pair by pair, then all rejected ones."""
 
-    policy: Tensor  # [2R, K]
-    reference: Tensor  # [2R, refs, K]
-    gradient: Tensor  # [2R, K, D]
+    policy: Tensor  # [2PR, K]
+    reference: Tensor  # [2PR, refs, K]
+    gradient: Tensor  # [2, P, R, K, D], of the policy's terms
 
 
-def drawn(pair: Known, plan: Plan, count: int) -> Drawn:
+def drawn(table: list[Known], plan: Plan, count: int) -> Drawn:
+    parts = [_drawn(pair, plan, count) for pair in table]
+    policy, reference, gradient = (torch.stack(part, 1) for part in zip(*parts, strict=True))
+    return Drawn(policy.flatten(0, 2), reference.flatten(0, 2), gradient)
+
+
+def _drawn(pair: Known, plan: Plan, count: int) -> tuple[Tensor, Tensor, Tensor]:
     tokens, pairs = replicated(pair.tokens, count)
     draws = plan(tokens, pairs)
     inside = draws.masked.transpose(1, 2)[tokens.response].unflatten(0, (2 * count, TOKENS)).transpose(1, 2)
@@ -202,14 +208,13 @@ def drawn(pair: Known, plan: Plan, count: int) -> Drawn:
     weight = draws.weight.amax(-1)  # equal at all masked positions
     assert bool((draws.weight == weight[..., None] * draws.masked).all())
     row = torch.arange(2).repeat_interleave(count)[:, None]
-    reference = pair.reference.transpose(1, 2)[row, code].transpose(1, 2)
-    gradient = pair.gradient[row, code] * weight[..., None].float()
-    return Drawn(pair.policy[row, code] * weight, reference * weight[:, None], gradient)
+    reference = pair.reference.transpose(1, 2)[row, code].transpose(1, 2) * weight[:, None]
+    found = (pair.policy[row, code] * weight, reference, pair.gradient[row, code] * weight[..., None].float())
+    return tuple(part.unflatten(0, (2, count)) for part in found)
 
 
 def structure(count: int, case: Case) -> Any:
-    index = torch.arange(count)
-    length = torch.full((2 * count,), TOKENS)
+    index, length = torch.arange(count), torch.full((2 * count,), TOKENS)
     if case.labels:
         rows = torch.arange(2 * count)
         return Labels(rows, rows < count, rows[:0], length)
@@ -228,9 +233,9 @@ def losses(objective: Any, policy: Tensor, reference: Tensor, facts: Any) -> Ten
 
 
 def estimates(case: Case, objective: Any, found: Drawn) -> tuple[Tensor, Tensor]:
-    """Loss [R] and its gradient [R, D] of each estimate."""
+    """Loss [P, R] and its gradient [P, R, D] of each estimate."""
     policy, reference = found.policy, found.reference[:, : case.references]
-    count = len(policy) // 2
+    count, shape = len(policy) // 2, found.gradient.shape[:3]
     facts = structure(count, case)
     leaf = policy.clone().requires_grad_()
     (slope,) = torch.autograd.grad(objective(leaf, reference, facts), leaf)
@@ -238,9 +243,8 @@ def estimates(case: Case, objective: Any, found: Drawn) -> tuple[Tensor, Tensor]
         each = losses(objective, policy, reference, facts)
     if case.labels:
         each = each.unflatten(0, (2, count)).mean(0)
-    slope = (slope * count).unflatten(0, (2, count)).float()
-    gradient = found.gradient.unflatten(0, (2, count))
-    return each, torch.einsum("srk,srkd->rd", slope, gradient).double()
+    slope = (slope * count).unflatten(0, shape).float()
+    return each.unflatten(0, shape[1:]), torch.einsum("sprk,sprkd->prd", slope, found.gradient).double()
 
 
 def wrapped(case: Case, groups: int) -> Iterator[tuple[str, Any]]:
@@ -307,30 +311,25 @@ def plans(folder: Path) -> dict[str, tuple[Plan, int]]:
 
 
 def measured(table: list[Known], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    whole = [drawn(pair, lambda tokens, pairs: Enumerate(TOKENS)(tokens), 1) for pair in table]
-    ratios = torch.stack([(one.policy - one.reference[:, 0]).sum(-1) for one in whole])
+    whole = drawn(table, lambda tokens, pairs: Enumerate(TOKENS)(tokens), 1)
+    ratios = (whole.policy - whole.reference[:, 0]).sum(-1).unflatten(0, (2, -1))
     zero = float(ratios.mean())
-    margin = ratios[:, 0] - ratios[:, 1]
+    margin = ratios[0] - ratios[1]
     found: dict[str, Any] = {
         "beta": BETA, "betas": BETAS, "pairs": len(table), "replicates": REPLICATES, "z0": zero,
         "margin": {"mean": float(margin.mean()), "sd": float(margin.std())}, "plans": {},
     }  # fmt: skip
     for plan_name, (plan, groups) in plans(folder).items():
-        every = [drawn(pair, plan, REPLICATES) for pair in table]
-        changes = [(one.policy - one.reference[:, 0]).sum(-1).unflatten(0, (2, REPLICATES)) for one in every]
-        variance = sum(float((change[0] - change[1]).var()) for change in changes) / len(changes)
+        every = drawn(table, plan, REPLICATES)
+        change = (every.policy - every.reference[:, 0]).sum(-1).unflatten(0, (2, len(table), REPLICATES))
+        variance = float((change[0] - change[1]).var(1).mean())
         here: dict[str, Any] = {"margin_variance": variance, "groups": groups, "losses": {}}
         for name, case in cases(zero).items():
-            truths = [estimates(case, case.objective, one) for one in whole]
-            here["losses"][name] = {
-                slope: with_intervals(
-                    [
-                        moments(*estimates(case, objective, one), float(true[0]), true[1][0])
-                        for one, true in zip(every, truths, strict=True)
-                    ]
-                )
-                for slope, objective in wrapped(case, groups)
-            }
+            true_loss, truth = (part[:, 0] for part in estimates(case, case.objective, whole))
+            here["losses"][name] = {}
+            for slope, objective in wrapped(case, groups):
+                parts = zip(*estimates(case, objective, every), true_loss.tolist(), truth, strict=True)
+                here["losses"][name][slope] = with_intervals([moments(*part) for part in parts])
         found["plans"][plan_name] = here
         say(f"{plan_name}: Var h^ {variance:.2f}, {groups} groups")
     return found
