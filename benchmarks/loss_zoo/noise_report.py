@@ -260,6 +260,8 @@ def _measured(axes: Any, found: dict[str, Any]) -> None:
         wings = [[one["value"] - one["low"] for one in each], [one["high"] - one["value"] for one in each]]
         axes.errorbar([one["value"] for one in each], y, xerr=wings, fmt="o", ms=4, color=shade, label=plan, lw=1.2)
     axes.axvline(1, color="black", lw=0.6)
+    beyond = found["measured"]["plans"]["n = 1"]["losses"]["ipo_sum"]["plain"]["signal"]["value"]
+    axes.text(1.98, names.index("ipo_sum") - 0.55, f"n = 1: {beyond:.1f}", fontsize=8, ha="right", color=shades[0])
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
     title = "Measured, a trained model's draws: share of the true gradient kept"
