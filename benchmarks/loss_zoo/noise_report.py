@@ -17,7 +17,7 @@ HELPS = {
     "sigmoid, label_smoothing 0.1": "as `sigmoid`",
     "robust, label_smoothing 0.1": "as `sigmoid`",
     "simpo, gamma 0.5": "as `sigmoid`; `cross_fit` for the gradient",
-    "ipo_sum, ipo": "`ipo_sum`: `halves` or `jackknife`, exact at any V; so for `ipo`",
+    "ipo_sum, ipo": "`jackknife`, exact at any V; `halves` too, but noisier",
     "hinge": "`jackknife`, a part: half of the bias at its kink, u = 1, where it falls like 1/sqrt(n) only",
     "exo_pair, label_smoothing 0.1": PART,
     "dmpo_rkl, alpha 0.01": PART,
