@@ -39,6 +39,7 @@ sys.path.append(str(Path(__file__).parent.parent / "variance_training"))
 from common import trainer_settings
 
 HERE = Path(__file__).parent
+MARKS = "base_marks.txt"  # in a task's folder, once that is prepared: test problems that the base model solves
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,6 @@ def jobs_of(task: Task, objectives: list[str], seeds: list[int]) -> list[Job]:
 def config_of(task: Task, job: Job, folder: str) -> VRPOConfig | SFTConfig:
     arm, objective = ARMS[job.arm], OBJECTIVES[job.objective]
     fields = {**task.fields, **arm.fields, **objective.settings(task.name)}
-    if job.objective == "kto":  # rows, two of a pair
-        fields["per_device_train_batch_size"] *= 2
     steps = task.num_pairs * arm.epochs // task.fields["per_device_train_batch_size"]
     own = {"num_train_epochs": float(arm.epochs), "learning_rate": job.rate, "seed": job.seed}
     logs = {"logging_steps": max(1.0, steps // 8), "log_gradient_snr": False, "warmup_steps": steps // 10}
@@ -87,14 +86,10 @@ def config_of(task: Task, job: Job, folder: str) -> VRPOConfig | SFTConfig:
 
 
 def examples(job: Job, rows: list[dict[str, Any]]) -> Dataset:
-    """Pairs; for KTO each answer by itself, with its label; for SFT the chosen answers."""
-    sides = {"kto": (("chosen", True), ("rejected", False)), "sft": (("chosen", True),)}.get(job.objective)
-    if sides is None:
-        return Dataset.from_list(rows)
-    labelled = [
-        {"prompt": row["prompt"], "completion": row[side], "label": label} for row in rows for side, label in sides
-    ]
-    return Dataset.from_list(labelled).remove_columns([] if job.objective == "kto" else ["label"])
+    """Pairs; for SFT the chosen answers."""
+    if job.objective == "sft":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
+    return Dataset.from_list(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,12 +186,10 @@ def read(paths: list[Path]) -> dict[str, dict[str, Any]]:
 def prepare(task: Task) -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
-    disable_progress_bar()  # of loading weights
     task.folder.mkdir(parents=True, exist_ok=True)
-    task.prepare()
-    marks = task.folder / "base_marks.txt"
-    if not marks.is_file():
-        marks.write_text(task.solved(Base(task).fresh(), "test"))
+    if not task.prepared:
+        task.prepare()
+    (task.folder / MARKS).write_text(task.solved(Base(task).fresh(), "test"))
 
 
 class Pool:
@@ -218,7 +211,12 @@ class Pool:
         return process.exitcode
 
     def make_ready(self, name: str) -> None:
-        if not (self.tasks[name].folder / MARKS).is_file() and self.process(prepare, self.tasks[name]):
+        try:
+            done = (self.tasks[name].folder / MARKS).is_file() or not self.process(prepare, self.tasks[name])
+        except Exception:
+            done = False
+            traceback.print_exc()
+        if not done:
             self.broken.append(f"{name} was not prepared")
             self.jobs[name] = []
         self.ready[name].set()
