@@ -141,7 +141,7 @@ class KTO:
         """The loss of each label, times its weight."""
         ratio = self.values(policy_terms, reference_terms, structure)
         gain = ratio[structure.row] - self.zero(ratio.detach(), structure)
-        sign = torch.where(structure.desirable, 1, -1)
+        sign = torch.where(structure.desirable, 1, -1).to(ratio.dtype)  # beta times an integer is float32
         side = ratio.new_tensor([self.undesirable_weight, self.desirable_weight])[structure.desirable.long()]
         return _weighted(side * (-self.temperature(structure) * sign * gain).sigmoid(), structure.weight)
 
