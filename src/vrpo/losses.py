@@ -7,14 +7,14 @@ per-draw losses. What each loss does with the noise of the estimate: docs/losses
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vrpo.pair_losses import PairLoss, Sigmoid
-from vrpo.pools import SINGLE, Pool
+from vrpo.pools import SINGLE, Pool, bounds
 from vrpo.temperature import Constant, Temperature
 from vrpo.types import Labels, Pairs, Rankings, Structure
 
@@ -120,11 +120,11 @@ class KTO:
     pool: Pool = SINGLE
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
-    baseline: Literal["mismatched", "batch_mean"] = "mismatched"
+    baseline: str = "mismatched"
     over_processes: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]] = _unchanged
 
     def __post_init__(self) -> None:
-        if self.desirable_weight < 0 or self.undesirable_weight < 0:
+        if not (self.desirable_weight >= 0 and self.undesirable_weight >= 0):
             raise ValueError("desirable_weight and undesirable_weight must not be negative")
         if self.baseline not in ("mismatched", "batch_mean"):
             raise ValueError(f"baseline (kto_baseline) must be mismatched or batch_mean, not {self.baseline!r}")
@@ -141,9 +141,9 @@ class KTO:
         """The loss of each label, times its weight."""
         ratio = self.values(policy_terms, reference_terms, structure)
         gain = ratio[structure.row] - self.zero(ratio.detach(), structure)
-        sign = torch.where(structure.desirable, 1, -1).to(ratio.dtype)  # beta times an integer is float32
+        gain = torch.where(structure.desirable, gain, -gain)
         side = ratio.new_tensor([self.undesirable_weight, self.desirable_weight])[structure.desirable.long()]
-        return _weighted(side * (-self.temperature(structure) * sign * gain).sigmoid(), structure.weight)
+        return _weighted(side * (-self.temperature(structure) * gain).sigmoid(), structure.weight)
 
     def zero(self, ratio: Float[Tensor, " N"], structure: Labels) -> Float[Tensor, ""]:
         """z0.
@@ -181,11 +181,10 @@ class PlackettLuce:
     def items(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Rankings
     ) -> Float[Tensor, " Q"]:
-        """The loss of each list, times its weight."""
+        """The loss of each list, times its weight; ties are in the order given."""
         beta, there = self.temperature(structure), structure.order >= 0
-        score = (beta[:, None] if isinstance(beta, Tensor) else beta) * self.pool(
-            policy_terms, reference_terms, structure
-        )[structure.order.clamp(min=0)]
+        value = self.values(policy_terms, reference_terms, structure)[structure.order.clamp(min=0)]
+        score = (beta[:, None] if isinstance(beta, Tensor) else beta) * value
         left = score.masked_fill(~there, NEVER).flip(-1).logcumsumexp(-1).flip(-1)  # of the answers not yet drawn
         return _weighted((left - score).where(there, 0.0).sum(-1), structure.weight)
 
@@ -197,7 +196,8 @@ class PlackettLuce:
 
 @dataclass(frozen=True)
 class SFT:
-    """Masked-diffusion supervised fine-tuning: -B(y) / L, mean over the imitated rows (the chosen ones, of pairs).
+    """Masked-diffusion supervised fine-tuning: -B(y) / L, mean over the imitated rows (the chosen ones, of pairs), each
+    times the weight of its pair, list or label.
 
     The division by the length, which makes every row count alike, is that of LLaDA's SFT (Eq. 5 of arXiv 2502.09992).
     Labels count all, the undesirable ones with nothing to imitate.
@@ -206,10 +206,11 @@ class SFT:
     def items(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
     ) -> Float[Tensor, " M"]:
-        each = -policy_terms.sum(-1) / structure.length
+        each = -bounds(policy_terms) / structure.length
         if isinstance(structure, Labels):
-            return each[structure.row] * structure.desirable
-        return each[structure.imitated]
+            return _weighted(each[structure.row] * structure.desirable, structure.weight)
+        imitated = each[structure.imitated]
+        return _weighted(imitated, structure.weight) if isinstance(structure, Pairs | Rankings) else imitated
 
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure

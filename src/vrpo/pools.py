@@ -33,11 +33,16 @@ class Weights(Protocol):
     def __call__(self, bound: Float[Tensor, "N R"], structure: Any) -> Float[Tensor, "N R"]: ...
 
 
+def bounds(terms: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
+    """The sum of terms, in nats: in float64, whatever the terms are in."""
+    return terms.to(torch.float64).sum(-1)
+
+
 def log_ratios(policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"]) -> Float[Tensor, "N R"]:
     """D_k(y) = B_policy(y) - B_k(y) for each reference."""
     if reference_terms.shape[2] == policy_terms.shape[1]:
-        return (policy_terms[:, None] - reference_terms).sum(-1)
-    return policy_terms.sum(-1)[:, None] - reference_terms.sum(-1)
+        return (policy_terms[:, None].to(torch.float64) - reference_terms).sum(-1)
+    return bounds(policy_terms)[:, None] - bounds(reference_terms)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class ReferenceFree:
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
     ) -> Float[Tensor, " N"]:
-        return policy_terms.sum(-1)
+        return bounds(policy_terms)
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,12 @@ class Pooled:
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
     ) -> Float[Tensor, " N"]:
-        bound = reference_terms.sum(-1)
+        bound = bounds(reference_terms)
         ratio = log_ratios(policy_terms, reference_terms)
         if self.clip is not None:
             first = bound[:, :1]
-            ratio = ratio + (bound - bound.clamp((1 + self.clip) * first, (1 - self.clip) * first))
+            reach = self.clip * first.abs()  # an estimate with control variates may be above 0
+            ratio = ratio + (bound - bound.clamp(first - reach, first + reach))
         return self.mean(ratio, self.weights(bound, structure))
 
 
@@ -122,7 +128,7 @@ class Fixed:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if min(self.weights) < 0 or abs(sum(self.weights) - 1) > 1e-6:
+        if not (self.weights and min(self.weights) >= 0 and abs(sum(self.weights) - 1) <= 1e-6):
             raise ValueError(f"weights of references must not be negative and add up to 1, not {self.weights}")
 
     def __call__(self, bound: Float[Tensor, "N R"], structure: Any) -> Float[Tensor, "N R"]:

@@ -19,7 +19,7 @@ def _without(terms: Float[Tensor, "... K"], group: int, num_groups: int) -> Floa
     """
     if terms.shape[-1] % num_groups:
         raise ValueError(f"{terms.shape[-1]} draws do not form num_groups = {num_groups} groups of equal size")
-    factor = terms.new_full((num_groups,), num_groups / (num_groups - 1))
+    factor = torch.full((num_groups,), num_groups / (num_groups - 1), dtype=torch.float64, device=terms.device)
     factor[group] = 0
     return terms * factor.repeat_interleave(terms.shape[-1] // num_groups)
 

@@ -1,6 +1,7 @@
 """Temperatures: the beta of each pair, by which a margin of bounds (nats) becomes a preference."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -52,9 +53,9 @@ class RewardScaling:
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
-        if not self.scale > 0:
-            raise ValueError(f"scale must be positive, not {self.scale}")
-        if self.w < 0 or self.k < 0:
+        if not 0 < self.scale < inf:
+            raise ValueError(f"scale (reward_scale) must be positive and finite, not {self.scale}")
+        if not (self.w >= 0 and self.k >= 0):
             raise ValueError(f"w and k must not be negative, not {self.w} and {self.k}")
 
     def __call__(self, structure: Pairs) -> Float[Tensor, " P"]:
@@ -62,10 +63,10 @@ class RewardScaling:
         if reward is None:
             raise ValueError("reward scaling needs the rewards of chosen and rejected answers, and the pairs have none")
         difference = (reward[structure.chosen] - reward[structure.rejected]).to(torch.float64) / self.scale
-        factor = 1 + self.w * (1 - torch.exp(-self.k * difference))
-        return self.beta * factor.clamp(1, 1 + self.w)
+        surety = -torch.expm1(-self.k * difference.clamp(min=0))  # clamped here, exp cannot overflow
+        return self.beta * (1 + self.w * surety)
 
 
 def _check_beta(beta: float) -> None:
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, not {beta}")
+    if not 0 < beta < inf:
+        raise ValueError(f"beta must be positive and finite, not {beta}")

@@ -159,8 +159,9 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
             "(masks of one time, and the draws of one stratified, balanced or nested group, are dependent: raise "
             "num_times, or num_groups)"
         )
-    deviation = (sums - sums.sum(-1, keepdim=True) / count[:, None]) * present
-    return count / (count - 1) * deviation.square().sum(-1)
+    groups = count.to(terms.dtype)  # a quotient of integers would be float32
+    deviation = (sums - sums.sum(-1, keepdim=True) / groups[:, None]) * present
+    return groups / (groups - 1) * deviation.square().sum(-1)
 
 
 @runtime_checkable
@@ -226,7 +227,7 @@ class Pairs:
 @dataclass(frozen=True)
 class Rankings:
     """Lists of answers, best first: `order[q]` are the rows of list q, -1 behind the last one. Every list has at least
-    two; `length` and `reward` as in `Pairs`, `weight` per list. Answers of equal reward are tied."""
+    two, and no row is in two; `length` and `reward` as in `Pairs`, `weight` per list. Equal rewards are ties."""
 
     order: Int[Tensor, "Q A"]
     length: Int[Tensor, " N"]
@@ -235,13 +236,20 @@ class Rankings:
 
     @property
     def pairs(self) -> Pairs:
-        """Every pair of a list that is not tied, better before worse; a list's pairs weigh as much as one pair."""
+        """Every pair of a list that is not tied, better before worse; a list's pairs weigh as much as one pair.
+
+        Raises:
+            ValueError: all answers of a list are tied.
+        """
         best, worst = torch.triu_indices(self.order.shape[1], self.order.shape[1], 1, device=self.order.device)
         chosen, rejected = self.order[:, best], self.order[:, worst]
         keep = rejected >= 0
         if self.reward is not None:
             keep = keep & (self.reward[chosen] != self.reward[rejected])
-        weight = (keep / keep.sum(-1, keepdim=True)).to(torch.float64)
+        if not bool(keep.any(-1).all()):
+            tied = int((~keep.any(-1)).nonzero()[0])
+            raise ValueError(f"list {tied} has no two answers of different reward: it prefers nothing, leave it out")
+        weight = keep.to(torch.float64) / keep.sum(-1, keepdim=True)
         weight = weight if self.weight is None else weight * self.weight[:, None]
         item = torch.arange(len(self.order), device=self.order.device)[:, None].expand_as(keep)
         return Pairs(chosen[keep], rejected[keep], self.length, weight[keep], self.reward, item[keep])

@@ -82,6 +82,12 @@ def test_an_adapter_holds_little(planned: Callable[..., Any]) -> None:
     assert found["passes"] == "one"
 
 
+def test_a_loss_without_reference_runs_none(planned: Callable[..., Any]) -> None:
+    """Kills: the copy, or the passes, of a reference that SimPO has not."""
+    _, _, err, found = planned("--device", "h100", "--loss_type", "simpo")
+    assert (found["held"]["reference copy"], found["calls"]["reference"]) == (0, 0), err
+
+
 def test_it_says_which_switch_to_flip(planned: Callable[..., Any]) -> None:
     """Kills: advice that does not lower the peak, or goes on although it fits; a verdict that is always yes."""
     code, out, err, found = planned("--device", "h100")
@@ -104,6 +110,9 @@ def test_what_cannot_be_planned_is_refused_by_name(planned: Callable[..., Any]) 
         (("--num_draws", "auto"), "num_draws=auto"),
         (("--optim", "adafactor"), "optim"),
         (("--memory_gb", "0"), "memory_gb must be above 0"),
+        (("--loss_type", "kto"), "only masked diffusion on pairs is planned, not kto"),
+        (("--plan", "exact"), "only masked diffusion on pairs is planned, not sigmoid with plan=exact"),
+        (("--ref_pool", "harmonic"), "several references (ref_pool) are not planned"),
     ):
         code, _, err, _ = planned("--device", "h100", *given)
         assert code == 2

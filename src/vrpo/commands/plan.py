@@ -150,7 +150,8 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
         adapter_config(model),
         config,
         one_pass=False,
-        copied_reference=not config.precompute_ref_log_probs
+        copied_reference=config.compares
+        and not config.precompute_ref_log_probs
         and (model.ref_model_name_or_path is not None or not model.use_peft),
         accumulates=False,
         bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
@@ -194,6 +195,11 @@ def refuse_unknown(config: VRPOConfig) -> None:
         raise ValueError("num_draws=auto spends gradients as the run goes, which cannot be planned: leave it out")
     if not config.share_draws:
         raise ValueError("share_draws=false is for comparison and cannot be planned: leave it out")
+    if config.structure != "pairs" or config.plan == "exact":
+        names = ", ".join(name for _, name in config.losses)
+        raise ValueError(f"only masked diffusion on pairs is planned, not {names} with plan={config.plan}")
+    if config.ref_pool is not None:
+        raise ValueError("several references (ref_pool) are not planned: plan with one, and add its passes for each")
 
 
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
@@ -248,7 +254,7 @@ def _call(tokens: Tokens, scored: torch.Tensor, pack: torch.Tensor) -> Call:
 
 def _counts(batches: Batches, setup: Setup) -> dict[str, float]:
     calls = len(batches.all) / len(batches.calls)
-    known = setup.args.precompute_ref_log_probs
+    known = setup.args.precompute_ref_log_probs or not setup.args.compares
     again = calls - sum(map(len, batches.kept)) / len(batches.calls)
     return {"reference": 0.0 if known else calls, "values": again, "gradient": calls}
 

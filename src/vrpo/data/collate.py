@@ -7,6 +7,7 @@ deliberately does not live here: any randomness (draws.py), any cutting (tokeniz
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,20 +24,101 @@ class PreferenceCollator:
     """Preference examples to a batch of N = 2P rows: all chosen answers, then all rejected ones.
 
     `ids` [N, L], `response` [N, L] and `attention` [N, L] Bool, `example_id` [N], `side` [N] (0 chosen, 1 rejected),
-    and the row indices `chosen` [P], `rejected` [P].
+    and the row indices `chosen` [P], `rejected` [P]; `weight` [P] and `reward` [N] where the examples have them.
     """
 
     pad_id: int
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        sides = enumerate(("chosen_ids", "rejected_ids"))
         rows = [
             (example["prompt_ids"], example[field], example["example_id"], side)
-            for side, field in sides
+            for side, field in enumerate(("chosen_ids", "rejected_ids"))
             for example in examples
         ]
         index = torch.arange(len(examples))
-        return {**_padded(rows, self.pad_id), "chosen": index, "rejected": index + len(examples)}
+        batch = {"chosen": index, "rejected": index + len(examples), **_numbers("weight", examples)}
+        if "chosen_reward" in examples[0]:
+            sides = [_numbers(f"{side}_reward", examples)[f"{side}_reward"] for side in ("chosen", "rejected")]
+            batch["reward"] = torch.cat(sides)
+        return {**_padded(rows, self.pad_id), **batch}
+
+
+@dataclass(frozen=True)
+class LabelCollator:
+    """Labelled answers to a batch: `row` [M] and `desirable` [M]; and, where `mismatched`, as many further rows
+    `mismatched` [M], the same prompts with answers to other prompts (`mismatched.with_other_answers`), else none.
+
+    A pair gives two answers, next to each other: the chosen one is desirable. `side` is 0 and 1 as in
+    `PreferenceCollator`, 0 for a single answer, and 2 more for a mismatched one, whose draws are its own.
+
+    Args:
+        max_length: tokens of prompt and response; answers to other prompts are cut to what the prompt leaves.
+    """
+
+    pad_id: int
+    mismatched: bool
+    max_length: int | None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        answers = [(example, *answer) for example in examples for answer in _labelled(example)]
+        rows: list[Row] = [
+            (example["prompt_ids"], example[field], example["example_id"], side) for example, field, side, _ in answers
+        ]
+        if self.mismatched:
+            rows += [
+                (example["prompt_ids"], self._cut(example, f"other_{field}"), example["example_id"], 2 + side)
+                for example, field, side, _ in answers
+            ]
+        row = torch.arange(len(answers))
+        batch = {"row": row, "mismatched": torch.arange(len(answers), len(rows))}
+        batch["desirable"] = torch.tensor([label for *_, label in answers])
+        weight = _numbers("weight", [example for example, *_ in answers])
+        return {**_padded(rows, self.pad_id), **batch, **weight}
+
+    def _cut(self, example: Mapping[str, Any], field: str) -> Sequence[int]:
+        room = None if self.max_length is None else self.max_length - len(example["prompt_ids"])
+        return example[field][:room]
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Ranked examples to a batch: `order` [Q, A], the rows of each list, best first, and -1 behind the last; `weight`
+    [Q] and `reward` [N] where the examples have them.
+
+    `side` is an answer's place in the list as it stands in the data, so that its draws do not depend on its rank.
+    """
+
+    pad_id: int
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows: list[Row] = [
+            (example["prompt_ids"], ids, example["example_id"], place)
+            for example in examples
+            for ids, place in zip(example["completions_ids"], example["places"], strict=True)
+        ]
+        counts = [len(example["completions_ids"]) for example in examples]
+        order = torch.full((len(examples), max(counts)), -1)
+        for row, (start, count) in enumerate(zip(accumulate(counts, initial=0), counts, strict=False)):
+            order[row, :count] = torch.arange(start, start + count)
+        batch = {"order": order, **_numbers("weight", examples)}
+        if "rewards" in examples[0]:
+            rewards = [reward for example in examples for reward in example["rewards"]]
+            batch["reward"] = torch.tensor(rewards, dtype=torch.float64)
+        return {**_padded(rows, self.pad_id), **batch}
+
+
+def _labelled(example: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
+    """Field, side and label of each answer of an example."""
+    if "chosen_ids" in example:
+        return [("chosen_ids", 0, True), ("rejected_ids", 1, False)]
+    return [("completion_ids", 0, bool(example["label"]))]
+
+
+def _numbers(name: str, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """A number of each example under its name, if they have one."""
+    if name not in examples[0]:
+        return {}
+    return {name: torch.tensor([example[name] for example in examples], dtype=torch.float64)}
 
 
 @dataclass(frozen=True)

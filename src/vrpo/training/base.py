@@ -37,7 +37,7 @@ from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.given import check_trainable, load_alike
-from vrpo.training.metrics import GradientNoise, Window, mean_and_error
+from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.samples import SampleCallback
 from vrpo.types import Denoiser, Plan, Tokens
 
@@ -53,7 +53,8 @@ class DiffusionTrainer(Trainer, ABC):
     args: DiffusionConfig
     method: str  # for the model card
     ids_column: str  # which a dataset has if it is tokenised already
-    token_columns: tuple[str, ...]  # whose tokens the model reads, once for each mention
+    token_columns: tuple[str, ...] = ()  # whose tokens the model reads, once for each mention
+    items_per_example: int = 1  # an example of a data set may be several
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
@@ -108,7 +109,7 @@ class DiffusionTrainer(Trainer, ABC):
         """Accumulate scale * gradient; return the loss of the batch; add to `self.window`."""
 
     @abstractmethod
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
         """Per-item metrics of an evaluation batch, `loss` among them.
 
         Args:
@@ -133,9 +134,12 @@ class DiffusionTrainer(Trainer, ABC):
         wanted = self.args.balance_batches and self.args.train_sampling_strategy == "random"
         alone = self.args.world_size * self.args.gradient_accumulation_steps == 1
         if wanted and not alone and isinstance(self.train_dataset, Dataset):
-            sizes = token_counts(self.train_dataset, self.token_columns)
-            balance(loader, sizes, self.args.gradient_accumulation_steps)
+            balance(loader, self.token_counts(self.train_dataset), self.args.gradient_accumulation_steps)
         return loader
+
+    def token_counts(self, examples: Dataset) -> list[int]:
+        """Tokens that the model reads of each example."""
+        return token_counts(examples, self.token_columns)
 
     @property
     def training_plan(self) -> Plan:
@@ -271,31 +275,41 @@ class DiffusionTrainer(Trainer, ABC):
         assert self.model is not None
         model = self.model_wrapped if self.is_deepspeed_enabled else self._wrap_model(self.model, training=False)
         model.eval()
-        batches = []
+        tables = []
         with torch.no_grad(), self.accelerator.autocast():
             for index, inputs in enumerate(self.get_eval_dataloader(given)):
                 place = index if eval_dataset is None else None
                 columns = self.batch_metrics(model, self._prepare_inputs(inputs), place)
-                values = torch.stack(list(columns.values()), -1).to(self.args.device)
-                batches.append(self.accelerator.gather_for_metrics(values))
-        table = torch.cat(batches)
-        sums = torch.stack([table.sum(0), table.square().sum(0), torch.full_like(table[0], len(table))], -1)
+                tables.append(self._gathered(columns))
+        values, there = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        sums = sums_of(values, there)
         mean, error = mean_and_error(sums)
-        metrics = {f"{metric_key_prefix}_{name}": float(mean[i]) for i, name in enumerate(columns)}
-        metrics |= {f"{metric_key_prefix}_{name}_stderr": float(error[i]) for i, name in enumerate(columns)}
+        found = {name: i for i, name in enumerate(columns) if sums[i, 2]}  # no item may have it
+        metrics = {f"{metric_key_prefix}_{name}": float(mean[i]) for name, i in found.items()}
+        metrics |= {f"{metric_key_prefix}_{name}_stderr": float(error[i]) for name, i in found.items()}
         metrics |= {f"{metric_key_prefix}_{name}": value for name, value in self.ratios(columns, sums).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _gathered(self, columns: Columns) -> tuple[Float[Tensor, "P M"], Bool[Tensor, "P M"]]:
+        """Metrics of a batch's items from all processes and which are there, without the examples that fill up the
+        last batch."""
+        parts = [as_some(column) for column in columns.values()]
+        both = torch.stack([*(part.values for part in parts), *(part.there.double() for part in parts)], -1)
+        by_example = both.to(self.args.device).reshape(-1, self.items_per_example, 2 * len(parts))
+        values, there = self.accelerator.gather_for_metrics(by_example).flatten(0, 1).chunk(2, -1)
+        return values, there > 0
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.window.total and "loss" in logs:
             sums = self.accelerator.reduce(self.window.sums(self.args.device), reduction="sum")
             mean, error = mean_and_error(sums)
-            logs |= {name: float(mean[i]) for i, name in enumerate(self.window.total)}
+            found = {name: i for i, name in enumerate(self.window.total) if sums[i, 2]}  # no item may have had it
+            logs |= {name: float(mean[i]) for name, i in found.items()}
             logs |= self.ratios(self.window.total, sums) | self.gradient_noise.metrics()
             logs |= self.router_metrics()
-            self.on_window({name: (float(mean[i]), float(error[i])) for i, name in enumerate(self.window.total)})
+            self.on_window({name: (float(mean[i]), float(error[i])) for name, i in found.items()})
             self.window, self.gradient_noise = Window(), GradientNoise()
         super().log(logs, start_time)
 

@@ -13,7 +13,12 @@ from vrpo.types import Plan
 _SHOWN = (
     "beta",
     "loss_type",
+    "loss_weights",
     "sft_coef",
+    "label_smoothing",
+    "temperature",
+    "reference_free",
+    "ref_pool",
     "plan",
     "num_times",
     "num_masks",

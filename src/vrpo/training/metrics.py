@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vrpo.pools import log_ratios
@@ -13,12 +13,27 @@ from vrpo.preference import Step
 from vrpo.sketch import Sketch
 from vrpo.types import Draws, Labels, Pairs, Rows, group_variance
 
-Columns = dict[str, Float[Tensor, " P"]]
+
+@dataclass(frozen=True)
+class Some:
+    """A metric that only some items have: `values` means nothing where `there` is False."""
+
+    values: Float[Tensor, " P"]
+    there: Bool[Tensor, " P"]
+
+
+def as_some(column: Float[Tensor, " P"] | Some) -> Some:
+    return column if isinstance(column, Some) else Some(column, torch.ones_like(column, dtype=torch.bool))
+
+
+Columns = Mapping[str, Float[Tensor, " P"] | Some]
 
 SATURATED = 4.0  # |beta h| beyond which sigmoid(-|beta h|) < 0.018: the pair hardly moves the policy any more
 
 
-def pair_metrics(step: Step, pairs: Pairs, draws: Draws, judged: Any, *, common: bool) -> Columns:
+def pair_metrics(
+    step: Step, pairs: Pairs, draws: Draws, judged: Any, *, common: bool
+) -> dict[str, Float[Tensor, " P"]]:
     """Per-pair metrics under TRL's names, plus what only an estimate has.
 
     rewards/* are beta times what the loss compares: B_policy - B_reference, pooled over references, per token if the
@@ -56,6 +71,15 @@ def pair_metrics(step: Step, pairs: Pairs, draws: Draws, judged: Any, *, common:
         parts = linear_parts(judged, policy, reference, pairs)
         columns["score/variance"] = beta**2 * _margin_variance(*parts, pairs, draws.group, common)
     return columns
+
+
+def per_list(columns: Mapping[str, Float[Tensor, " P"]], pairs: Pairs) -> dict[str, Float[Tensor, " Q"]]:
+    """Means over the pairs of each list."""
+    assert pairs.item is not None
+    count = torch.bincount(pairs.item)
+    return {
+        name: column.new_zeros(len(count)).index_add(0, pairs.item, column) / count for name, column in columns.items()
+    }
 
 
 def linear_parts(
@@ -98,22 +122,19 @@ def label_metrics(step: Step, labels: Labels, draws: Draws, judged: Any) -> Colu
     values = judged.values(policy, reference, labels)
     zero = judged.zero(values, labels)
     gain = torch.where(good, 1, -1) * (values[row] - zero)
-    columns = {
-        "rewards/chosen": beta * values[row[good]],
-        "rewards/rejected": beta * values[row[~good]],
+    both = {"rewards/{}": beta * values[row], "elbo/{}": policy.sum(-1)[row]}
+    if reference.shape[1]:
+        both["elbo/{}_change"] = log_ratios(policy, reference)[row, 0]
+    return {
+        **{name.format("chosen"): Some(each, good) for name, each in both.items()},
+        **{name.format("rejected"): Some(each, ~good) for name, each in both.items()},
         "rewards/accuracies": (gain > 0).double() + 0.5 * (gain == 0).double(),
         "rewards/baseline": (beta * zero).expand(len(row)),
-        "elbo/chosen": policy.sum(-1)[row[good]],
-        "elbo/rejected": policy.sum(-1)[row[~good]],
         "draws/per_answer": step.graphs.sum(-1)[row].double(),
     }
-    if reference.shape[1]:
-        change = log_ratios(policy, reference)[:, 0]
-        columns |= {"elbo/chosen_change": change[row[good]], "elbo/rejected_change": change[row[~good]]}
-    return columns
 
 
-def row_metrics(step: Step, rows: Rows) -> Columns:
+def row_metrics(step: Step, rows: Rows) -> dict[str, Float[Tensor, " N"]]:
     """Per-row metrics of supervised fine-tuning: the bound per token, in nats."""
     return {"elbo/per_token": step.policy_terms.detach().sum(-1) / rows.length}
 
@@ -126,8 +147,9 @@ class Window:
     square: dict[str, float] = field(default_factory=dict)
     count: dict[str, float] = field(default_factory=dict)
 
-    def add(self, columns: Mapping[str, Float[Tensor, " P"]]) -> None:
-        for name, values in columns.items():
+    def add(self, columns: Mapping[str, Float[Tensor, " P"] | Some]) -> None:
+        for name, column in columns.items():
+            values = column.values[column.there] if isinstance(column, Some) else column
             for store, value in ((self.total, values.sum()), (self.square, values.square().sum())):
                 store[name] = store.get(name, 0.0) + float(value)
             self.count[name] = self.count.get(name, 0.0) + len(values)
@@ -136,6 +158,12 @@ class Window:
         """Totals, squares and counts per name (in the order of `total`), to be added up over processes."""
         rows = [(self.total[name], self.square[name], self.count[name]) for name in self.total]
         return torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 3)
+
+
+def sums_of(values: Float[Tensor, "P M"], there: Bool[Tensor, "P M"]) -> Float[Tensor, "M 3"]:
+    """Totals, squares and counts per metric of a table of items, of those that are there."""
+    values = values.where(there, 0.0)
+    return torch.stack([values.sum(0), values.square().sum(0), there.sum(0).to(values.dtype)], -1)
 
 
 def mean_and_error(sums: Float[Tensor, "M 3"]) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:

@@ -7,8 +7,9 @@ pools.py, temperature.py), where reference models come from (training/references
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -165,10 +166,19 @@ class ObjectiveConfig:
         return [*zip(weights, names, strict=True), *([(self.sft_coef, "sft")] if self.sft_coef else [])]
 
     @property
-    def structure(self) -> str:
+    def structure(self) -> Literal["pairs", "labels", "rankings"]:
         """What the losses are about: pairs, labels or rankings. Losses of pairs take rankings, too."""
         names = {name for _, name in self.losses}
         return "labels" if "kto" in names else "rankings" if "plackett_luce" in names else "pairs"
+
+    @property
+    def first_slope(self) -> float:
+        """|d loss / d margin| of the first loss of pairs where policy and reference are equal."""
+        name = next(name for _, name in self.losses if name in _PAIR_LOSSES)
+        nothing = torch.zeros(1, dtype=torch.float64)
+        chosen = nothing.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(_PAIR_LOSSES[name].make(self)(chosen, nothing, self.beta).sum(), chosen)
+        return float(slope.abs())
 
     @property
     def compares(self) -> bool:

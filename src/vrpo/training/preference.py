@@ -15,8 +15,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.collate import PreferenceCollator, pairs_of, structure_of
-from vrpo.data.tokenize import tokenize_preferences
+from vrpo.data.collate import pairs_of, structure_of
 from vrpo.losses import WeightedSum
 from vrpo.models.adapter import is_small, with_adapter
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
@@ -35,8 +34,9 @@ from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.given import as_denoiser
-from vrpo.training.metrics import Columns, label_metrics, pair_metrics, relative_error
+from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list, relative_error
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.preference_data import PreferenceData
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
 from vrpo.types import Denoiser, Draws, Labels, Pairs, Plan, Rankings, Tokens
 
@@ -44,11 +44,12 @@ Preferences = Pairs | Rankings | Labels
 
 
 class VRPOTrainer(DiffusionTrainer):
-    """Trains a masked diffusion language model on preference pairs, or with plan=exact a causal one, by its exact
-    likelihood. Used like TRL's DPOTrainer.
+    """Trains a masked diffusion language model on preferences; with plan=exact a causal one, by its exact likelihood.
+    Used like TRL's DPOTrainer.
 
-    Datasets are in TRL's formats (see `data.tokenize`), or already tokenised by `data.tokenize_preferences`. Draws come
-    from (draw_seed, example id, side, epoch): a resumed, re-batched or distributed run sees the same ones.
+    Datasets are of pairs, ranked lists or labelled answers, in TRL's formats (docs/data.md), or already tokenised by
+    `data.tokenize_preferences`, `tokenize_ranked` or `tokenize_unpaired`. Draws come from (draw_seed, example id, side,
+    epoch): a resumed, re-batched or distributed run sees the same ones.
 
     Args:
         model: a denoiser from `vrpo.load` (of plan=exact, `vrpo.load_causal`), or a name or folder.
@@ -59,8 +60,6 @@ class VRPOTrainer(DiffusionTrainer):
 
     args: VRPOConfig
     method = "VRPO"
-    ids_column = "chosen_ids"
-    token_columns = ("prompt_ids", "chosen_ids", "prompt_ids", "rejected_ids")
 
     def __init__(
         self,
@@ -75,6 +74,8 @@ class VRPOTrainer(DiffusionTrainer):
         optimizers: Any = (None, None),
     ):
         args = VRPOConfig() if args is None else args
+        self.preference_data = data = PreferenceData.of(args, train_dataset, eval_dataset)
+        self.ids_column, self.items_per_example = data.ids_column, data.items_per_example
         exact = args.plan == "exact"
         denoiser = as_denoiser(model, processing_class, exact=exact)
         if peft_config is not None:
@@ -100,12 +101,12 @@ class VRPOTrainer(DiffusionTrainer):
         self._reference_module: Any = None
         self._known: dict[int, KnownTerms] = {}  # by epoch
         self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
-        start = args.beta / 2 / RATE  # every pair at margin 0: |slope| = beta / 2, and pi = RATE
+        budget = [DrawBudget(args.first_slope / RATE)] if args.num_draws == "auto" else []
         super().__init__(
             model=denoiser,
             args=args,
-            callbacks=[*(callbacks or []), *([DrawBudget(start)] if args.num_draws == "auto" else [])],
-            data_collator=PreferenceCollator(denoiser.pad_id),
+            callbacks=[*(callbacks or []), *budget],
+            data_collator=data.collator(denoiser.pad_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             optimizers=optimizers,
@@ -114,18 +115,23 @@ class VRPOTrainer(DiffusionTrainer):
             self._place_reference(self.ref_model.module)
 
     def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        examples, _ = tokenize_preferences(
-            rows,
-            tokenizer,
-            max_length=self.args.max_length,
-            max_prompt_length=self.args.max_prompt_length,
-            truncation_mode=self.args.truncation_mode,
-            eos_padding=self.args.eos_padding,
-            on_bad_rows=self.args.on_bad_rows,
-            strings_as_chat=self.args.strings_as_chat,
-            mask_id=self.denoiser.mask_id,
-        )
-        return examples
+        return self.preference_data.tokenized(rows, tokenizer, self.denoiser.mask_id)
+
+    def tokenized(self, dataset: Any) -> Any:
+        examples = super().tokenized(dataset)
+        return self.preference_data.completed(examples) if isinstance(examples, Dataset) else examples
+
+    def token_counts(self, examples: Dataset) -> list[int]:
+        return self.preference_data.token_counts(examples)
+
+    @property
+    def training_plan(self) -> Plan:
+        return self.args.training_plan(self.denoiser.block_size, self.preference_data.structure)
+
+    @property
+    def evaluation_plan(self) -> Plan:
+        args = self.args
+        return args.sampling_plan(args.eval_num_times, self.denoiser.block_size, self.preference_data.structure)
 
     def _place_reference(self, module: nn.Module) -> None:
         if self.is_deepspeed_enabled:
@@ -242,11 +248,13 @@ class VRPOTrainer(DiffusionTrainer):
         return step.loss
 
     def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
-        """Metrics of the pairs of a batch, or of its labelled answers."""
+        """Metrics of the pairs or lists of a batch, or of its labelled answers."""
         judged = self.args.judged(1, self.added_up)
         if isinstance(structure, Labels):
             return label_metrics(step, structure, draws, judged)
-        return pair_metrics(step, structure.pairs, draws, judged, common=common)
+        pairs = structure.pairs
+        columns = pair_metrics(step, pairs, draws, judged, common=common)
+        return columns if pairs.item is None else per_list(columns, pairs)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -318,16 +326,12 @@ class VRPOTrainer(DiffusionTrainer):
     def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
         return relative_error(names, sums)
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " P"]]:
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
         tokens, structure = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
         draws = self.evaluation_plan(tokens, structure)
         step = self._evaluated(policy, tokens, structure, draws, index)
         columns = self.metrics_of(step, structure, draws, common=True)
         items = self.plain_objective().items(step.policy_terms, step.reference_terms, structure)
-        if isinstance(structure, Labels):
-            columns = {name: column for name, column in columns.items() if len(column) == len(structure.row)}
-        elif structure.pairs.item is not None:
-            columns = {name: _per_list(column, structure.pairs) for name, column in columns.items()}
         return {"loss": items, **columns}
 
     def plain_objective(self) -> WeightedSum:
@@ -362,10 +366,3 @@ class VRPOTrainer(DiffusionTrainer):
 def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
     """The denoiser as it is now, for reference: a copy that is not trained."""
     return replace(denoiser, module=copy.deepcopy(denoiser.module).eval().requires_grad_(False))
-
-
-def _per_list(column: Float[Tensor, " P"], pairs: Pairs) -> Float[Tensor, " Q"]:
-    """Means over the pairs of each list."""
-    assert pairs.item is not None
-    total = column.new_zeros(int(pairs.item.max()) + 1).index_add(0, pairs.item, column)
-    return total / torch.bincount(pairs.item)

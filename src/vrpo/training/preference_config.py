@@ -91,8 +91,8 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.check_objective()
+        super().__post_init__()
         self._check_together()
         if self.gradient_passes not in ("auto", "one", "two"):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
@@ -151,20 +151,30 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         possible = possible and self.structure != "labels"  # whose rows are all one family, with a buffer each
         return small and several and possible
 
-    def training_plan(self, block_size: int | None = None) -> Plan:
-        """The plan of a training step; with num_draws=auto, of the values of a step."""
+    def training_plan(self, block_size: int | None = None, structure: str | None = None) -> Plan:
+        """The plan of a training step; with num_draws=auto, of the values of a step. `structure`: as in
+        `sampling_plan`."""
         times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
-        return self.sampling_plan(times, block_size)
+        return self.sampling_plan(times, block_size, structure)
 
-    def sampling_plan(self, num_times: int, block_size: int | None = None) -> Plan:
-        """The plan by its configured name, with `num_times` masking levels, coupled as configured."""
+    def sampling_plan(self, num_times: int, block_size: int | None = None, structure: str | None = None) -> Plan:
+        """The plan by its configured name, with `num_times` masking levels, coupled as configured.
+
+        Args:
+            structure: what the loss is about in the data at hand: pairs, rankings or labels. None: `self.structure`,
+                as a loss of pairs has it with a data set of pairs.
+        """
         plan, coupling = super().sampling_plan(num_times, block_size), self.pair_coupling
+        paired = (structure or self.structure) == "pairs"
         if coupling is None:
-            coupling = "none" if self.plan in _UNCOUPLED or self.structure != "pairs" else "aligned"
+            coupling = "none" if self.plan in _UNCOUPLED or not paired else "aligned"
         if coupling not in _COUPLINGS:
             raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {coupling!r}")
-        if coupling != "none" and self.structure != "pairs":
-            raise ValueError("pair_coupling couples the two answers of a pair: leave it out with kto and plackett_luce")
+        if coupling != "none" and not paired:
+            raise ValueError(
+                f"pair_coupling={coupling} couples the two answers of a pair: leave it out with kto, plackett_luce and "
+                "ranked rows"
+            )
         return plan if coupling == "none" else Paired(plan, align=coupling == "aligned")
 
     @property

@@ -17,7 +17,7 @@ from vrpo.reference import NoReference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
 from vrpo.training.given import as_denoiser
-from vrpo.training.metrics import row_metrics
+from vrpo.training.metrics import Columns, row_metrics
 from vrpo.types import Denoiser, Draws, Rows, Tokens
 
 
@@ -99,7 +99,7 @@ class SFTTrainer(DiffusionTrainer):
             agree=self.agree,
         )
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> dict[str, Float[Tensor, " N"]]:
+    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
         draws = self.evaluation_plan(tokens, rows)
         per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)

@@ -1,0 +1,47 @@
+"""Answers to other prompts, for a baseline that looks at what the policy says anywhere (`losses.KTO`).
+
+Which one stands beside which prompt is a fact of the data set, not of a batch: it is the same in every epoch, for any
+batch size and any number of processes.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from datasets import Dataset, concatenate_datasets
+
+ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")  # of an example of a pair, or of a single answer
+
+
+def with_other_answers(examples: Dataset) -> Dataset:
+    """The examples, each with the answers of the next one that has another prompt, as `other_chosen_ids` and so on.
+    After the last one comes the first.
+
+    Raises:
+        ValueError: all prompts are the same.
+    """
+    names = [name for name in ANSWERS if name in examples.column_names]
+    batches = examples.select_columns(["prompt_ids"]).iter(batch_size=1000)
+    following = _following([_digest(prompt) for batch in batches for prompt in batch["prompt_ids"]])
+    others = examples.select_columns(names).select(following).rename_columns({name: f"other_{name}" for name in names})
+    return concatenate_datasets([examples, others], axis=1)
+
+
+def _digest(prompt: Sequence[int]) -> bytes:
+    """What stands for a prompt: all of them would be a lot of integers."""
+    return blake2b(repr(prompt).encode(), digest_size=16).digest()
+
+
+def _following(prompts: Sequence[bytes]) -> list[int]:
+    """The place of the next prompt that is another one, of each."""
+    count = len(prompts)
+    after = next((place for place in range(1, count) if prompts[place] != prompts[0]), None)
+    if after is None:
+        raise ValueError(
+            "kto_baseline=mismatched needs answers to other prompts, and all rows have the same prompt: set it to "
+            "batch_mean, or give more rows"
+        )
+    following = [after] * count
+    for place in reversed(range(count - 1)):
+        following[place] = place + 1 if prompts[place + 1] != prompts[place] else following[place + 1]
+    following[-1] = after if prompts[-1] == prompts[0] else 0
+    return following

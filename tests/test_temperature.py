@@ -1,0 +1,110 @@
+"""Temperatures: the beta of each pair, by the formula."""
+
+from math import exp
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.objectives import LENGTH, PAIRS, REWARD, by_place, terms
+from vrpo.losses import DPO, Preference
+from vrpo.pair_losses import Sigmoid
+from vrpo.temperature import Constant, RewardScaling
+from vrpo.types import Pairs
+
+
+def pair_of(*rewards: float) -> Pairs:
+    return Pairs(torch.tensor([0]), torch.tensor([1]), LENGTH[:2], None, torch.tensor(rewards, dtype=torch.float64))
+
+
+def beta_of(scaling: RewardScaling, *rewards: float) -> float:
+    return float(scaling(pair_of(*rewards)))
+
+
+def test_reward_scaling_is_its_formula() -> None:
+    """beta (1 + w (1 - exp(-k d / scale))) of each pair, chosen minus rejected (MM-RLHF).
+
+    Kills: w and k exchanged; the scale a factor; rewards of rows in the order of the batch.
+    """
+    w, k, scale = 0.4, 0.9, 2.5
+    expected = [
+        0.7 * (1 + w * (1 - exp(-k * (float(REWARD[chosen]) - float(REWARD[rejected])) / scale)))
+        for chosen, rejected in ((2, 0), (1, 3), (5, 4))
+    ]
+    assert RewardScaling(0.7, scale, w, k)(PAIRS).tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_the_scale_is_the_unit_of_rewards() -> None:
+    """In another unit the temperature is the same, with another scale alone it is not. Kills: a scale ignored."""
+    assert beta_of(RewardScaling(0.7, 2.0), 3.0, 1.0) == pytest.approx(beta_of(RewardScaling(0.7, 20.0), 30.0, 10.0))
+    assert beta_of(RewardScaling(0.7, 2.0), 3.0, 1.0) != pytest.approx(beta_of(RewardScaling(0.7, 1.0), 3.0, 1.0))
+
+
+@pytest.mark.parametrize("worse", [0.0, -1e-9, -3.0, -1e5])
+def test_a_chosen_answer_of_lower_reward_has_the_smallest_beta(worse: float) -> None:
+    """Clamped to [beta, (1 + w) beta] below, also where exp(-k d) overflows. Kills: no clamp; 0 * inf."""
+    for w in (0.5, 0.0):
+        assert beta_of(RewardScaling(0.7, 0.1, w), worse, 0.0) == 0.7
+
+
+@pytest.mark.parametrize("difference", [50.0, 1e4, 1e300])
+def test_the_largest_beta(difference: float) -> None:
+    assert beta_of(RewardScaling(0.7, 0.1), difference, 0.0) == pytest.approx(1.5 * 0.7, rel=1e-15)
+
+
+@pytest.mark.parametrize(("w", "k"), [(0.0, 0.5), (0.5, 0.0), (0.0, 0.0)])
+def test_no_scaling_is_dpo(w: float, k: float) -> None:
+    """MM-DPO with w = 0 or k = 0, value and slope. Kills: 1 + w without d; a scaling that does not start at 1."""
+    policy, reference = terms()
+    leaf = policy.requires_grad_()
+    found, plain = (
+        objective(leaf, reference, PAIRS)
+        for objective in (Preference(Sigmoid(), RewardScaling(0.7, 2.0, w, k)), DPO(0.7))
+    )
+    assert float(found.detach()) == pytest.approx(float(plain.detach()), abs=1e-15)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in (found, plain)), rtol=1e-14, atol=0)
+
+
+def test_each_pair_has_its_own_beta() -> None:
+    """In the loss of DPO: a function of one's own, 0.1, 0.2, 0.3. Kills: betas exchanged, or their mean."""
+    policy, reference = terms()
+    found = Preference(Sigmoid(), by_place).items(policy, reference, PAIRS)
+    alone = [DPO(beta).items(policy, reference, PAIRS)[place] for place, beta in enumerate((0.1, 0.2, 0.3))]
+    torch.testing.assert_close(found, torch.stack(alone), rtol=1e-14, atol=0)
+
+
+def test_a_temperature_has_no_gradient_of_its_own() -> None:
+    """Betas are facts about pairs. Kills: rewards that became part of the graph."""
+    assert not RewardScaling(0.7, 2.0)(PAIRS).requires_grad
+
+
+def test_rewards_that_are_not_there() -> None:
+    """Kills: a missing reward taken as 0."""
+    with pytest.raises(ValueError, match="needs the rewards"):
+        RewardScaling(0.7, 2.0)(Pairs(PAIRS.chosen, PAIRS.rejected, LENGTH))
+
+
+def of_float32(reward: Tensor) -> Pairs:
+    return Pairs(PAIRS.chosen, PAIRS.rejected, LENGTH, None, reward.float())
+
+
+def test_betas_are_float64() -> None:
+    """Whatever the rewards are in. Kills: a loss rounded to the rewards' precision."""
+    assert RewardScaling(0.7, 2.0)(of_float32(REWARD)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_wrong_numbers_are_refused(wrong: float) -> None:
+    """Kills: comparisons that NaN passes."""
+    with pytest.raises(ValueError, match="beta"):
+        Constant(wrong)
+    with pytest.raises(ValueError, match="beta"):
+        RewardScaling(wrong, 1.0)
+    with pytest.raises(ValueError, match="reward_scale"):
+        RewardScaling(0.2, wrong)
+
+
+@pytest.mark.parametrize(("w", "k"), [(-0.1, 0.5), (0.5, -0.1), (float("nan"), 0.5), (0.5, float("nan"))])
+def test_w_and_k_are_not_negative(w: float, k: float) -> None:
+    with pytest.raises(ValueError, match="w and k"):
+        RewardScaling(0.2, 1.0, w, k)

@@ -1,0 +1,194 @@
+"""Which losses, temperatures, references and plans go together: the configuration against rules written down anew."""
+
+import re
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from vrpo.losses import KTO, SFT, Mixture, PlackettLuce, Preference, WeightedSum
+from vrpo.pair_losses import IPO, Hinge, ReverseKL, Sigmoid
+from vrpo.pools import SINGLE, Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
+from vrpo.slopes import Jackknife
+from vrpo.temperature import Constant, RewardScaling
+from vrpo.training.objectives import LOSSES
+from vrpo.training.preference_config import VRPOConfig
+from vrpo.types import Pairs
+
+FREE, SMOOTHED = ("simpo", "orpo"), ("exo_pair",)
+TEMPERATURES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "reward_scaling": {"temperature": "reward_scaling", "reward_scale": 1.0},
+    "custom": {"temperature": "tests.training.test_objectives:sharp"},
+}
+REFERENCES: dict[str, dict[str, Any]] = {
+    "one": {},
+    "none": {"reference_free": True},
+    "harmonic": {"ref_pool": "harmonic"},
+    "geometric, weighted": {"ref_pool": "geometric", "ref_weights": [0.25, 0.75]},
+    "arwc, clipped": {"ref_pool": "harmonic", "ref_weighting": "arwc", "ref_clip": 0.1},
+    "mixture": {"ref_pool": "mixture"},
+    "cached": {"precompute_ref_log_probs": True},
+}
+PLANS: dict[str, dict[str, Any]] = {
+    "paper": {"plan": "fixed_count"},
+    "default": {},
+    "t-form": {"plan": "bernoulli", "t_min": 0.1},
+    "nested": {"plan": "nested"},
+    "complementary": {"plan": "complementary"},
+    "exact": {"plan": "exact"},
+    "jackknife": {"slope": "jackknife"},
+    "halves": {"slope": "halves"},
+    "auto": {"num_draws": "auto"},
+    "not shared": {"share_draws": False},
+}
+
+
+def sharp(pairs: Any) -> Any:
+    """A temperature of somebody's own."""
+    return torch.full((len(pairs.chosen),), 3.0, dtype=torch.float64)
+
+
+def settings(loss: Any, **fields: Any) -> VRPOConfig:
+    return VRPOConfig(output_dir="unused", report_to=[], use_cpu=True, loss_type=loss, **fields)
+
+
+def reason(loss: str, temperature: str, reference: str, plan: str) -> str | None:
+    """Why a combination is illegal, as a part of what is said; None: it is legal."""
+    pairs = loss not in ("kto", "plackett_luce")
+    if temperature == "reward_scaling" and not pairs:
+        return "temperature=reward_scaling scales by the rewards of a pair"
+    if reference not in ("one", "none", "cached") and loss in FREE:
+        return f"is about references, and {loss} has none here"
+    if reference == "arwc, clipped" and not pairs:
+        return "ref_weighting=arwc compares the two answers of a pair"
+    if plan == "auto" and not pairs:
+        return "num_draws=auto spends gradients pair by pair"
+    if loss == "orpo" and plan in ("nested", "jackknife", "halves"):
+        return "orpo takes odds"
+    if (reference == "none" or loss in FREE) and plan == "not shared":
+        return "there is no reference"
+    if loss in FREE and reference == "cached":
+        return "there is no reference"
+    if plan == "not shared" and reference == "cached":
+        return "replays the policy's draws"
+    return None
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "sft"])
+def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> None:
+    """Kills: a check left out; a check that refuses what is legal; a reason of another mistake."""
+    smoothing = {"label_smoothing": 0.1} if loss in SMOOTHED else {}
+    for temperature, reference, plan in product(TEMPERATURES, REFERENCES, PLANS):
+        fields = {**TEMPERATURES[temperature], **REFERENCES[reference], **PLANS[plan], **smoothing}
+        expected = reason(loss, temperature, reference, plan)
+        if expected is None:
+            settings(loss, **fields)
+        else:
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                settings(loss, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"loss_type": "nca_pair"}, "loss_type 'nca_pair' is not offered: apo_zero is"),
+        ({"loss_type": "bco_pair"}, "is not offered: its shift is a running mean over steps"),
+        ({"loss_type": "dpo"}, "loss_type must be of sigmoid, robust, "),
+        ({"loss_type": []}, "loss_type must name one or more losses"),
+        ({"loss_type": ["hinge", "hinge"]}, "each once, not ['hinge', 'hinge']"),
+        ({"loss_type": "sft"}, "loss_type sft alone prefers nothing: use vrpo sft"),
+        ({"loss_type": ["kto", "sigmoid"]}, "only sft goes beside them, not ['kto', 'sigmoid']"),
+        ({"loss_type": ["plackett_luce", "sigmoid"]}, "only sft goes beside them"),
+        ({"loss_type": ["sigmoid", "sft"], "sft_coef": 0.1}, "sft_coef and loss_type sft are the same term"),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "loss_weights has 1 weights for 2 losses"),
+        ({"loss_weights": [-1.0]}, "loss_weights must not be negative"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
+        ({"label_smoothing": 0.5}, "must lie in [0, 0.5), not 0.5"),
+        ({"loss_type": "exo_pair"}, "epsilon (label_smoothing, dmpo_alpha) must lie in (0, 0.5), not 0.0"),
+        ({"simpo_gamma": 1.0}, "simpo_gamma belongs to loss_type simpo; sigmoid has none"),
+        ({"dmpo_alpha": 0.1}, "dmpo_alpha belongs to loss_type dmpo_rkl"),
+        ({"kto_baseline": "batch_mean"}, "kto_baseline belongs to loss_type kto"),
+        ({"loss_type": "kto", "kto_baseline": "zero"}, "(kto_baseline) must be mismatched or batch_mean"),
+        ({"loss_type": "kto", "gradient_passes": "one"}, "kto's baseline couples all rows"),
+        ({"loss_type": "kto", "pair_coupling": "quantile"}, "pair_coupling couples the two answers of a pair"),
+        ({"temperature": "reward_scaling"}, "needs reward_scale, the difference of rewards that counts as 1"),
+        ({"reward_scale": 1.0}, "reward_scale belongs to temperature=reward_scaling, which is constant"),
+        ({"temperature": "hot"}, "temperature must be constant, reward_scaling or module:function, not 'hot'"),
+        ({"temperature": "no.such:thing"}, "temperature no.such:thing: No module named 'no'"),
+        ({"beta": 0.0}, "beta must be positive"),
+        ({"ref_weights": [0.5, 0.5]}, "ref_weights goes with several references: say in ref_pool"),
+        ({"ref_pool": "harmonic", "ref_weights": [0.5, 0.6]}, "must not be negative and add up to 1"),
+        ({"ref_pool": "sum"}, "ref_pool must be one of harmonic, geometric, mixture"),
+        ({"ref_pool": "mixture", "ref_clip": 0.1}, "are MRPO's: they go with ref_pool harmonic or geometric"),
+        ({"ref_pool": "harmonic", "ref_clip": 1.0}, "clip must lie in [0, 1)"),
+        ({"ref_pool": "harmonic", "arwc_swap": True}, "arwc_swap belongs to ref_weighting=arwc"),
+        ({"ref_pool": "harmonic", "ref_weighting": "best"}, "ref_weighting must be fixed or arwc"),
+        (
+            {"ref_pool": "harmonic", "ref_weighting": "arwc", "ref_weights": [0.5, 0.5]},
+            "ref_weighting=arwc makes the weights itself",
+        ),
+        ({"reference_free": True, "ref_pool": "harmonic"}, "ref_pool is about references, and sigmoid has none here"),
+        ({"slope": "halves", "num_times": 3, "plan": "fixed_count"}, "even number of independent groups"),
+        ({"plan": "exact", "slope": "cross_fit"}, "needs independent groups of draws"),
+        ({"plan": "exact", "pair_coupling": "aligned"}, "nothing that pair_coupling could share"),
+    ],
+    ids=str,
+)
+def test_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        settings(**{"loss": fields.pop("loss_type", "sigmoid"), **fields})
+
+
+def test_fields_become_the_objective() -> None:
+    """Kills: a parameter that does not arrive; a loss per token or without reference that is not; weights swapped."""
+    beta, free = Constant(0.2), ReferenceFree()
+    assert settings("sigmoid").objective() == WeightedSum(((1.0, Preference(Sigmoid(), beta)),))
+    mixed = settings(["ipo", "sft", "hinge"], loss_weights=[0.5, 0.1, 2.0]).objective()
+    assert mixed == WeightedSum(
+        ((0.5, Preference(IPO(), beta, SINGLE, True)), (0.1, SFT()), (2.0, Preference(Hinge(), beta)))
+    )
+    assert settings("simpo", simpo_gamma=1.5).objective().parts[0][1] == Preference(Sigmoid(0.0, 1.5), beta, free, True)
+    assert settings("dmpo_rkl").objective().parts[0][1] == Preference(ReverseKL(0.01), beta)
+    assert settings("exo_pair", label_smoothing=0.2).objective().parts[0][1] == Preference(ReverseKL(0.2), beta)
+    assert settings("hinge", reference_free=True).objective().parts[0][1] == Preference(Hinge(), beta, free)
+    assert settings("ipo_sum").objective().parts[0][1] == Preference(IPO(), beta)
+    kto = settings("kto", desirable_weight=1.5, undesirable_weight=0.5, kto_baseline="batch_mean", sft_coef=0.1)
+    assert kto.objective() == WeightedSum(((1.0, KTO(beta, SINGLE, 1.5, 0.5, "batch_mean")), (0.1, SFT())))
+    assert settings("plackett_luce").objective().parts[0][1] == PlackettLuce(beta)
+    scaled = settings("sigmoid", temperature="reward_scaling", reward_scale=2.0, reward_scaling_w=1.0)
+    assert scaled.objective().parts[0][1] == Preference(Sigmoid(), RewardScaling(0.2, 2.0, 1.0, 0.5))
+    assert settings("sigmoid", **TEMPERATURES["custom"]).objective().parts[0][1] == Preference(Sigmoid(), sharp)
+
+
+def test_references_become_the_pool() -> None:
+    """Kills: weights not equal by default; clip or swap lost; a mixture of SFT or of losses without reference."""
+    part = Preference(Sigmoid(), Constant(0.2))
+    pooled = settings("sigmoid", ref_pool="harmonic", ref_clip=0.1).objective(4).parts[0][1]
+    assert pooled == Preference(Sigmoid(), Constant(0.2), Pooled(harmonic, Fixed((0.25,) * 4), 0.1))
+    swapped = settings("sigmoid", ref_pool="geometric", ref_weighting="arwc", arwc_swap=True).objective(2).parts[0][1]
+    assert swapped == Preference(Sigmoid(), Constant(0.2), Pooled(geometric, Confidence(swap=True)))
+    mixture = settings(["sigmoid", "simpo"], ref_pool="mixture", ref_weights=[0.3, 0.7], sft_coef=0.1).objective(2)
+    assert [type(each) for _, each in mixture.parts] == [Mixture, Preference, SFT]
+    assert mixture.parts[0][1] == Mixture(part, (0.3, 0.7))
+
+
+def test_halves_are_two_groups() -> None:
+    """Kills: halves as a jackknife of all groups."""
+    config = settings("ipo_sum", slope="halves", plan="fixed_count", num_times=6)
+    assert config.training_objective() == Jackknife(config.objective(), 2)
+
+
+def test_a_custom_temperature_is_the_beta_of_each_pair() -> None:
+    """Kills: beta multiplied in beside it."""
+    pairs = Pairs(torch.tensor([0]), torch.tensor([1]), torch.tensor([1, 1]))
+    terms = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    custom = settings("hinge", **TEMPERATURES["custom"]).objective()
+    assert float(custom(-terms, 0 * terms[:, None], pairs)) == 4.0
+
+
+def test_the_first_slope() -> None:
+    """What num_draws=auto starts from. Kills: DPO's for all losses."""
+    for loss, slope in (("sigmoid", 0.1), ("hinge", 0.2), ("ipo_sum", 5.0), ("apo_zero", 0.05)):
+        assert settings(loss).first_slope == pytest.approx(slope)
