@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.causal import causal, tokenizer
 from tests.training.runs import settings
-from tests.trl_side import TEXTS, Example
+from tests.trl_side import TEXTS
 from vrpo.models.causal import as_causal
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.training.preference import VRPOTrainer
@@ -120,13 +120,10 @@ def step(made: VRPOTrainer) -> Tensor:
     return made.training_step(made.model, made.data_collator(list(examples)), num_items_in_batch=len(examples))
 
 
-def answers(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """Labelled answers: every other chosen, every other rejected."""
+def answers() -> list[dict[str, Any]]:
+    """Labelled answers of TEXTS: every other chosen, every other rejected."""
+    sides = ("rejected", "chosen")
     return [
-        {
-            "prompt_ids": example["prompt_ids"],
-            "completion_ids": example["chosen_ids" if index % 2 else "rejected_ids"],
-            "label": LABEL[index],
-        }
-        for index, example in enumerate(examples)
+        {"prompt": row["prompt"], "completion": row[sides[index % 2]], "label": LABEL[index]}
+        for index, row in enumerate(TEXTS)
     ]

@@ -30,7 +30,7 @@ class TRL:
     """TRL's trainers with a policy (`causal(seed=0)`) and a reference (`causal(seed=1)`)."""
 
     def __init__(self, folder: Path | str):
-        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read when it was imported
         import trl
         from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -113,11 +113,9 @@ class TRL:
     # KTOTrainer, ORPOTrainer, CPOTrainer ------------------------------------------------------------------------------
 
     def labels(self, rows: Sequence[Example], *, beta: float, desirable: float, undesirable: float) -> Tensor:
-        """KTOTrainer's loss of rows with prompt_ids, completion_ids and label; each prompt is mismatched with the
-        completion before its own, the first with the last."""
+        """KTOTrainer's loss of rows with prompt_ids, completion_ids, label and mismatched KL_completion_ids."""
         self.kto.beta, self.kto.desirable_weight, self.kto.undesirable_weight = beta, desirable, undesirable
-        shifted = [{**row, "KL_completion_ids": rows[at - 1]["completion_ids"]} for at, row in enumerate(rows)]
-        return self.kto.compute_loss(self.kto.model, self.kto.data_collator(shifted))
+        return self.kto.compute_loss(self.kto.model, self.kto.data_collator([dict(row) for row in rows]))
 
     def labels_given(
         self,

@@ -10,15 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.causal import causal
 from tests.trl_cases import CASES, KTO, LABEL, Case, answers, labels_given, pairs_given, rows_of, step, trainer
 from tests.trl_side import TEXTS, TRL
-from vrpo.draws import Exact
-from vrpo.models.causal import as_causal
-from vrpo.preference import preference_loss
-from vrpo.reference import FrozenReference
-from vrpo.training.objectives import ObjectiveConfig
-from vrpo.types import Labels, Tokens
 
 NAMES = [case.name for case in CASES]
 
@@ -147,33 +140,19 @@ def test_tokens_are_the_same(trl: TRL, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", KTO)
 def test_a_step_of_kto(trl: TRL, tmp_path: Path, setting: tuple[float, float, float]) -> None:
-    """Kills: mismatched answers beside their own prompts, or of the wrong neighbour."""
+    """Labelled rows of text; the answers that each prompt is mismatched with are ours. Kills: mismatched answers beside
+    their own prompts, labels or weights exchanged."""
     beta, desirable, undesirable = setting
-    rows = answers(trainer(tmp_path, TEXTS).train_dataset)
-    shifted = [{**row, "completion_ids": rows[at - 1]["completion_ids"]} for at, row in enumerate(rows)]
-    tokens, policy = padded([*rows, *shifted]), as_causal(causal(), None)
-    config = ObjectiveConfig(loss_type="kto", beta=beta, desirable_weight=desirable, undesirable_weight=undesirable)
-    row = torch.arange(len(rows))
-    labels = Labels(row, torch.tensor([each["label"] for each in rows]), row + len(rows), tokens.length)
-    reference = FrozenReference(as_causal(causal(seed=1), None))
-    found = preference_loss(policy, reference, tokens, labels, Exact()(tokens), config.objective())
-    found.loss.backward()
+    weights = {"desirable_weight": desirable, "undesirable_weight": undesirable}
+    made = trainer(tmp_path, answers(), loss_type="kto", beta=beta, **weights)
+    ours = step(made)
+    rows = [{**row, "KL_completion_ids": row["other_completion_ids"]} for row in made.train_dataset]
+    assert all(row["KL_completion_ids"] != row["completion_ids"] for row in rows)
     trl.kto.model.zero_grad()
     theirs = trl.labels(rows, beta=beta, desirable=desirable, undesirable=undesirable)
     theirs.backward()
-    close(found.loss, theirs)
-    same_gradient(policy.module, trl.kto.model)
-
-
-def padded(rows: list[dict[str, Any]]) -> Tokens:
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
-    ids = torch.ones(len(rows), longest, dtype=torch.long)
-    response, attention = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
-    for at, row in enumerate(rows):
-        start, end = len(row["prompt_ids"]), len(row["prompt_ids"]) + len(row["completion_ids"])
-        ids[at, :end] = torch.tensor([*row["prompt_ids"], *row["completion_ids"]])
-        response[at, start:end] = attention[at, :end] = True
-    return Tokens(ids, response, attention, torch.arange(len(rows)))
+    close(ours, theirs)
+    same_gradient(made.model, trl.kto.model)
 
 
 @pytest.mark.parametrize(("beta", "gamma"), [(2.0, 0.5), (10.0, 3.0)])
