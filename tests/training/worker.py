@@ -27,7 +27,8 @@ from vrpo.losses import DPO
 from vrpo.models.causal import as_causal
 from vrpo.preference import backward_by_draw
 from vrpo.reference import FrozenReference
-from vrpo.training.preference import VRPOTrainer, frozen_copy
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
 
 Result = dict[str, Any]

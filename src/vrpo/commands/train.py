@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from vrpo.commands.arguments import (
+    POLICY,
     DataArguments,
     ModelArguments,
     PreferenceDataArguments,
@@ -33,6 +34,7 @@ from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
+from vrpo.training.references import check_references
 from vrpo.training.sft import SFTTrainer
 
 
@@ -55,12 +57,10 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
     quantized = quantization(model, config)
     rows, eval_rows = datasets(data, config)
     PreferenceData.of(config, rows, eval_rows)  # refuses what the loss does not take, before any model is loaded
-    reference = None
-    if model.ref_model_name_or_path is not None:
-        reference = loaded(model.ref_model_name_or_path, model, quantized, exact=config.plan == "exact")
     trainer = VRPOTrainer(
         policy(model, quantized, exact=config.plan == "exact"),
-        ref_model=reference,
+        ref_model=references(model, quantized, exact=config.plan == "exact"),
+        causal_ref_model=causal_references(model, quantized),
         args=config,
         train_dataset=rows,
         eval_dataset=eval_rows,
@@ -78,6 +78,10 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     """
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
+    given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
+    check_references(config, len(given), len(causal), adapted=model.use_peft)
+    for name in causal:
+        check_causal(name)
     check_kind(model, config)
     quantization(model, config)
     evaluates(data, config)
@@ -195,8 +199,8 @@ def check_kind(model: ModelArguments, config: DiffusionConfig) -> None:
     for name in ("experts_implementation", "mask_token_id", "shift_logits", "block_size"):
         if getattr(model, name) is not None:
             raise ValueError(f"{name} is about diffusion models, and plan=exact is of a causal one: leave it out")
-    for path in (model.model_name_or_path, model.ref_model_name_or_path):
-        if path is not None:
+    for path in (model.model_name_or_path, *(model.ref_model_name_or_path or [])):
+        if path not in (None, POLICY):
             check_causal(path)
 
 
@@ -206,11 +210,26 @@ def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None, *, exact
     return loaded(model.model_name_or_path, model, quantized, exact=exact)
 
 
+def references(model: ModelArguments, quantized: BitsAndBytesConfig | None, *, exact: bool) -> list[HFDenoiser | None]:
+    """The models that are references as the policy is one, each loaded once, however often it is named; None: the
+    policy."""
+    names = model.ref_model_name_or_path or []
+    found = {name: None if name == POLICY else loaded(name, model, quantized, exact=exact) for name in set(names)}
+    return [found[name] for name in names]
+
+
+def causal_references(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> list[HFDenoiser]:
+    """The causal ones, likewise."""
+    names = model.causal_ref_model_name_or_path or []
+    found = {name: loaded(name, model, quantized, exact=True) for name in set(names)}
+    return [found[name] for name in names]
+
+
 def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None, *, exact: bool) -> HFDenoiser:
     """A model as the arguments say, policy and reference alike.
 
     Args:
-        exact: of plan=exact, a causal language model.
+        exact: a causal language model, as of plan=exact.
     """
     if exact:
         given = {name: model.loading[name] for name in ("dtype", "attn_implementation")}
