@@ -3022,6 +3022,145 @@ LOSS_ZOO = [  # the preference family
     ),
 ]
 
+CAUSAL_TESTS = ("tests/models/test_causal.py",)
+EXACT_TESTS = ("tests/training/test_exact.py",)
+CAUSAL = [  # exact likelihood
+    Mutant(
+        "causal: the shift missing",
+        "models/causal.py",
+        (("[row, column] - 1\n", "[row, column]\n"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: what is masked is seen",
+        "models/causal.py",
+        (("if masked is not None and bool(masked.any()):", "if False:"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: a first token said by another one",
+        "models/causal.py",
+        (("if bool((before < 0).any()):", "if False:"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: padding on the left left there",
+        "models/causal.py",
+        (
+            (
+                "(~attention).to(torch.uint8).argsort(dim=1, stable=True)",
+                "torch.arange(ids.shape[1]).expand_as(ids)",
+            ),
+        ),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: every head taken for the whole rest",
+        "models/causal.py",
+        (("base.plain = _is_plain(base)", "base.plain = True"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: the head on every position",
+        "models/causal.py",
+        (
+            ("lambda _, given: (given[0][row, column][None], *given[1:])", "lambda _, given: None"),
+            ("use_cache=False).logits[0]", "use_cache=False).logits[row, column]"),
+        ),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: our class's name in its files",
+        "models/causal.py",
+        (("type(klass.__name__,", 'type(f"Causal{klass.__name__}",'),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: the trainer's special tokens in config.json",
+        "models/causal.py",
+        (("            self._say(self.kept)\n", ""),),
+        CAUSAL_TESTS,
+    ),
+    Mutant("causal: dropout left on", "models/causal.py", (("each.p = 0.0", "pass"),), CAUSAL_TESTS),
+    Mutant(
+        "causal: dropout that is no module overlooked",
+        "models/causal.py",
+        (("    if not same:\n", "    if False:\n"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: a model turned bidirectional read from left to right",
+        "models/causal.py",
+        (("if architecture in _DIFFUSION or turned:", "if architecture in _DIFFUSION:"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: a diffusion model read from left to right",
+        "models/causal.py",
+        (("if architecture in _DIFFUSION or turned:", "if turned:"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "causal: an adapter that fills in masks",
+        "models/causal.py",
+        (("if adapter is not None and (Path(adapter) / FILE).is_file():", "if False:"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "exact: the prompt scored",
+        "draws.py",
+        (
+            (
+                "response = tokens.response[:, None]\n        return Draws(torch.zeros_like(response)",
+                "response = (tokens.attention & ~first)[:, None]\n        return Draws(torch.zeros_like(response)",
+            ),
+        ),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "exact: a mean over tokens",
+        "draws.py",
+        (("response.to(torch.float64), ", "response / tokens.length[:, None, None].double(), "),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "exact: a first token that nothing says",
+        "draws.py",
+        (("if bool((tokens.response & first).any()):", "if False:"),),
+        CAUSAL_TESTS,
+    ),
+    Mutant(
+        "exact: a diffusion model given to it",
+        "training/given.py",
+        (("if exact and isinstance(base, MaskedDiffusion):", "if False:"),),
+        EXACT_TESTS,
+    ),
+    Mutant(
+        "exact: a causal model given to another plan",
+        "training/given.py",
+        (("if not exact and isinstance(base, CausalLikelihood):", "if False:"),),
+        EXACT_TESTS,
+    ),
+    Mutant(
+        "exact: a checkpoint read as a diffusion model",
+        "training/given.py",
+        (("(load_causal if isinstance(denoiser, CausalDenoiser) else load)(", "load("),),
+        ("tests/e2e/test_exact.py",),
+    ),
+    Mutant(
+        "exact: refused after everything was read",
+        "commands/train.py",
+        (("            check_causal(path)\n", "            pass\n"),),
+        ("tests/e2e/test_exact.py",),
+    ),
+    Mutant(
+        "exact: its card says it is a diffusion model",
+        "training/card.py",
+        (('exact, settings = args.plan == "exact", args.to_dict()', "exact, settings = False, args.to_dict()"),),
+        ("tests/e2e/test_exact.py",),
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -3041,5 +3180,6 @@ MUTANTS = [
     *EXPERTS,
     *LAYOUT,
     *REFUSED,
+    *CAUSAL,
     *LOSS_ZOO,
 ]

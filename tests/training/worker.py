@@ -19,10 +19,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.causal import causal, tokenizer
 from tests.training.runs import answers, log_lines, lora, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
-from vrpo.draws import FixedCount
+from vrpo.draws import Exact, FixedCount
 from vrpo.losses import DPO
+from vrpo.models.causal import as_causal
 from vrpo.preference import backward_by_draw
 from vrpo.reference import FrozenReference
 from vrpo.training.preference import VRPOTrainer
@@ -36,7 +38,9 @@ def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None
     """A preference run: trajectory and one evaluation, on 5 pairs, which two processes cannot share evenly."""
     batch = {"per_device_train_batch_size": fields.pop("batch", 4) // world}
     config = vrpo_config(folder, **batch, per_device_eval_batch_size=2, **fields)
-    options = {"peft_config": lora()} if adapter else {}
+    options: dict[str, Any] = {"peft_config": lora()} if adapter else {}
+    if config.plan == "exact":
+        options["denoiser"] = as_causal(causal(), tokenizer())
     rows = pairs(8) if rows is None else rows
     trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=pairs(5), **options)
     evaluation = trainer.evaluate()
@@ -62,13 +66,14 @@ def auto(folder: Path, world: int, **fields: Any) -> Result:
     return trained(folder, world, **fields)
 
 
-def sharded(folder: Path, world: int, *, once: bool = False, max_tokens: int = 30) -> Result:
+def sharded(folder: Path, world: int, *, once: bool = False, max_tokens: int = 30, exact: bool = False) -> Result:
     """Gradients of one step of backward_by_draw through FSDP2; as many packs on each process as on the busiest one.
 
     `once`: gradients are reduced at the last pack only, as `DiffusionTrainer.around` has it, not at every pack.
-    `max_tokens`: 30 keeps one graph, 70 several, 1000 all.
+    `max_tokens`: 30 keeps one graph, 70 several, 1000 all. `exact`: of a causal language model.
     """
-    policy, reference = tiny(seed=1), frozen_copy(tiny())
+    policy = as_causal(causal(seed=1), tokenizer()) if exact else tiny(seed=1)
+    reference = frozen_copy(as_causal(causal(), None) if exact else tiny())
     module: nn.Module = policy.module
     if world > 1:
         mesh = init_device_mesh("cpu", (world,))
@@ -92,7 +97,7 @@ def sharded(folder: Path, world: int, *, once: bool = False, max_tokens: int = 3
         FrozenReference(reference),
         tokens,
         structure,
-        FixedCount(2)(tokens),
+        (Exact() if exact else FixedCount(2))(tokens),
         DPO(1.0),
         max_tokens=max_tokens,
         agree=agreed(world, counts),
@@ -146,6 +151,9 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "sharded_whole": lambda folder, world: sharded(folder, world, once=True, max_tokens=1000),
     "kept_lora": lambda folder, world: unequal(folder, world, adapter=True, max_tokens_per_forward=60),
     "kept": lambda folder, world: unequal(folder, world, max_tokens_per_forward=70),
+    "exact": lambda folder, world: trained(folder, world, plan="exact", max_tokens_per_forward=30),
+    "exact_lora": lambda folder, world: trained(folder, world, plan="exact", adapter=True),
+    "sharded_exact": lambda folder, world: sharded(folder, world, exact=True),
     "whole": lambda folder, world: unequal(folder, world, max_tokens_per_forward=1000),
 }
 

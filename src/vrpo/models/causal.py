@@ -201,7 +201,8 @@ def as_causal(module: Any, tokenizer: PreTrainedTokenizerBase | None, origin: Or
     """
     base: Any = module.get_base_model() if isinstance(module, PeftModel) else module
     if not isinstance(base, CausalLikelihood):
-        base.__class__ = _with_likelihood(type(base))
+        klass: Any = type(base)  # transformers' own
+        base.__class__ = _with_likelihood(klass)
         base.kept = {name: value for name, value in vars(base.config).items() if name in _KEPT}
         base.eval()
         _drop_nothing(base)

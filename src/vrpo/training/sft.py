@@ -61,6 +61,10 @@ class SFTTrainer(DiffusionTrainer):
         )
 
     def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        if self.args.plan == "exact" and "text" in rows.column_names:
+            raise ValueError(
+                "rows of text have no prompt, and plan=exact says nothing of a first token: give prompt and completion"
+            )
         examples, _ = tokenize_sft(
             rows,
             tokenizer,
