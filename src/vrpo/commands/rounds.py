@@ -174,6 +174,8 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
         raise ValueError("--model_name_or_path is missing")
     if data.dataset_name is not None:
         raise ValueError("dataset_name: rounds make their pairs themselves, leave it out")
+    if data.reward_model_name_or_path is not None:
+        raise ValueError("reward_model_name_or_path: the pairs of rounds have the rewards of their judge, leave it out")
     if model.ref_model_name_or_path is not None:
         raise ValueError("ref_model_name_or_path: rounds have the first model as reference, or refresh_reference")
     if config.resume_from_checkpoint is not None:

@@ -19,6 +19,7 @@ from vrpo.commands.arguments import (
 )
 from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.commands.rounds import RoundArguments, rounds
+from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
@@ -50,7 +51,7 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
     """One run on one set of rows."""
     check_run(data, model, config)
     quantized = quantization(model, config)
-    rows, eval_rows = datasets(data, config)
+    rows, eval_rows = with_rewards(data, config, *datasets(data, config))
     PreferenceData.of(config, rows, eval_rows)  # refuses what the loss does not take, before any model is loaded
     reference = None
     if model.ref_model_name_or_path is not None:
@@ -75,6 +76,7 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     """
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
+    check_reward_model(data, config)
     quantization(model, config)
     evaluates(data, config)
 
