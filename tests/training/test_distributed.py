@@ -80,6 +80,17 @@ def test_same_evaluation(both: Callable[[str], tuple[Result, Result]], name: str
     assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-9, abs=1e-9)
 
 
+def test_pairs_taken_apart_are_all_evaluated(both: Callable[[str], tuple[Result, Result]]) -> None:
+    """5 pairs, of two answers each, in batches of 2 on two processes; but for the baseline, which is a batch's. Kills:
+    gathered answers that are cut off as if each were an example."""
+    one, two = both("apart")
+    names = [name for name in one["evaluation"] if "elbo/" in name or "rewards/chosen" in name]
+    assert len(names) > 4
+    assert {name: two["evaluation"][name] for name in names} == pytest.approx(
+        {name: one["evaluation"][name] for name in names}, rel=1e-9
+    )
+
+
 @pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "auto", "one_pass", "labels", "ranked"])
 def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, name: str) -> None:
     """Kills: metrics of process 0 alone, or of the last micro-batch alone; a loss scaled by the world size."""

@@ -150,6 +150,7 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "precomputed": lambda folder, world: trained(
         folder, world, rows=pairs(200), batch=20, precompute_ref_log_probs=True
     ),
+    "apart": lambda folder, world: trained(folder, world, loss_type="kto"),
     "labels": lambda folder, world: labels(folder, world, rows=labelled(5)),
     "batch_mean": lambda folder, world: labels(folder, world, rows=labelled(5), kto_baseline="batch_mean"),
     "ranked": lambda folder, world: trained(folder, world, rows=ranked(8), held_out=ranked(5)),
