@@ -39,6 +39,7 @@ _PUBLIC = {
     "exact_elbo": "vrpo.estimator",
     "generate": "vrpo.decoding.decode",
     "load": "vrpo.models.load",
+    "load_causal": "vrpo.models.causal",
     "preference_loss": "vrpo.preference",
 }
 __all__ = sorted(_PUBLIC)

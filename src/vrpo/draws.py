@@ -163,9 +163,20 @@ class Enumerate:
 @dataclass(frozen=True)
 class Exact:
     """No randomness and nothing masked: one draw that scores the whole response. The sum is the log-likelihood itself,
-    of a denoiser that says each token from those before it (a causal language model)."""
+    of a denoiser that says each token from those before it (a causal language model).
+
+    Raises:
+        ValueError: a response begins its row, and nothing stands before its first token.
+    """
 
     def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        first = tokens.attention & (tokens.attention.cumsum(-1) == 1)
+        if bool((tokens.response & first).any()):
+            raise ValueError(
+                f"row {int((tokens.response & first).any(-1).nonzero()[0])} has an empty prompt: nothing stands before "
+                "the first token of its answer, of which a causal language model then says nothing. Begin the prompt "
+                "with a token, such as the one that begins a text"
+            )
         response = tokens.response[:, None]
         return Draws(torch.zeros_like(response), response.to(torch.float64), torch.zeros_like(tokens.key)[:, None])
 

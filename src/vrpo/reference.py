@@ -61,11 +61,15 @@ class FrozenReference:
 class ExactReference:
     """A causal language model, whose log-likelihood needs no draws: log p(y | x) / K as the term of each of K draws.
 
-    So it stands beside references with draws, and leaving draws out leaves it what it is. Its noise cannot cancel the
-    policy's, having none.
+    So it stands beside references with draws, and leaving whole groups of draws out leaves it what it is. Its noise
+    cannot cancel the policy's, having none.
+
+    Args:
+        around: context manager factory to evaluate under, such as an autocast.
     """
 
     denoiser: Denoiser
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def __call__(
         self,
@@ -76,14 +80,16 @@ class ExactReference:
         max_tokens: int | None = None,
         agree: Agree = int,
     ) -> Float[Tensor, "N 1 K"]:
-        with torch.no_grad():
-            found = elbo(self.denoiser, tokens, Exact()(tokens), max_tokens=max_tokens, agree=agree)
+        asked = Exact()(tokens).only(draws.in_use.any(-1, keepdim=True))
+        with torch.no_grad(), self.around():
+            found = elbo(self.denoiser, tokens, asked, max_tokens=max_tokens, agree=agree)
         return spread(found.value, draws)[:, None]
 
 
 def spread(value: Float[Tensor, " N"], draws: AnyDraws) -> Float[Tensor, "N K"]:
-    """A known value as equal terms of the draws in use."""
-    return value[:, None] * draws.in_use / draws.in_use.sum(-1, keepdim=True).clamp(min=1)
+    """A known value as equal terms of a plan's draws, whichever of them are asked for now (`Draws.only`)."""
+    planned = draws.group >= 0
+    return value[:, None] * planned / planned.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from vrpo.data.collate import pairs_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import preference_loss
 from vrpo.training import preference
-from vrpo.training.preference import VRPOTrainer, frozen_copy
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.references import frozen_copy
 
 TOLERANCE = 1e-9
 

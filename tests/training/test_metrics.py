@@ -16,7 +16,8 @@ from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.base import EVAL_EPOCH
 from vrpo.training.metrics import GradientNoise, Window, mean_and_error
-from vrpo.training.preference import VRPOTrainer, frozen_copy
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
 from vrpo.types import Draws, Pairs, Tokens
 

@@ -1,5 +1,6 @@
 """Precomputed reference terms: the live run's, replayed; what does not belong to a run is noticed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.reference import FrozenReference
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.reference_terms import KnownTerms, entry_names
+from vrpo.types import Labels, Rankings
 
 PLANS = [{}, {"plan": "balanced", "num_times": 4, "eval_num_times": 4}]
 
@@ -81,7 +83,7 @@ def test_interrupted_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [({"num_times": 3}, "plan is now FixedCount(num_times=3"), ({"ref_model": True}, "reference is now")],
+    [({"num_times": 3}, "plan is now FixedCount(num_times=3"), ({"ref_model": True}, "references is now")],
 )
 def test_terms_of_another_run_are_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
     """Kills: terms of another model or plan replayed."""
@@ -104,15 +106,33 @@ def test_other_draws_are_other_entries(tmp_path: Path) -> None:
     assert len(list((tmp_path / "terms" / "train").glob("*.safetensors"))) == 3
 
 
-def test_a_pair_without_terms_is_named() -> None:
-    """Kills: a default for what is missing."""
+def test_a_row_without_terms_is_named() -> None:
+    """Kills: a default for what is missing; one name for both answers of a pair."""
     batch = PreferenceCollator(0)(list(pairs(3)))
     tokens, structure = tokens_of(batch, seed=0, epoch=0), pairs_of(batch)
     names = entry_names(tokens, structure).tolist()
-    assert len(set(names)) == 3
-    known = KnownTerms(Path("terms"), {name: torch.zeros(2, 1, dtype=torch.float64) for name in names[:2]})
-    with pytest.raises(ValueError, match="no reference terms for pair 2 of this batch"):
+    assert len(set(names)) == 6
+    known = KnownTerms(Path("terms"), {name: torch.zeros(1, 1, dtype=torch.float64) for name in names[:5]})
+    with pytest.raises(ValueError, match="no reference terms for row 5 of this batch"):
         known(tokens, structure)
+
+
+def test_a_row_of_a_pair_is_named_by_both_answers() -> None:
+    """Coupled draws depend on the partner. Kills: terms of a row beside another partner replayed; and, where rows stand
+    alone, terms that depend on the neighbours."""
+    batch = PreferenceCollator(0)(list(pairs(2)))
+    tokens, straight = tokens_of(batch, seed=0, epoch=0), pairs_of(batch)
+    crossed = replace(straight, rejected=straight.rejected.flip(0))
+    assert not set(entry_names(tokens, straight).tolist()) & set(entry_names(tokens, crossed).tolist())
+    alone = [
+        entry_names(tokens, structure).tolist()
+        for structure in (
+            Rankings(torch.tensor([[0, 2], [1, 3]]), straight.length),
+            Labels(torch.arange(2), torch.tensor([True, False]), torch.arange(2, 4), straight.length),
+        )
+    ]
+    assert alone[0] == alone[1]
+    assert len(set(alone[0])) == 4
 
 
 def test_names_do_not_depend_on_padding() -> None:
@@ -123,4 +143,5 @@ def test_names_do_not_depend_on_padding() -> None:
     names = entry_names(tokens_of(together, seed=0, epoch=0), pairs_of(together)).tolist()
     for index, row in enumerate(rows):
         alone = collate([row])
-        assert entry_names(tokens_of(alone, seed=0, epoch=0), pairs_of(alone)).tolist() == [names[index]]
+        found = entry_names(tokens_of(alone, seed=0, epoch=0), pairs_of(alone)).tolist()
+        assert found == [names[index], names[index + 4]]

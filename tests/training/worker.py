@@ -26,7 +26,8 @@ from vrpo.draws import FixedCount
 from vrpo.losses import DPO
 from vrpo.preference import backward_by_draw
 from vrpo.reference import FrozenReference
-from vrpo.training.preference import VRPOTrainer, frozen_copy
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
 
 Result = dict[str, Any]

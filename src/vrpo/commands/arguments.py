@@ -55,6 +55,7 @@ _HELP = {  # in place of transformers'
 MASK_HELP = "The mask token of a model whose folder does not say it (docs/models.md)."
 SHIFT_HELP = "Of a causal model turned bidirectional: its logits are the next token's. None: as config.json says."
 
+POLICY = "policy"  # in a list of references: the initial policy
 BLOCK_HELP = "Tokens per block of a block diffusion model whose folder does not say it; saved with the model."
 
 
@@ -129,8 +130,16 @@ class ModelArguments:
     """Which model, and whether to train an adapter on it."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "Hub name or folder, official layout."})
-    ref_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reference of preference training. None: the initial policy."}
+    ref_model_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reference of preference training, or several (ref_pool); policy: the initial policy. None: that, "
+            "or only causal ones."
+        },
+    )
+    causal_ref_model_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Causal language models as further references, by exact likelihood; same vocabulary."},
     )
     dtype: str | None = field(
         default=None,

@@ -18,7 +18,7 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, parse
+from vrpo.commands.arguments import POLICY, ModelArguments, PreferenceDataArguments, parse
 from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, show, show_advice
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config
@@ -32,6 +32,7 @@ from vrpo.models.head import HEAD_CHUNK
 from vrpo.models.load import model_class, tokenizer_of
 from vrpo.preference import all_graphs_fit, kept_packs, rows_of
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.references import check_references
 from vrpo.types import Tokens
 
 
@@ -141,7 +142,7 @@ def tokenized(rows: Any, tokenizer: PreTrainedTokenizerBase, config: VRPOConfig)
 
 def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> Plan:
     """The plan of one optimizer step on this machine."""
-    refuse_unknown(config)
+    refuse_unknown(model, config)
     model_config, klass = _shape_of(model)
     setup = Setup(
         klass,
@@ -152,7 +153,7 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
         one_pass=False,
         copied_reference=config.compares
         and not config.precompute_ref_log_probs
-        and (model.ref_model_name_or_path is not None or not model.use_peft),
+        and (model.ref_model_name_or_path not in (None, [POLICY]) or not model.use_peft),
         accumulates=False,
         bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
         head_chunk=None if isinstance(machine, Measured) else HEAD_CHUNK,
@@ -186,7 +187,7 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
     )
 
 
-def refuse_unknown(config: VRPOConfig) -> None:
+def refuse_unknown(model: ModelArguments, config: VRPOConfig) -> None:
     """
     Raises:
         ValueError: the step would be another one than is planned here.
@@ -198,8 +199,13 @@ def refuse_unknown(config: VRPOConfig) -> None:
     if config.structure != "pairs" or config.plan == "exact":
         names = ", ".join(name for _, name in config.losses)
         raise ValueError(f"only masked diffusion on pairs is planned, not {names} with plan={config.plan}")
-    if config.ref_pool is not None:
-        raise ValueError("several references (ref_pool) are not planned: plan with one, and add its passes for each")
+    given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
+    check_references(config, len(given), len(causal), adapted=model.use_peft)
+    if len(given) + len(causal) > 1 or causal:
+        raise ValueError(
+            "several references, and causal ones, are not planned: plan with one of ref_model_name_or_path, and add "
+            "for each other one its weights and its passes (of a causal one, a pass for each answer)"
+        )
 
 
 def _shape_of(model: ModelArguments) -> tuple[Any, Any]:

@@ -137,7 +137,8 @@ def _all_rounds(
             _say(f"round {number} of {loop.rounds}: {current} answers")
             _collect(loop, folder, current, config, number, prompts)
             _say(f"round {number} of {loop.rounds}: training on the pairs")
-            policy = replace(model, model_name_or_path=current, ref_model_name_or_path=reference)
+            given = None if reference is None else [reference]
+            policy = replace(model, model_name_or_path=current, ref_model_name_or_path=given)
             _train(folder, data, policy, config, train_once)
             _once(partial(_write, folder / "done.json", json.dumps(made_with, indent=1)))
         current = str(folder / "model")
@@ -176,8 +177,9 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
         raise ValueError("dataset_name: rounds make their pairs themselves, leave it out")
     if data.reward_model_name_or_path is not None:
         raise ValueError("reward_model_name_or_path: the pairs of rounds have the rewards of their judge, leave it out")
-    if model.ref_model_name_or_path is not None:
-        raise ValueError("ref_model_name_or_path: rounds have the first model as reference, or refresh_reference")
+    for name in ("ref_model_name_or_path", "causal_ref_model_name_or_path"):
+        if getattr(model, name) is not None:
+            raise ValueError(f"{name}: rounds have the first model as the one reference, or refresh_reference")
     if config.resume_from_checkpoint is not None:
         raise ValueError("resume_from_checkpoint: rounds go on by themselves where they were stopped, leave it out")
     evaluated = [name for name in ("eval_strategy", "sample_steps") if getattr(config, name) not in ("no", None)]

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from vrpo.commands.arguments import (
+    POLICY,
     DataArguments,
     ModelArguments,
     PreferenceDataArguments,
@@ -23,6 +24,7 @@ from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
+from vrpo.models.causal import check_causal, load_causal
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.precision import compute_dtype
@@ -33,6 +35,7 @@ from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
+from vrpo.training.references import check_references
 from vrpo.training.sft import SFTTrainer
 
 
@@ -41,6 +44,8 @@ def train(argv: Sequence[str]) -> None:
     classes = (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig)
     data, model, loop, config = parse(classes, argv, prog="vrpo train", description=train.__doc__ or "")
     if loop.rounds is not None:
+        if config.plan == "exact":
+            raise ValueError("rounds write their answers with masks, which plan=exact has not: make the pairs yourself")
         check_run(data, model, config)
         rounds(loop, data, model, config, train_on)
     else:
@@ -53,12 +58,10 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
     quantized = quantization(model, config)
     rows, eval_rows = with_rewards(data, config, *datasets(data, config))
     PreferenceData.of(config, rows, eval_rows)  # refuses what the loss does not take, before any model is loaded
-    reference = None
-    if model.ref_model_name_or_path is not None:
-        reference = loaded(model.ref_model_name_or_path, model, quantized)
     trainer = VRPOTrainer(
-        policy(model, quantized),
-        ref_model=reference,
+        policy(model, quantized, exact=config.plan == "exact"),
+        ref_model=references(model, quantized, exact=config.plan == "exact"),
+        causal_ref_model=causal_references(model, quantized),
         args=config,
         train_dataset=rows,
         eval_dataset=eval_rows,
@@ -77,6 +80,11 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
     check_reward_model(data, config)
+    given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
+    check_references(config, len(given), len(causal), adapted=model.use_peft)
+    for name in causal:
+        check_causal(name)
+    check_kind(model, config)
     quantization(model, config)
     evaluates(data, config)
 
@@ -89,12 +97,19 @@ def sft(argv: Sequence[str]) -> None:
         prog="vrpo sft",
         description=sft.__doc__ or "",
     )
+    if config.plan == "exact" and scratch.from_scratch:
+        raise ValueError("from_scratch makes a diffusion model, and plan=exact is of a causal one: take another plan")
+    check_kind(model, config)
     quantized = quantization(model, config)
     if quantized is not None and scratch.from_scratch:
         raise ValueError("a new model is trained as a whole: from_scratch goes without load_in_4bit and load_in_8bit")
     columns = tuple(dict.fromkeys((*FIELDS, data.completion_column)))
     rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config, columns))
-    denoiser = new_model(scratch, rows, config) if scratch.from_scratch else policy(model, quantized)
+    denoiser = (
+        new_model(scratch, rows, config)
+        if scratch.from_scratch
+        else policy(model, quantized, exact=config.plan == "exact")
+    )
     trainer = SFTTrainer(
         denoiser, args=config, train_dataset=rows, eval_dataset=eval_rows, peft_config=adapter_config(model)
     )
@@ -176,14 +191,51 @@ def answers_of(rows: Dataset | None, column: str) -> Dataset | None:
     return rows if column == target else rows.rename_column(column, target)
 
 
-def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
+def check_kind(model: ModelArguments, config: DiffusionConfig) -> None:
+    """
+    Raises:
+        ValueError: plan=exact with a diffusion model, or with what is said of one; before anything is read.
+    """
+    if config.plan != "exact":
+        return
+    for name in ("experts_implementation", "mask_token_id", "shift_logits", "block_size"):
+        if getattr(model, name) is not None:
+            raise ValueError(f"{name} is about diffusion models, and plan=exact is of a causal one: leave it out")
+    for path in (model.model_name_or_path, *(model.ref_model_name_or_path or [])):
+        if path not in (None, POLICY):
+            check_causal(path)
+
+
+def policy(model: ModelArguments, quantized: BitsAndBytesConfig | None, *, exact: bool) -> HFDenoiser:
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing (or --from_scratch, for vrpo sft)")
-    return loaded(model.model_name_or_path, model, quantized)
+    return loaded(model.model_name_or_path, model, quantized, exact=exact)
 
 
-def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None) -> HFDenoiser:
-    """A model as the arguments say, policy and reference alike."""
+def references(model: ModelArguments, quantized: BitsAndBytesConfig | None, *, exact: bool) -> list[HFDenoiser | None]:
+    """The models that are references as the policy is one, each loaded once, however often it is named; None: the
+    policy."""
+    names = model.ref_model_name_or_path or []
+    found = {name: None if name == POLICY else loaded(name, model, quantized, exact=exact) for name in set(names)}
+    return [found[name] for name in names]
+
+
+def causal_references(model: ModelArguments, quantized: BitsAndBytesConfig | None) -> list[HFDenoiser]:
+    """The causal ones, likewise."""
+    names = model.causal_ref_model_name_or_path or []
+    found = {name: loaded(name, model, quantized, exact=True) for name in set(names)}
+    return [found[name] for name in names]
+
+
+def loaded(name: str, model: ModelArguments, quantized: BitsAndBytesConfig | None, *, exact: bool) -> HFDenoiser:
+    """A model as the arguments say, policy and reference alike.
+
+    Args:
+        exact: a causal language model, as of plan=exact.
+    """
+    if exact:
+        given = {name: model.loading[name] for name in ("dtype", "attn_implementation")}
+        return load_causal(name, quantization_config=quantized, **given)
     return load(name, quantization_config=quantized, **model.loading)
 
 

@@ -264,10 +264,15 @@ class HFDenoiser:
             found = SideFiles({}, self.tokenizer)
         else:
             found = self.origin.side_files(self.tokenizer, of_weights=not adapted)
-        if not adapted:
+        told = self.conventions
+        if not adapted or told is None:
             return found
-        told = Conventions(self.mask_id, self._base.config.shift_logits, self.block_size)
         return dataclasses.replace(found, contents={**found.contents, FILE: told.written()})
+
+    @property
+    def conventions(self) -> Conventions | None:
+        """What config.json would say of masks, alignment and blocks; None: nothing."""
+        return Conventions(self.mask_id, self._base.config.shift_logits, self.block_size)
 
 
 def is_spread(module: Any) -> bool:

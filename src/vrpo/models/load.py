@@ -270,7 +270,8 @@ def mask_id_in(config: Any, tokenizer: PreTrainedTokenizerBase | None, given: in
         raise ValueError(
             f"the mask token {'is not known' if found is None else f'{found} is not in the vocabulary'} "
             f"({config.vocab_size} embeddings): pass mask_token_id (--mask_token_id), an id that texts do not contain, "
-            "or set it in config.json; of a causal model take a reserved token, or a free row of its embedding"
+            "or set it in config.json; of a causal model take a reserved token, or a free row of its embedding; or, to "
+            "align it as the causal model that it is, plan=exact (--plan exact, vrpo.load_causal)"
         )
     _check_no_end(config, tokenizer, int(found))
     return int(found)
@@ -288,6 +289,16 @@ def _check_no_end(config: Any, tokenizer: PreTrainedTokenizerBase | None, mask_i
 
 
 def model_class(name_or_path: str) -> type[PreTrainedModel]:
+    architectures = config_fields(name_or_path).get("architectures") or [None]
+    return class_of(architectures[0], f"{name_or_path}: ")
+
+
+def config_fields(name_or_path: str) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        ValueError: there is none.
+    """
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
     except OSError as error:
@@ -296,8 +307,7 @@ def model_class(name_or_path: str) -> type[PreTrainedModel]:
         ) from error
     if not fields:
         raise ValueError(f"{name_or_path} has no config.json")
-    architectures = fields.get("architectures") or [None]
-    return class_of(architectures[0], f"{name_or_path}: ")
+    return dict(fields)
 
 
 def class_of(architecture: str | None, place: str = "") -> type[PreTrainedModel]:
@@ -313,7 +323,8 @@ def class_of(architecture: str | None, place: str = "") -> type[PreTrainedModel]
             "  1. a class of transformers with the same backbone, in both directions (is_causal false)\n"
             "  2. the fields of its config.json, and the official names of its tensors where they differ\n"
             "  3. its mask token, and whether logits are those of the position or of the next one (models/facts.py)\n"
-            "  4. outputs of the official code on a tiny checkpoint, to agree with"
+            "  4. outputs of the official code on a tiny checkpoint, to agree with\n"
+            "A causal language model needs none: plan=exact (--plan exact, vrpo.load_causal) aligns it as it is."
         )
     return _ADAPTERS[architecture]
 

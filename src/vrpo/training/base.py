@@ -32,12 +32,11 @@ from transformers.utils import logging
 from vrpo.data.collate import tokens_of
 from vrpo.models.attention import check_attention_trains
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load
 from vrpo.models.routing import routers_of
 from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
-from vrpo.training.given import check_trainable
+from vrpo.training.given import check_trainable, load_alike
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.samples import SampleCallback
 from vrpo.types import Denoiser, Plan, Tokens
@@ -49,7 +48,7 @@ Batch = Mapping[str, Tensor]
 
 
 class DiffusionTrainer(Trainer, ABC):
-    """transformers.Trainer for masked diffusion models. Subclasses say what a step and an evaluation of a batch are."""
+    """transformers.Trainer for language models. Subclasses say what a step and an evaluation of a batch are."""
 
     args: DiffusionConfig
     method: str  # for the model card
@@ -349,7 +348,7 @@ class DiffusionTrainer(Trainer, ABC):
         module: Any = self.model if model is None else model
         if self.is_fsdp_enabled or isinstance(module, PeftModel):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = load(resume_from_checkpoint, dtype=next(module.parameters()).dtype)
+        saved = load_alike(resume_from_checkpoint, self.denoiser, next(module.parameters()).dtype)
         module.load_state_dict(saved.module.state_dict(), strict=True)
         return None
 

@@ -43,6 +43,9 @@ _SHOWN = (
     "bf16",
 )
 
+_OF_DRAWS = ("num_times", "num_masks", "t_min", "num_groups", "count_exponent", "control", "pair_coupling", "num_draws")
+_KIND = ("A masked diffusion language model", "A causal language model")
+
 
 def model_card(
     method: str,
@@ -53,11 +56,13 @@ def model_card(
     history: Sequence[Mapping[str, Any]],
 ) -> str:
     """The card as text; `base` is the name of the model that training started from, if it had one."""
-    settings = args.to_dict()
-    rows = [f"| `{name}` | {settings[name]} |" for name in _SHOWN if name in settings]
+    exact, settings = args.plan == "exact", args.to_dict()
+    shown = [name for name in _SHOWN if name in settings and not (exact and name in _OF_DRAWS)]
+    rows = [f"| `{name}` | {settings[name]} |" for name in shown]
     rows.append(f"| sampling plan, in full | `{plan}` |")
     evaluations = [entry for entry in history if "eval_loss" in entry]
-    metadata = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- vrpo", "- diffusion-lm"]
+    metadata = ["library_name: transformers", "pipeline_tag: text-generation", "tags:", "- vrpo"]
+    metadata += [] if exact else ["- diffusion-lm"]
     if base:
         metadata.insert(0, f"base_model: {base}")
     return "\n".join(
@@ -67,11 +72,12 @@ def model_card(
             "---",
             f"# {args.folder.name}",
             "",
-            f"A masked diffusion language model trained with **{method}** by "
+            f"{_KIND[exact]} trained with **{method}** by "
             f"vrpo {vrpo.__version__} (transformers {transformers.__version__}, torch {torch.__version__}).",
-            "An adapter in peft's format: `vrpo.load` puts it on its base model."
+            f"An adapter in peft's format: `{'vrpo.load_causal' if exact else 'vrpo.load'}` puts it on its base model."
             if adapter
-            else "Weights and configuration have the layout of the model's official release; `vrpo.load` reads them.",
+            else "Weights and configuration have the layout of the model's official release; "
+            f"`{'transformers' if exact else 'vrpo.load'}` reads them.",
             "",
             "| setting | value |",
             "|---|---|",

@@ -142,6 +142,10 @@ class DiffusionConfig(TrainingArguments):
         for name in ("max_tokens_per_forward", "sample_steps", "num_samples", "sample_max_new_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.plan == "exact" and self.sample_steps is not None:
+            raise ValueError(
+                "sample_steps fills in masks, which a causal language model (plan=exact) has not: leave it out"
+            )
         for name in ("num_times", "eval_num_times"):  # refuses a bad plan before anything is loaded
             try:
                 self.sampling_plan(getattr(self, name))

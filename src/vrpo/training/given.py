@@ -6,7 +6,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from vrpo.models.hf import HFDenoiser, is_quantized, is_spread
+from vrpo.models.causal import CausalDenoiser, CausalLikelihood, as_causal, load_causal
+from vrpo.models.hf import HFDenoiser, MaskedDiffusion, is_quantized, is_spread
 from vrpo.models.load import adapt, load
 from vrpo.models.precision import weights_dtype
 
@@ -40,16 +41,36 @@ def check_trainable(module: Any) -> None:
     for name, submodule in module.named_modules():
         if isinstance(submodule, nn.Dropout) and submodule.p > 0:
             raise ValueError(f"{name} drops out with probability {submodule.p}: set it (lora_dropout) to 0")
-    if module.config.attention_dropout > 0:
+    if getattr(module.config, "attention_dropout", 0) > 0:  # some causal models have no such field
         raise ValueError(f"config.json: attention_dropout is {module.config.attention_dropout}: set it to 0")
 
 
-def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any) -> HFDenoiser:
-    """What a trainer accepts as a model: a denoiser, a module of one of our classes, or a name or folder to load.
+def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any, *, exact: bool) -> HFDenoiser:
+    """What a trainer accepts as a model: a denoiser, a module of one of our classes, or a name or folder to load; with
+    plan=exact a causal language model, as a module of transformers too.
 
     A given tokenizer replaces the one that the model came with.
+
+    Args:
+        exact: plan=exact, which goes with causal language models and they with it.
+
+    Raises:
+        ValueError: a model of the other kind.
     """
-    if isinstance(model, nn.Module):
-        return adapt(model, tokenizer)
-    denoiser = model if isinstance(model, HFDenoiser) else load(model, dtype=weights_dtype("training"))
-    return denoiser if tokenizer is None else adapt(denoiser.module, tokenizer, denoiser.origin)
+    if isinstance(model, str):
+        model = (load_causal if exact else load)(model, dtype=weights_dtype("training"))
+    module: Any = model if isinstance(model, nn.Module) else model.module
+    base = module.get_base_model() if isinstance(module, PeftModel) else module
+    if exact and isinstance(base, MaskedDiffusion):
+        raise ValueError("plan=exact is for causal language models, and this is a diffusion model: take another plan")
+    if not exact and isinstance(base, CausalLikelihood):
+        raise ValueError("a causal language model has no masks to draw: plan=exact, or causal_ref_model")
+    if isinstance(model, HFDenoiser) and tokenizer is None:
+        return model
+    origin = model.origin if isinstance(model, HFDenoiser) else None
+    return (as_causal if exact else adapt)(module, tokenizer, origin)
+
+
+def load_alike(name: str, denoiser: HFDenoiser, dtype: torch.dtype) -> HFDenoiser:
+    """The model in a folder, as one of the same kind."""
+    return (load_causal if isinstance(denoiser, CausalDenoiser) else load)(name, dtype=dtype)

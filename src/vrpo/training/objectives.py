@@ -199,9 +199,13 @@ class ObjectiveConfig:
     def judged(
         self, references: int = 1, over_processes: Callable[[Tensor], Tensor] | None = None
     ) -> Preference | KTO | PlackettLuce:
-        """The first loss that prefers something: what metrics call the reward is its."""
+        """The first loss that prefers something: what metrics call the reward is its. Of a mixture of losses, it is the
+        mean of the log-ratios to the references, by their weights."""
         name = next(name for _, name in self.losses if name != "sft")
-        return self._preference(name, self._pool(name, references), over_processes)
+        pool = self._pool(name, references)
+        if self.ref_pool == "mixture" and pool is SINGLE:
+            pool = Pooled(geometric, self._weights(references))
+        return self._preference(name, pool, over_processes)
 
     def _part(
         self, name: str, references: int, over_processes: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]] | None

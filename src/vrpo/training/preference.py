@@ -1,24 +1,21 @@
 """`VRPOTrainer`: preference optimisation on likelihood bounds, one draw's memory at a time."""
 
-import copy
 import warnings
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from datasets import Dataset
 from jaxtyping import Float
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.collate import pairs_of, structure_of
+from vrpo.data.collate import structure_of
 from vrpo.losses import WeightedSum
 from vrpo.models.adapter import is_small, with_adapter
-from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import (
     Step,
@@ -29,7 +26,7 @@ from vrpo.preference import (
     preference_loss,
     unchanged,
 )
-from vrpo.reference import FrozenReference, GivenReference, IndependentReference, NoReference, Reference
+from vrpo.reference import GivenReference, IndependentReference, Reference
 from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
@@ -38,22 +35,26 @@ from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
+from vrpo.training.references import Given, check_references, listed, references_of
+from vrpo.training.sync import MovingReference, check_moved
 from vrpo.types import Denoiser, Draws, Labels, Pairs, Plan, Rankings, Tokens
 
 Preferences = Pairs | Rankings | Labels
 
 
 class VRPOTrainer(DiffusionTrainer):
-    """Trains a masked diffusion language model on preferences. Used like TRL's DPOTrainer.
+    """Trains a masked diffusion language model on preferences, or with plan=exact a causal one. Used like TRL's
+    DPOTrainer.
 
     Datasets are of pairs, ranked lists or labelled answers, in TRL's formats (docs/data.md), or already tokenised by
     `data.tokenize_preferences`, `tokenize_ranked` or `tokenize_unpaired`. Draws come from (draw_seed, example id, side,
     epoch): a resumed, re-batched or distributed run sees the same ones.
 
     Args:
-        model: a denoiser from `vrpo.load`, or a name or folder.
-        ref_model: a second denoiser. None: the policy with its adapter turned off, or else a frozen copy of it as it
-            is now.
+        model: a denoiser from `vrpo.load` (of plan=exact, `vrpo.load_causal`), or a name or folder.
+        ref_model: another one as the reference, or several (`ref_pool`). None, also in a list: the policy as it is now,
+            with its adapter turned off or as a frozen copy.
+        causal_ref_model: causal language models as further references, by their exact likelihoods.
         peft_config: trains an adapter of this kind; target modules default to the architecture's linear layers.
     """
 
@@ -63,7 +64,7 @@ class VRPOTrainer(DiffusionTrainer):
     def __init__(
         self,
         model: HFDenoiser | nn.Module | str,
-        ref_model: HFDenoiser | nn.Module | str | None = None,
+        ref_model: Given | Sequence[Given | None] | None = None,
         args: VRPOConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -71,34 +72,21 @@ class VRPOTrainer(DiffusionTrainer):
         peft_config: PeftConfig | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: Any = (None, None),
+        causal_ref_model: Given | Sequence[Given] = (),
     ):
         args = VRPOConfig() if args is None else args
+        given, causal = listed(ref_model), listed(causal_ref_model)
+        check_references(args, len(given), len(causal), adapted=peft_config is not None)
         self.preference_data = data = PreferenceData.of(args, train_dataset, eval_dataset)
         self.ids_column, self.items_per_example = data.ids_column, data.items_per_example
-        denoiser = as_denoiser(model, processing_class)
+        denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
-        given = None if ref_model is None else as_denoiser(ref_model, None)
-        if given is not None and given.module is denoiser.module:
-            raise ValueError(
-                "model and ref_model are one module, which would be trained: leave out ref_model, or load it"
-            )
-        if given is not None and given.block_size != denoiser.block_size:
-            raise ValueError(
-                f"block_size of model: {denoiser.block_size}, of ref_model: {given.block_size}; draws are shared, "
-                "so they must see equal blocks"
-            )
-        self.ref_model = given
-        if given is not None and not args.compares:
-            names = ", ".join(name for _, name in args.losses)
-            raise ValueError(f"ref_model: {names} has no reference here: leave it out")
-        copied = args.compares and not isinstance(denoiser.module, PeftModel) and not args.precompute_ref_log_probs
-        if given is None and copied:
-            self.ref_model = frozen_copy(denoiser)
+        self.references = references_of(denoiser, given, causal, args)
+        self.moving: MovingReference | None = None
         self._warned = False
-        self._reference_module: Any = None
         self._known: dict[int, KnownTerms] = {}  # by epoch
-        self._eval_reference: dict[int, Float[Tensor, "N 1 K"]] = {}
+        self._eval_reference: dict[int, Float[Tensor, "N R J"]] = {}
         budget = [DrawBudget(args.first_slope / RATE)] if args.num_draws == "auto" else []
         super().__init__(
             model=denoiser,
@@ -109,8 +97,13 @@ class VRPOTrainer(DiffusionTrainer):
             eval_dataset=eval_dataset,
             optimizers=optimizers,
         )
-        if self.ref_model is not None:
-            self._place_reference(self.ref_model.module)
+        self.references.place(
+            self.accelerator, args.device, deepspeed=self.is_deepspeed_enabled, sharded=self.is_fsdp_enabled
+        )
+        if args.sync_ref_model:
+            whole = not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+            self.moving = MovingReference(denoiser, self.references, args, whole, self._eval_reference.clear)
+            self.add_callback(self.moving)
 
     def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         return self.preference_data.tokenized(rows, tokenizer, self.denoiser.mask_id)
@@ -131,13 +124,21 @@ class VRPOTrainer(DiffusionTrainer):
         args = self.args
         return args.sampling_plan(args.eval_num_times, self.denoiser.block_size, self.preference_data.structure)
 
-    def _place_reference(self, module: nn.Module) -> None:
-        if self.is_deepspeed_enabled:
-            raise ValueError("DeepSpeed with a second model as reference is not offered yet: use_peft (adapter off)")
-        if self.is_fsdp_enabled:
-            self._reference_module = fsdp2_prepare_model(self.accelerator, module)
-        else:
-            self._reference_module = module.to(self.args.device)
+    @property
+    def ref_model(self) -> HFDenoiser | None:
+        """The first reference that is a model of its own."""
+        return next(iter(self.references.models), None)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.moving is not None and self.args.should_save:  # first: what transformers writes last makes it whole
+            self.moving.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_moved(Path(resume_from_checkpoint), moving=self.moving is not None)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.moving is not None:
+            self.moving.load(Path(resume_from_checkpoint))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._precompute()
@@ -153,8 +154,8 @@ class VRPOTrainer(DiffusionTrainer):
         return 0 if self.args.precompute_ref_log_probs else super().draw_epoch
 
     def _precompute(self) -> None:
-        """The reference's terms of training and evaluation sets, if asked for and not yet there; then the model that
-        they came from is not needed."""
+        """The references' terms of training and evaluation sets, if asked for and not yet there; then the models that
+        they came from are not needed."""
         if not self.args.precompute_ref_log_probs or self._known:
             return
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
@@ -172,20 +173,20 @@ class VRPOTrainer(DiffusionTrainer):
             self.accelerator.wait_for_everyone()
             known[epoch] = store.load(shards.of(0, 1))
         self._known = known
-        self.ref_model = self._reference_module = None
+        self.references.release()
 
     def _terms_settings(self, plan: Plan) -> dict[str, str]:
         """What terms depend on, besides keys and tokens."""
-        module = self.denoiser.module if self.ref_model is None else self.ref_model.module
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "as stored"
-        return {"reference": weights_fingerprint(frozen_weights(module)), "plan": repr(plan), "precision": precision}
+        prints = self.references.fingerprints(self.denoiser.module)
+        return {"references": prints, "plan": repr(plan), "precision": precision}
 
-    def _rows(self, examples: list[Any], epoch: int) -> tuple[Tokens, Pairs]:
+    def _rows(self, examples: list[Any], epoch: int) -> tuple[Tokens, Preferences]:
         batch = {name: part.to(self.args.device) for name, part in self.data_collator(examples).items()}
-        return self.tokens(batch, epoch=epoch), pairs_of(batch)
+        return self.tokens(batch, epoch=epoch), structure_of(batch)
 
-    def _terms(self, plan: Plan, tokens: Tokens, pairs: Pairs) -> Float[Tensor, "N 1 K"]:
-        """The reference's terms of rows under their draws by a plan."""
+    def _terms(self, plan: Plan, tokens: Tokens, rows: Preferences) -> Float[Tensor, "N R K"]:
+        """The references' terms of rows under their draws by a plan."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 f"{self.args.terms_folder} lacks reference terms, and FSDP and DeepSpeed cannot compute them once the "
@@ -193,22 +194,13 @@ class VRPOTrainer(DiffusionTrainer):
             )
         policy: Any = self.model
         policy.eval()
-        reference = self.reference(policy) if self._separate else FrozenReference(policy)
+        most = self.args.max_tokens_per_forward
         with self.accelerator.autocast():
-            return reference(tokens, plan(tokens, pairs), pairs, max_tokens=self.args.max_tokens_per_forward)
-
-    @property
-    def _separate(self) -> bool:
-        """Whether the reference is another model than the policy, or the policy without its adapter."""
-        return self.ref_model is not None or isinstance(self.denoiser.module, PeftModel)
+            return self.reference(policy)(tokens, plan(tokens, rows), rows, max_tokens=most)
 
     def reference(self, policy: Denoiser) -> Reference:
-        """The frozen model, or the policy with its adapter off; none if the loss has none."""
-        if not self.args.compares:
-            return NoReference()
-        if self.ref_model is None:
-            return FrozenReference(policy, self.accelerator.unwrap_model(policy).disable_adapter)
-        return FrozenReference(self._reference_module, self.accelerator.autocast)
+        """All references of the run, on the policy's draws."""
+        return self.references.of(policy, self.accelerator)
 
     def items_in(self, batch: Batch) -> int:
         return next(len(batch[name]) for name in ("desirable", "order", "chosen") if name in batch)
@@ -226,7 +218,7 @@ class VRPOTrainer(DiffusionTrainer):
             reference = IndependentReference(reference, plan)
         most, around = self.args.max_tokens_per_forward, self.around(self.model_wrapped)
         common: dict[str, Any] = {"max_tokens": most, "scale": scale}
-        objective = self.args.training_objective(1, self.added_up)
+        objective = self.args.training_objective(len(self.references), self.added_up)
         given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
         self.weigh_routers(tokens, draws.in_use, scale)
@@ -247,7 +239,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
         """Metrics of the pairs or lists of a batch, or of its labelled answers."""
-        judged = self.args.judged(1, self.added_up)
+        judged = self.args.judged(len(self.references), self.added_up)
         if isinstance(structure, Labels):
             return label_metrics(step, structure, draws, judged)
         pairs = structure.pairs
@@ -334,7 +326,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def plain_objective(self) -> WeightedSum:
         """What is minimised, with its slopes as they are."""
-        return self.args.objective(1, self.added_up)
+        return self.args.objective(len(self.references), self.added_up)
 
     def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, draws: Draws, index: int | None) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
@@ -359,8 +351,3 @@ class VRPOTrainer(DiffusionTrainer):
                 "the learning rate or stop earlier; watch elbo/chosen_change and elbo/rejected_change",
                 stacklevel=2,
             )
-
-
-def frozen_copy(denoiser: HFDenoiser) -> HFDenoiser:
-    """The denoiser as it is now, for reference: a copy that is not trained."""
-    return replace(denoiser, module=copy.deepcopy(denoiser.module).eval().requires_grad_(False))

@@ -14,6 +14,7 @@ from vrpo.types import Plan
 
 _COUPLINGS = ("none", "quantile", "aligned")
 _SLOPES: dict[str, Any] = {"plain": None, "cross_fit": CrossFit, "jackknife": Jackknife, "halves": Jackknife}
+MIXUP_ALPHA, SYNC_STEPS = 0.6, 512  # TRL's
 _UNCOUPLED = ("fixed_count", "bernoulli", "exact")  # plans that share nothing between answers by default
 
 
@@ -82,6 +83,17 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         default=None,
         metadata={"help": "Where these terms are kept, for other runs too. None: output_dir/reference_terms."},
     )
+    sync_ref_model: bool = field(
+        default=False,
+        metadata={"help": "Move the reference towards the policy during training (TR-DPO); all weights are trained."},
+    )
+    ref_model_mixup_alpha: float = field(
+        default=MIXUP_ALPHA,
+        metadata={"help": "Its new weights: alpha * the policy's + (1 - alpha) * its own. 1: those of the policy."},
+    )
+    ref_model_sync_steps: int = field(
+        default=SYNC_STEPS, metadata={"help": "Optimizer steps from one such move to the next."}
+    )
     share_draws: bool = field(
         default=True,
         metadata={"help": "Policy and reference see the same draws. False, for comparison only: independent ones."},
@@ -94,6 +106,7 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         self.check_objective()
         super().__post_init__()
         self._check_together()
+        self._check_moving()
         if self.gradient_passes not in ("auto", "one", "two"):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
         if self.gradient_passes == "one" and self.num_draws == "auto":
@@ -140,6 +153,28 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
             raise ValueError("share_draws=false is about a reference's draws, and there is no reference")
         if not self.compares and self.precompute_ref_log_probs:
             raise ValueError("precompute_ref_log_probs computes a reference's terms, and there is no reference")
+
+    def _check_moving(self) -> None:
+        """
+        Raises:
+            ValueError: a reference that moves, and fields that it does not go with.
+        """
+        given = {"ref_model_mixup_alpha": MIXUP_ALPHA, "ref_model_sync_steps": SYNC_STEPS}
+        changed = [name for name, neutral in given.items() if getattr(self, name) != neutral]
+        if changed and not self.sync_ref_model:
+            raise ValueError(f"{changed[0]} belongs to sync_ref_model, which is off")
+        if not self.sync_ref_model:
+            return
+        if not self.compares:
+            raise ValueError("sync_ref_model moves a reference, and there is none")
+        if self.ref_pool is not None:
+            raise ValueError("sync_ref_model moves the one reference: not with ref_pool, which is about several")
+        if self.precompute_ref_log_probs:
+            raise ValueError("precompute_ref_log_probs replays the terms of a reference that sync_ref_model would move")
+        if not 0 < self.ref_model_mixup_alpha <= 1:
+            raise ValueError(f"ref_model_mixup_alpha must lie in (0, 1], not {self.ref_model_mixup_alpha}")
+        if self.ref_model_sync_steps < 1:
+            raise ValueError(f"ref_model_sync_steps must be at least 1, not {self.ref_model_sync_steps}")
 
     def one_pass(self, *, small: bool) -> bool:
         """Whether a step pushes each row back as it comes (`preference.backward_in_one_pass`), where the trained

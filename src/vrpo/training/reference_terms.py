@@ -1,8 +1,8 @@
-"""`precompute_ref_log_probs`: the reference's terms, computed once under the draws of epoch 0, kept and replayed.
+"""`precompute_ref_log_probs`: the references' terms, computed once under the draws of epoch 0, kept and replayed.
 
-Draws are a function of the row's key, so terms computed today belong to the draws of tomorrow's run. Entries are named
-by what they depend on in the data (key and tokens of both answers), the folder by the rest (weights, plan, precision):
-whatever changed is found missing, and never silently replayed.
+Draws are a function of the row's key, so terms computed today belong to the draws of tomorrow's run. Entries are rows,
+named by what their terms depend on in the data (key and tokens of the row, and of its partner in a pair), the folder by
+the rest (weights, plan, precision): whatever changed is found missing, and never silently replayed.
 """
 
 import json
@@ -20,27 +20,32 @@ from tqdm import tqdm
 from vrpo.data.whole import write_whole
 from vrpo.draws import fold
 from vrpo.reference import GivenReference
-from vrpo.types import Pairs, Tokens
+from vrpo.types import Pairs, Structure, Tokens
 
-SHARD = 64  # pairs that are computed and written together
+SHARD = 64  # examples that are computed and written together
 
 
-def entry_names(tokens: Tokens, pairs: Pairs) -> Int[Tensor, " P"]:
-    """64 bits per pair that stand for keys (seed, example, epoch) and tokens of both answers, padding left out."""
+def entry_names(tokens: Tokens, structure: Structure) -> Int[Tensor, " N"]:
+    """64 bits per row that stand for its key (seed, example, side, epoch) and tokens, padding left out; of a row of a
+    pair, whose draws may be coupled (`plans.Paired`), for those of both answers."""
     place = (tokens.attention.cumsum(-1) - 1).clamp(min=0)
     content = fold(fold(tokens.ids, tokens.response.long()), place)
     row = fold(tokens.key, (content * tokens.attention).sum(-1))
-    return fold(row[pairs.chosen], row[pairs.rejected])
+    if not isinstance(structure, Pairs):
+        return row
+    chosen, rejected = structure.chosen, structure.rejected
+    pair = fold(row[chosen], row[rejected])
+    return fold(row, torch.zeros_like(row).index_add(0, chosen, pair).index_add(0, rejected, pair))
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Datasets as shards of SHARD pairs, in their order; `batch` makes rows and structure of examples."""
+    """Datasets as shards of SHARD examples, in their order; `batch` makes rows and structure of examples."""
 
     datasets: Sequence[Any]
-    batch: Callable[[list[Any]], tuple[Tokens, Pairs]]
+    batch: Callable[[list[Any]], tuple[Tokens, Structure]]
 
-    def of(self, process: int, processes: int) -> Iterator[tuple[Tokens, Pairs]]:
+    def of(self, process: int, processes: int) -> Iterator[tuple[Tokens, Structure]]:
         """Every so many of them."""
         places = [(data, start) for data in self.datasets for start in range(0, len(data), SHARD)]
         for data, start in places[process::processes]:
@@ -49,7 +54,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class TermStore:
-    """A folder of reference terms: shards of pairs, and what they were computed with."""
+    """A folder of reference terms: shards of rows, and what they were computed with."""
 
     folder: Path
     settings: Mapping[str, str]
@@ -68,8 +73,8 @@ class TermStore:
                 "ref_terms_dir, or delete this one"
             )
 
-    def path(self, names: Int[Tensor, " P"]) -> Path:
-        """The shard of these pairs, in this order."""
+    def path(self, names: Int[Tensor, " N"]) -> Path:
+        """The shard of these rows, in this order."""
         digest = torch.zeros((), dtype=torch.int64)
         for name in names.cpu():
             digest = fold(digest, name)
@@ -77,28 +82,27 @@ class TermStore:
 
     def complete(
         self,
-        shards: Iterable[tuple[Tokens, Pairs]],
-        compute: Callable[[Tokens, Pairs], Float[Tensor, "N 1 K"]],
+        shards: Iterable[tuple[Tokens, Structure]],
+        compute: Callable[[Tokens, Structure], Float[Tensor, "N R K"]],
         *,
         quiet: bool | None,
     ) -> None:
         """Compute and write those of the shards that are not there."""
-        for tokens, pairs in tqdm(shards, desc="reference terms", unit="shard", disable=quiet):
-            if not self.path(entry_names(tokens, pairs)).is_file():
-                self.save(tokens, pairs, compute(tokens, pairs))
+        for tokens, structure in tqdm(shards, desc="reference terms", unit="shard", disable=quiet):
+            names = entry_names(tokens, structure)
+            if not self.path(names).is_file():
+                self.save(names, compute(tokens, structure))
 
-    def save(self, tokens: Tokens, pairs: Pairs, terms: Float[Tensor, "N 1 K"]) -> None:
+    def save(self, names: Int[Tensor, " N"], terms: Float[Tensor, "N R K"]) -> None:
         """Write a shard, whole or not at all."""
-        names = entry_names(tokens, pairs)
-        both = torch.stack([terms[pairs.chosen, 0], terms[pairs.rejected, 0]], 1)
-        found = {"name": names.cpu(), "terms": both.cpu().contiguous()}
+        found = {"name": names.cpu(), "terms": terms.cpu().contiguous()}
         write_whole(self.path(names), lambda part: save_file(found, part))
 
-    def load(self, batches: Iterable[tuple[Tokens, Pairs]]) -> "KnownTerms":
+    def load(self, batches: Iterable[tuple[Tokens, Structure]]) -> "KnownTerms":
         """The terms of these shards."""
-        entries: dict[int, Float[Tensor, "2 K"]] = {}
-        for tokens, pairs in batches:
-            path = self.path(entry_names(tokens, pairs))
+        entries: dict[int, Float[Tensor, "R K"]] = {}
+        for tokens, structure in batches:
+            path = self.path(entry_names(tokens, structure))
             if not path.is_file():
                 raise ValueError(
                     f"{path} is missing: another process was interrupted while it computed reference terms"
@@ -110,25 +114,22 @@ class TermStore:
 
 @dataclass(frozen=True)
 class KnownTerms:
-    """Reference terms in memory, by pair: 2 K numbers each."""
+    """Reference terms in memory, by row: R K numbers each."""
 
     folder: Path
-    entries: Mapping[int, Float[Tensor, "2 K"]]
+    entries: Mapping[int, Float[Tensor, "R K"]]
 
-    def __call__(self, tokens: Tokens, pairs: Any) -> GivenReference:
-        """The reference of a batch.
+    def __call__(self, tokens: Tokens, structure: Structure) -> GivenReference:
+        """The references of a batch.
 
         Raises:
-            ValueError: a pair of the batch is not among them.
+            ValueError: a row of the batch is not among them.
         """
-        names = entry_names(tokens, pairs).tolist()
+        names = entry_names(tokens, structure).tolist()
         missing = [index for index, name in enumerate(names) if name not in self.entries]
         if missing:
             raise ValueError(
-                f"{self.folder} has no reference terms for pair {missing[0]} of this batch: its tokens, its example id "
+                f"{self.folder} has no reference terms for row {missing[0]} of this batch: its tokens, its example id "
                 "or draw_seed are not those that the terms were computed with"
             )
-        both = torch.stack([self.entries[name] for name in names]).to(tokens.key.device)
-        terms = both.new_zeros(len(tokens.key), 1, both.shape[-1])
-        terms[pairs.chosen, 0], terms[pairs.rejected, 0] = both[:, 0], both[:, 1]
-        return GivenReference(terms)
+        return GivenReference(torch.stack([self.entries[name] for name in names]).to(tokens.key.device))

@@ -45,9 +45,11 @@ class SFTTrainer(DiffusionTrainer):
         optimizers: Any = (None, None),
     ):
         args = SFTConfig() if args is None else args
-        denoiser = as_denoiser(model, processing_class)
+        denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
+        if args.plan == "exact":
+            self.method = "SFT"
         super().__init__(
             model=denoiser,
             args=args,
