@@ -543,8 +543,8 @@ FAMILIES = [  # what holds for every family of models
     Mutant("the mask token taken for text", "decoding/flight.py", ((" & (proposal != canvas.mask_id)", ""),), CONTRACT),
     Mutant(
         "the mask token in rows",
-        "training/preference.py",
-        (("mask_id=self.denoiser.mask_id,", ""),),
+        "training/preference_data.py",
+        (('            "mask_id": mask_id,\n', ""),),
         ("tests/training/test_models_given.py",),
     ),
     Mutant(
