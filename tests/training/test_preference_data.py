@@ -233,3 +233,14 @@ def test_samples_of_every_kind(tmp_path: Path) -> None:
         )
         train(VRPOTrainer, config, rows, eval_dataset=rows)
         assert len((tmp_path / name / "samples.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["kto of pairs", "kto of labels", "scaled lists"])
+def test_precomputed_reference_terms(name: str, tmp_path: Path) -> None:
+    """Of every kind, answers to other prompts among them. Kills: terms of one row at another."""
+    rows, fields = RUNS[name]
+    live = train(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, num_train_epochs=1), rows)[1]
+    config = vrpo_config(tmp_path / "b", **fields, num_train_epochs=1, precompute_ref_log_probs=True)
+    kept = train(VRPOTrainer, config, rows)[1]
+    assert moved(live) > 1e-4
+    assert distance(live, kept) < TOLERANCE
