@@ -543,8 +543,8 @@ FAMILIES = [  # what holds for every family of models
     Mutant("the mask token taken for text", "decoding/flight.py", ((" & (proposal != canvas.mask_id)", ""),), CONTRACT),
     Mutant(
         "the mask token in rows",
-        "training/preference.py",
-        (("rows, tokenizer, self.denoiser.mask_id)", "rows, tokenizer, None)"),),
+        "training/preference_data.py",
+        (('            "mask_id": mask_id,\n', ""),),
         ("tests/training/test_models_given.py",),
     ),
     Mutant(
@@ -2564,6 +2564,156 @@ REFUSED = [
     ),
 ]
 
+VARIANT_ROWS, VARIANT_BATCHES = ("tests/data/test_variants.py",), ("tests/data/test_collate_variants.py",)
+VARIANT_RUNS, VARIANT_COMMANDS = ("tests/training/test_preference_data.py",), ("tests/e2e/test_train_data.py",)
+MISSING = 'raise UnusableRow("missing number", f"field \'{field}\' is absent or null")'
+DATA_VARIANTS = [  # labelled answers, ranked lists, rewards and weights
+    Mutant(
+        "kto: rejected answers desirable",
+        "data/collate.py",
+        (
+            (
+                '("chosen_ids", 0, True), ("rejected_ids", 1, False)',
+                '("chosen_ids", 0, False), ("rejected_ids", 1, True)',
+            ),
+        ),
+        VARIANT_BATCHES,
+    ),
+    Mutant(
+        "kto: an answer to another prompt under the draws of the prompt's own",
+        "data/collate.py",
+        (('example["example_id"], 2 + side)', 'example["example_id"], side)'),),
+        VARIANT_BATCHES,
+    ),
+    Mutant(
+        "kto: an answer to the prompt itself as one to another",
+        "data/mismatched.py",
+        (("place + 1 if prompts[place + 1] != prompts[place] else following[place + 1]", "place + 1"),),
+        VARIANT_BATCHES,
+    ),
+    Mutant(
+        "kto: answers to other prompts beyond max_length",
+        "data/collate.py",
+        (("return example[field][:room]", "return example[field]"),),
+        VARIANT_BATCHES,
+    ),
+    Mutant(
+        "lists: worst answer first",
+        "data/formats.py",
+        (("key=lambda place: -rewards[place]", "key=lambda place: rewards[place]"),),
+        VARIANT_ROWS,
+    ),
+    Mutant(
+        "lists: draws named by rank",
+        "data/collate.py",
+        (
+            (
+                'for ids, place in zip(example["completions_ids"], example["places"], strict=True)',
+                'for place, ids in enumerate(example["completions_ids"])',
+            ),
+        ),
+        VARIANT_BATCHES,
+    ),
+    Mutant(
+        "lists: padding that is the first row",
+        "data/collate.py",
+        (("max(counts)), -1)", "max(counts)), 0)"),),
+        VARIANT_BATCHES,
+    ),
+    Mutant(
+        "lists: coupled as if they were pairs",
+        "training/preference_config.py",
+        (('paired = (structure or self.structure) == "pairs"', 'paired = self.structure == "pairs"'),),
+        VARIANT_RUNS,
+    ),
+    Mutant(
+        "lists: a prompt read once",
+        "training/balance.py",
+        ((".to_numpy() + pc.list_value_length(table[prompt]).to_numpy()[example]", ".to_numpy()"),),
+        VARIANT_RUNS,
+    ),
+    Mutant(
+        "lists: ties where an order is needed",
+        "data/formats.py",
+        (("if not ties and len(set(best)) < len(best):", "if False:"),),
+        VARIANT_ROWS,
+    ),
+    Mutant(
+        "lists: the same answer better than itself",
+        "data/formats.py",
+        (("if answer == answers[better] and not tied:", "if False:"),),
+        VARIANT_ROWS,
+    ),
+    Mutant("rows: a missing number is 0", "data/formats.py", ((MISSING, "return 0.0"),), VARIANT_ROWS),
+    Mutant("rows: NaN is a number", "data/formats.py", (("if not math.isfinite(value):", "if False:"),), VARIANT_ROWS),
+    Mutant(
+        "rows: a negative weight",
+        "data/formats.py",
+        (('if numbers.get("weight", 0.0) < 0:', "if False:"),),
+        VARIANT_ROWS,
+    ),
+    Mutant(
+        "rows: 1 is true",
+        "data/formats.py",
+        (("    if not isinstance(value, bool):", "    if not isinstance(value, int):"),),
+        VARIANT_ROWS,
+    ),
+    Mutant(
+        "rows: mask tokens in lists unseen",
+        "data/tokenize.py",
+        (
+            (
+                "return mask_id in ids or any(isinstance(each, list) and mask_id in each for each in ids)",
+                "return mask_id in ids",
+            ),
+        ),
+        VARIANT_ROWS,
+    ),
+    Mutant(
+        "pairs: each answer's reward at the other one",
+        "data/collate.py",
+        (('for side in ("chosen", "rejected")]', 'for side in ("rejected", "chosen")]'),),
+        VARIANT_BATCHES,
+    ),
+    Mutant("weights ignored", "data/collate.py", (("if name not in examples[0]:", "if True:"),), VARIANT_RUNS),
+    Mutant(
+        "rows that nobody's loss takes",
+        "training/preference_data.py",
+        (("refused = _TAKES[self.config.structure].get(self.kind)", "refused = None"),),
+        VARIANT_RUNS,
+    ),
+    Mutant(
+        "reward_scaling without rewards found out by the first step",
+        "training/preference_data.py",
+        (('if self.config.temperature == "reward_scaling" and missing:', "if False:"),),
+        VARIANT_RUNS,
+    ),
+    Mutant(
+        "rewards required where nothing asks for them",
+        "training/preference_data.py",
+        (('self.reward_columns if self.labelled or self.config.temperature == "constant" else ()', "()"),),
+        VARIANT_RUNS,
+    ),
+    Mutant(
+        "evaluation: answers of the other label are zeros",
+        "training/metrics.py",
+        (("there.sum(0).to(values.dtype)", "torch.full_like(values[0], len(values))"),),
+        VARIANT_RUNS,
+    ),
+    Mutant(
+        "rewards of other rows",
+        "commands/train_rewards.py",
+        (('        "rows": _digest(*map(_texts, rows)),\n', ""),),
+        VARIANT_COMMANDS,
+    ),
+    Mutant(
+        "rewards without the prompt",
+        "commands/train_rewards.py",
+        (("return Answer(prompt, str(answer))", 'return Answer("", str(answer))'),),
+        VARIANT_COMMANDS,
+    ),
+]
+
 LOSS_ZOO = [  # the preference family
     Mutant(
         "smoothing's shares exchanged",
@@ -3181,5 +3331,6 @@ MUTANTS = [
     *LAYOUT,
     *REFUSED,
     *CAUSAL,
+    *DATA_VARIANTS,
     *LOSS_ZOO,
 ]

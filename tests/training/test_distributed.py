@@ -65,14 +65,14 @@ def both(of_two: Path, tmp_path: Path) -> Callable[[str], tuple[Result, Result]]
 def test_same_trajectory(both: Callable[[str], tuple[Result, Result]], name: str) -> None:
     """Kills: the unwrapped module called (no averaging at all); gradients synchronised at every draw AND averaged once
     more; a missing world size in a process's share; a number of packs that is not agreed on; a reference whose adapter
-    is off on one process only; draws that depend on the rank."""
+    is off on one process only; draws that depend on the rank; a baseline of kto that is a process's own."""
     one, two = both(name)
     assert moved(one["trajectory"]) > 1e-3
     assert two["equal_on_all"]
     assert distance(one["trajectory"], two["trajectory"]) < LOOSE.get(name, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "unequal", "sft"])
+@pytest.mark.parametrize("name", ["full", "lora", "unequal", "sft", "labels", "batch_mean", "ranked"])
 def test_same_evaluation(both: Callable[[str], tuple[Result, Result]], name: str) -> None:
     """5 pairs in batches of 2 on two processes, which pad to 8. Kills: duplicates counted; a mean of means."""
     one, two = both(name)
@@ -80,7 +80,18 @@ def test_same_evaluation(both: Callable[[str], tuple[Result, Result]], name: str
     assert two["evaluation"] == pytest.approx(one["evaluation"], rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "auto", "one_pass"])
+def test_pairs_taken_apart_are_all_evaluated(both: Callable[[str], tuple[Result, Result]]) -> None:
+    """5 pairs, of two answers each, in batches of 2 on two processes; but for the baseline, which is a batch's. Kills:
+    gathered answers that are cut off as if each were an example."""
+    one, two = both("apart")
+    names = [name for name in one["evaluation"] if "elbo/" in name or "rewards/chosen" in name]
+    assert len(names) > 4
+    assert {name: two["evaluation"][name] for name in names} == pytest.approx(
+        {name: one["evaluation"][name] for name in names}, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "auto", "one_pass", "labels", "ranked"])
 def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, name: str) -> None:
     """Kills: metrics of process 0 alone, or of the last micro-batch alone; a loss scaled by the world size."""
     _, two = both(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from tests.training.runs import (
     distance,
@@ -149,12 +149,18 @@ def test_refused_before_a_model_is_loaded(
 ) -> None:
     """Kills: an hour of loading before a loss says that it cannot use the rows."""
     monkeypatch.setattr(preference, "as_denoiser", lambda *given: pytest.fail("a model was loaded"))
+    config = vrpo_config(tmp_path, **fields)
+    given = {"ref_model": ["another", "a third"]} if "ref_pool" in fields else {}
     with pytest.raises(ValueError, match=message):
-        VRPOTrainer("a/model", args=vrpo_config(tmp_path, **fields), train_dataset=rows)
-    if fields is not SCALING:
-        good = concatenate_datasets([rows])
-        with pytest.raises(ValueError, match=f"{message}|of one kind"):
-            VRPOTrainer("a/model", args=vrpo_config(tmp_path, **fields), train_dataset=pairs(2), eval_dataset=good)
+        VRPOTrainer("a/model", args=config, train_dataset=rows, **given)
+    with pytest.raises(ValueError, match=message):
+        VRPOTrainer("a/model", args=config, eval_dataset={"held out": rows}, **given)
+
+
+def test_rows_of_two_kinds(tmp_path: Path) -> None:
+    """Kills: evaluation rows read as if they were of the kind of the training rows."""
+    with pytest.raises(ValueError, match="of one kind, not pairs and rankings"):
+        VRPOTrainer("a/model", args=vrpo_config(tmp_path), train_dataset=pairs(2), eval_dataset=ranked(2))
 
 
 def test_evaluation_of_labels_is_by_label(tmp_path: Path) -> None:
@@ -233,3 +239,14 @@ def test_samples_of_every_kind(tmp_path: Path) -> None:
         )
         train(VRPOTrainer, config, rows, eval_dataset=rows)
         assert len((tmp_path / name / "samples.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["kto of pairs", "kto of labels", "scaled lists"])
+def test_precomputed_reference_terms(name: str, tmp_path: Path) -> None:
+    """Of every kind, answers to other prompts among them. Kills: terms of one row at another."""
+    rows, fields = RUNS[name]
+    live = train(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, num_train_epochs=1), rows)[1]
+    config = vrpo_config(tmp_path / "b", **fields, num_train_epochs=1, precompute_ref_log_probs=True)
+    kept = train(VRPOTrainer, config, rows)[1]
+    assert moved(live) > 1e-4
+    assert distance(live, kept) < TOLERANCE

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import concatenate_datasets
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.causal import causal, tokenizer
-from tests.training.runs import answers, log_lines, lora, pairs, sft_config, tiny, train, vrpo_config
+from tests.training.runs import answers, labelled, log_lines, lora, pairs, ranked, sft_config, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.draws import Exact, FixedCount
 from vrpo.losses import DPO
@@ -37,12 +38,13 @@ Result = dict[str, Any]
 def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None, **fields: Any) -> Result:
     """A preference run: trajectory and one evaluation, on 5 pairs, which two processes cannot share evenly."""
     batch = {"per_device_train_batch_size": fields.pop("batch", 4) // world}
+    held_out = fields.pop("held_out", None) or pairs(5)
     config = vrpo_config(folder, **batch, per_device_eval_batch_size=2, **fields)
     options: dict[str, Any] = {"peft_config": lora()} if adapter else {}
     if config.plan == "exact":
         options["denoiser"] = as_causal(causal(), tokenizer())
     rows = pairs(8) if rows is None else rows
-    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=pairs(5), **options)
+    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=held_out, **options)
     evaluation = trainer.evaluate()
     assert trainer.evaluate() == evaluation
     return {"trajectory": trajectory, "evaluation": evaluation}
@@ -58,6 +60,17 @@ def unequal(folder: Path, world: int, **fields: Any) -> Result:
     """Short pairs for one process, long ones for the other, in packs of at most 30 tokens."""
     fields = {"train_sampling_strategy": "sequential", "batch": 2, "max_tokens_per_forward": 30, **fields}
     return trained(folder, world, rows=pairs(8, lengths=(2, 2, 25, 1, 1, 24)), **fields)
+
+
+def labels(folder: Path, world: int, **fields: Any) -> Result:
+    """KTO of 5 examples, with a last batch that two processes fill up with the first example, which one process is
+    given; evaluated in batches of 4 in all."""
+    rows = fields.pop("rows")
+    rows = rows if world > 1 else concatenate_datasets([rows, rows.select([0])])
+    given = {"loss_type": "kto", "per_device_train_batch_size": 2 // world, "per_device_eval_batch_size": 4 // world}
+    config = vrpo_config(folder, train_sampling_strategy="sequential", **given, **fields)
+    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=labelled(8))
+    return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
 
 
 def auto(folder: Path, world: int, **fields: Any) -> Result:
@@ -143,6 +156,10 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "precomputed": lambda folder, world: trained(
         folder, world, rows=pairs(200), batch=20, precompute_ref_log_probs=True
     ),
+    "apart": lambda folder, world: trained(folder, world, loss_type="kto"),
+    "labels": lambda folder, world: labels(folder, world, rows=labelled(5)),
+    "batch_mean": lambda folder, world: labels(folder, world, rows=labelled(5), kto_baseline="batch_mean"),
+    "ranked": lambda folder, world: trained(folder, world, rows=ranked(8), held_out=ranked(5)),
     "sft": lambda folder, world: supervised(folder, world),
     "sft_packed": lambda folder, world: supervised(folder, world, max_tokens_per_forward=20),
     "sharded": sharded,

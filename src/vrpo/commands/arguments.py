@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -87,7 +87,25 @@ class DataArguments:
 
 @dataclass
 class PreferenceDataArguments(DataArguments):
-    """The same, for preference pairs."""
+    """The same, for preferences."""
+
+    reward_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name or folder of a sequence-classification model (safetensors) that rewards pairs without "
+            "rewards, once before training, for temperature=reward_scaling."
+        },
+    )
+    reward_model_form: Literal["chat", "text", "pair"] | None = field(
+        default=None,
+        metadata={
+            "help": "How it reads: chat, text (the answer behind the prompt) or pair (two segments). None: chat if it "
+            "has a template, else text."
+        },
+    )
+    reward_model_label: int | None = field(
+        default=None, metadata={"help": "Which of its logits is the reward, if it has several."}
+    )
 
     fit_counts: int | None = field(
         default=None,

@@ -175,6 +175,8 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
         raise ValueError("--model_name_or_path is missing")
     if data.dataset_name is not None:
         raise ValueError("dataset_name: rounds make their pairs themselves, leave it out")
+    if data.reward_model_name_or_path is not None:
+        raise ValueError("reward_model_name_or_path: the pairs of rounds have the rewards of their judge, leave it out")
     for name in ("ref_model_name_or_path", "causal_ref_model_name_or_path"):
         if getattr(model, name) is not None:
             raise ValueError(f"{name}: rounds have the first model as the one reference, or refresh_reference")

@@ -20,6 +20,7 @@ from vrpo.commands.arguments import (
 )
 from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.commands.rounds import RoundArguments, rounds
+from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
@@ -55,7 +56,7 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
     """One run on one set of rows."""
     check_run(data, model, config)
     quantized = quantization(model, config)
-    rows, eval_rows = datasets(data, config)
+    rows, eval_rows = with_rewards(data, config, *datasets(data, config))
     PreferenceData.of(config, rows, eval_rows)  # refuses what the loss does not take, before any model is loaded
     trainer = VRPOTrainer(
         policy(model, quantized, exact=config.plan == "exact"),
@@ -78,6 +79,7 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     """
     if data.fit_counts is not None:
         check_fit(data.fit_counts, config)
+    check_reward_model(data, config)
     given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
     check_references(config, len(given), len(causal), adapted=model.use_peft)
     for name in causal:

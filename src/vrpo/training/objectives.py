@@ -97,7 +97,7 @@ class ObjectiveConfig:
     kto_baseline: str = field(
         default="mismatched",
         metadata={
-            "help": "What kto compares with: mismatched, answers to other prompts of the batch, one more row each "
+            "help": "What kto compares with: mismatched, answers to other prompts, one more row each "
             "(TRL's); batch_mean, the batch itself (ELBO-KTO)."
         },
     )
