@@ -132,7 +132,7 @@ def test_all_see_the_draws_of_the_policy(tmp_path: Path, shared: bool) -> None:
     train(VRPOTrainer, config, pairs(4), denoiser=models[0], ref_model=models[1:])
     policy, *others = ({tuple(row.tolist()) for row in each} for each in seen)
     assert others[0] == others[1]
-    assert len(others[0]) == 16  # 2 draws of 8 answers
+    assert len(seen[1]) == len(seen[2]) == 16  # 2 draws of 8 answers
     assert (policy == others[0]) is shared
 
 
@@ -358,7 +358,7 @@ def test_models_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_other_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: vocabularies of equal size taken for equal; a reference that does not know how answers end."""
-    for changed, said in (({"a": 70, "b": 69}, "'a' is number"), ({"<|eot_id|>": None}, "'<|eot_id|>' is number 4")):
+    for changed, said in (({"a": 71, "b": 70}, "'a' is number"), ({"<|eot_id|>": None}, "'<|eot_id|>' is number 4")):
         other = tiny(seed=5)
         assert other.tokenizer is not None
         vocabulary = {**other.tokenizer.get_vocab(), **changed}

@@ -64,9 +64,7 @@ def as_denoiser(model: HFDenoiser | nn.Module | str, tokenizer: Any, *, exact: b
     if exact and isinstance(base, MaskedDiffusion):
         raise ValueError("plan=exact is for causal language models, and this is a diffusion model: take another plan")
     if not exact and isinstance(base, CausalLikelihood):
-        raise ValueError(
-            "a causal language model has no masks to draw: plan=exact, or causal_ref_model"
-        )
+        raise ValueError("a causal language model has no masks to draw: plan=exact, or causal_ref_model")
     if isinstance(model, HFDenoiser) and tokenizer is None:
         return model
     origin = model.origin if isinstance(model, HFDenoiser) else None

@@ -49,6 +49,11 @@ class References:
         own = [member.denoiser for member in self.members if member.denoiser is not None]
         return list({id(each.module): each for each in own}.values())
 
+    @property
+    def first_has_bounds(self) -> bool:
+        """Whether what the policy's bounds are compared with first are bounds, too."""
+        return bool(self.members) and not self.members[0].exact
+
     def place(self, accelerator: Accelerator, device: torch.device, *, deepspeed: bool, sharded: bool) -> None:
         """Put each model on the device once, however often it is named; shard it with the policy.
 
