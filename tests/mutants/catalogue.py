@@ -2585,21 +2585,13 @@ REFERENCES = [  # which models a run is compared with
     Mutant(
         "the reward of a mixture against the first reference",
         "training/objectives.py",
-        (
-            ("pool = Pooled(geometric, self._weights(references))", "pool = Single()"),
-            ("import SINGLE, ", "import SINGLE, Single, "),
-        ),
+        (("pool = Pooled(geometric, self._weights(references))", "pool = Pooled(geometric, Fixed((1.0, 0.0)))"),),
         REFERENCES_TESTS,
     ),
     Mutant(
         "one reference counted, however many there are",
         "training/preference.py",
-        (
-            (
-                "self.args.training_objective(len(self.references), self.added_up)",
-                "self.args.training_objective(1, self.added_up)",
-            ),
-        ),
+        (("training_objective(len(self.references), self.added_up)", "training_objective(1, self.added_up)"),),
         REFERENCES_TESTS,
     ),
     Mutant(
@@ -2611,12 +2603,7 @@ REFERENCES = [  # which models a run is compared with
     Mutant(
         "the initial policy forgotten in a list",
         "training/references.py",
-        (
-            (
-                "wanted = given if given or causal else [None]",
-                "wanted = [each for each in given if each is not None] or [None]",
-            ),
-        ),
+        (("wanted = given if given or causal else [None]", "wanted = [each for each in given if each] or [None]"),),
         REFERENCES_TESTS,
     ),
     Mutant(
@@ -2628,12 +2615,7 @@ REFERENCES = [  # which models a run is compared with
     Mutant(
         "fingerprints without their order",
         "training/references.py",
-        (
-            (
-                'return ", ".join(map(str.__add__, kinds, prints))',
-                'return ", ".join(sorted(map(str.__add__, kinds, prints)))',
-            ),
-        ),
+        (("map(str.__add__, kinds, prints)", "sorted(map(str.__add__, kinds, prints))"),),
         REFERENCES_TESTS,
     ),
     Mutant(

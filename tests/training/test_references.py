@@ -107,6 +107,16 @@ def test_arwc_and_clipping_run(tmp_path: Path) -> None:
     assert all(distance(one, other) > 1e-9 for i, one in enumerate(found) for other in found[:i])
 
 
+def test_the_reward_of_a_mixture(tmp_path: Path) -> None:
+    """What metrics call so: the mean of the log-ratios, by weights. Kills: that of the first reference."""
+    config = vrpo_config(tmp_path, ref_pool="mixture", ref_weights=[0.25, 0.75])
+    policy = torch.tensor([[-1.0], [-2.0]], dtype=torch.float64)
+    references = torch.tensor([[[-3.0], [-7.0]], [[-4.0], [-2.0]]], dtype=torch.float64)
+    structure = pairs_of(PreferenceCollator(0)(list(pairs(1))))
+    found = config.judged(2).values(policy, references, structure)
+    assert found.tolist() == [0.25 * 2 + 0.75 * 6, 0.25 * 2 + 0.75 * 0]
+
+
 def masks_seen(modules: Sequence[nn.Module]) -> list[list[Tensor]]:
     """For each module a list that its calls fill: ids and masks of every item."""
     seen: list[list[Tensor]] = [[] for _ in modules]
