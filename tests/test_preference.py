@@ -11,14 +11,15 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import draws_of, make_tokens, two_pairs
+from tests.objectives import CASES, Case, every_case
+from tests.objectives import TOKENS as SIX_ROWS
 from tests.test_estimator import Recorder
-from tests.test_losses import OBJECTIVES, every_objective
 from vrpo.draws import FixedCount
-from vrpo.losses import DPO, SFT, Objective, WeightedSum
+from vrpo.losses import DPO, SFT, WeightedSum
 from vrpo.preference import backward_by_draw, backward_in_one_pass, preference_loss
-from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference
+from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference, Several
 from vrpo.slopes import CrossFit, Jackknife
-from vrpo.types import Pairs
+from vrpo.types import Pairs, Rankings
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROWS, PAIRS = two_pairs()
@@ -30,17 +31,26 @@ def reference_of(share_draws: bool, plan: FixedCount) -> Reference:
     return frozen if share_draws else IndependentReference(frozen, plan)
 
 
+def references_of(case: Case) -> Reference:
+    """As many as the objective takes, on common draws."""
+    frozen = tuple(FrozenReference(exact.Table(seed=9 + k)) for k in range(case.references))
+    return Several(frozen) if frozen else NoReference()
+
+
+some = every_case(lambda case: case is CASES["dpo"] or case is CASES["dpo-sharp"] or case is CASES["vrpo"])
+
+
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Relative to the largest entry: 1e-12."""
     assert float((actual - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
 
 
-@every_objective
+@some
 @pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
 @pytest.mark.parametrize("max_tokens", [None, 1, 13, 30, 1000])  # one graph kept, or several, or all
 @pytest.mark.parametrize("share_draws", [True, False])
 def test_backward_by_draw_is_the_gradient_of_the_loss(
-    objective: Objective, num_times: int, num_masks: int, max_tokens: int | None, share_draws: bool
+    case: Case, num_times: int, num_masks: int, max_tokens: int | None, share_draws: bool
 ) -> None:
     """In float64 to 1e-12, with the same loss and terms.
 
@@ -51,15 +61,33 @@ def test_backward_by_draw_is_the_gradient_of_the_loss(
     draws = plan(TOKENS, PAIRS)
     reference = reference_of(share_draws, plan)
     whole, parts = exact.Table(), exact.Table()
-    step = preference_loss(whole, reference, TOKENS, PAIRS, draws, objective)
+    step = preference_loss(whole, reference, TOKENS, PAIRS, draws, case.objective)
     (3.0 * step.loss).backward()
-    by_draw = backward_by_draw(parts, reference, TOKENS, PAIRS, draws, objective, max_tokens=max_tokens, scale=3.0)
+    by_draw = backward_by_draw(parts, reference, TOKENS, PAIRS, draws, case.objective, max_tokens=max_tokens, scale=3.0)
     assert_close(parts.table.grad, whole.table.grad)
     assert torch.equal(by_draw.policy_terms, step.policy_terms.detach())
     assert torch.equal(by_draw.reference_terms, step.reference_terms)
     assert float(by_draw.loss) == pytest.approx(float(step.loss.detach()), abs=1e-14)
     assert not by_draw.loss.requires_grad
     assert not by_draw.policy_terms.requires_grad
+
+
+@every_case()
+@pytest.mark.parametrize("max_tokens", [None, 30])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_backward_by_draw_of_every_objective(case: Case, max_tokens: int | None, wrapped: bool) -> None:
+    """On pairs, lists, labels and rows, with none to three references, as it is and with its bias corrected.
+
+    Kills: an engine that knows pairs only; a structure's index lost between passes; a second reference on other draws.
+    """
+    draws = FixedCount(2)(SIX_ROWS, case.structure)
+    objective = Jackknife(case.objective, 2) if wrapped else case.objective
+    whole, parts, reference = exact.Table(), exact.Table(), references_of(case)
+    step = preference_loss(whole, reference, SIX_ROWS, case.structure, draws, objective)
+    step.loss.backward()
+    by_draw = backward_by_draw(parts, reference, SIX_ROWS, case.structure, draws, objective, max_tokens=max_tokens)
+    assert_close(parts.table.grad, whole.table.grad)
+    assert float(by_draw.loss) == pytest.approx(float(step.loss.detach()), rel=1e-13)
 
 
 def test_gradients_accumulate() -> None:
@@ -78,7 +106,7 @@ def test_the_gradient_by_finite_differences() -> None:
     Kills: slope of wrong sign in both engines alike; terms detached.
     """
     draws = FixedCount(2)(TOKENS, PAIRS)
-    policy, reference, objective = exact.Table(), FrozenReference(exact.Table(seed=9)), OBJECTIVES["vrpo"]
+    policy, reference, objective = exact.Table(), FrozenReference(exact.Table(seed=9)), CASES["vrpo"].objective
     backward_by_draw(policy, reference, TOKENS, PAIRS, draws, objective)
     direction, start = policy.table.grad, policy.table.detach().clone()
     losses = []
@@ -257,12 +285,12 @@ def test_trainers_supply_backward_and_context() -> None:
 # One pass -------------------------------------------------------------------------------------------------------------
 
 
-@every_objective
+@some
 @pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
 @pytest.mark.parametrize("max_tokens", [None, 1])
 @pytest.mark.parametrize("by_group", [False, True])
 def test_one_pass_is_the_gradient_of_the_loss(
-    objective: Objective, num_times: int, num_masks: int, max_tokens: int | None, by_group: bool
+    case: Case, num_times: int, num_masks: int, max_tokens: int | None, by_group: bool
 ) -> None:
     """In float64 to 1e-12, with the same loss and terms, added to what .grad holds.
 
@@ -272,7 +300,7 @@ def test_one_pass_is_the_gradient_of_the_loss(
     plan = FixedCount(num_times, num_masks)
     draws, reference = plan(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
     whole, once = exact.Table(), exact.Table()
-    step = preference_loss(whole, reference, TOKENS, PAIRS, draws, objective)
+    step = preference_loss(whole, reference, TOKENS, PAIRS, draws, case.objective)
     (3.0 * step.loss).backward()
     for _ in range(2):
         found = backward_in_one_pass(
@@ -281,7 +309,7 @@ def test_one_pass_is_the_gradient_of_the_loss(
             TOKENS,
             PAIRS,
             draws,
-            objective,
+            case.objective,
             [once.table],
             PAIRS.family,
             max_tokens=max_tokens,
@@ -292,6 +320,28 @@ def test_one_pass_is_the_gradient_of_the_loss(
     torch.testing.assert_close(found.policy_terms, step.policy_terms.detach(), rtol=1e-13, atol=1e-13)
     assert float(found.loss) == pytest.approx(float(step.loss.detach()), abs=1e-13)
     assert not found.loss.requires_grad
+
+
+@every_case(lambda case: isinstance(case.structure, Pairs | Rankings))
+def test_one_pass_of_every_objective_on_pairs_and_lists(case: Case) -> None:
+    """A list is a family. Kills: families of neighbouring rows; slopes taken before a list is complete."""
+    assert isinstance(case.structure, Pairs | Rankings)
+    draws, reference = FixedCount(2)(SIX_ROWS, case.structure), references_of(case)
+    whole, once, family = exact.Table(), exact.Table(), case.structure.family
+    step = preference_loss(whole, reference, SIX_ROWS, case.structure, draws, case.objective)
+    step.loss.backward()
+    backward_in_one_pass(once, reference, SIX_ROWS, case.structure, draws, case.objective, [once.table], family)
+    assert_close(once.table.grad, whole.table.grad)
+
+
+def test_one_pass_refuses_a_baseline_over_the_batch() -> None:
+    """A label's slope depends on all rows of the batch. Kills: KTO by one pass, in silence, with another baseline."""
+    case, once = CASES["kto-mean"], exact.Table()
+    draws, reference = FixedCount(2)(SIX_ROWS, case.structure), references_of(case)
+    with pytest.raises(ValueError, match="couples rows of different families"):
+        backward_in_one_pass(
+            once, reference, SIX_ROWS, case.structure, draws, case.objective, [once.table], torch.arange(6)
+        )
 
 
 @pytest.mark.parametrize("kind", [CrossFit, Jackknife])
@@ -325,9 +375,3 @@ def test_one_pass_is_one_pass() -> None:
     backward_in_one_pass(recorder, reference, TOKENS, PAIRS, draws, DPO(), [recorder.inner.table], PAIRS.family)
     assert rows_called(recorder, with_graph=False) == 0
     assert rows_called(recorder, with_graph=True) == 4 * 3
-
-
-def test_families_are_connected() -> None:
-    """Pairs that share a row, directly or through others. Kills: one round of joining."""
-    pairs = Pairs(torch.tensor([0, 4, 2, 5]), torch.tensor([3, 2, 0, 6]), torch.ones(8).long())
-    assert pairs.family.tolist() == [0, 1, 0, 0, 0, 5, 5, 7]

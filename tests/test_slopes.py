@@ -6,19 +6,22 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import Row
-from tests.test_losses import OBJECTIVES, PAIRS, terms
+from tests.objectives import PAIRS, terms
 from vrpo.draws import Enumerate, FixedCount
 from vrpo.estimator import elbo
-from vrpo.losses import DPO, SFT, Objective, WeightedSum
+from vrpo.losses import DPO, SFT, Objective, Preference, WeightedSum
+from vrpo.pair_losses import IPO
 from vrpo.pools import log_ratios
 from vrpo.reference import ControlledReference, FrozenReference
 from vrpo.slopes import CrossFit, Jackknife
-from vrpo.types import Draws, Pairs, Rows, Tokens
+from vrpo.temperature import Constant
+from vrpo.types import Draws, Pairs, Rows, Tokens, group_variance
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROW = Row((1,), (0, 2), 11)
 LINEAR = WeightedSum(((0.7, SFT()), (0.1, SFT())))
 SHARP = DPO(1.5)
+SQUARE = Preference(IPO(), Constant(0.7))  # ipo_sum
 
 
 def slope_of(objective: Objective, policy: Tensor, reference: Tensor) -> Tensor:
@@ -43,24 +46,6 @@ def test_a_linear_objective_stays_what_it_is(wrapper: type, num_groups: int) -> 
     )
 
 
-@pytest.mark.parametrize("objective", list(OBJECTIVES.values()), ids=list(OBJECTIVES))
-def test_cross_fit_has_the_slopes_of_the_other_groups(objective: Objective) -> None:
-    """Two groups of three draws: each has the slope of an estimate that is twice the other's terms; the value is that
-    of all draws.
-
-    Kills: slope from all groups, or from its own; G / (G - 1) missing; the reference not left out; the value of a part;
-    groups that interleave.
-    """
-    policy, reference = terms(draws=6)
-    crossed = CrossFit(objective, 2)
-    value = crossed(policy, reference, PAIRS)
-    assert torch.equal(value, objective(policy, reference, PAIRS))
-    slope = slope_of(crossed, policy, reference)
-    for own, other in ((slice(0, 3), slice(3, 6)), (slice(3, 6), slice(0, 3))):
-        expected = slope_of(objective, 2 * policy[:, other], 2 * reference[..., other])
-        torch.testing.assert_close(slope[:, own], expected, rtol=1e-13, atol=0)
-
-
 def test_cross_fit_keeps_a_reference_of_other_draws_whole() -> None:
     """Kills: a reference that is left out group by group although its draws are not the policy's."""
     policy, reference = terms(draws=4)
@@ -80,7 +65,7 @@ def test_cross_fit_has_a_value_without_gradients() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_jackknife_slopes_by_finite_differences(seed: int) -> None:
     """Kills: parts detached."""
-    policy, reference = terms(seed, draws=6)
+    policy, reference = terms(seed=seed, draws=6)
     wrapped = Jackknife(SHARP, 3)
     assert torch.autograd.gradcheck(lambda leaf: wrapped(leaf, reference, PAIRS), policy.requires_grad_())
 
@@ -91,6 +76,30 @@ def test_jackknife_of_two_groups() -> None:
     parts = [SHARP(2 * policy[:, part], 2 * reference[..., part], PAIRS) for part in (slice(0, 3), slice(3, 6))]
     expected = 2 * SHARP(policy, reference, PAIRS) - (parts[0] + parts[1]) / 2
     assert float(Jackknife(SHARP, 2)(policy, reference, PAIRS)) == pytest.approx(float(expected), abs=1e-14)
+
+
+def test_jackknife_of_a_square_in_two_groups_is_a_product() -> None:
+    """(h_1 - c)(h_2 - c) of each pair's two halves, c = 1 / (2 beta): IPO's two-half option, exactly, slopes
+    too. Kills: halves that interleave; the square of the mean kept."""
+    policy, reference = terms(draws=6)
+    leaf = policy.requires_grad_()
+    halves = [log_ratios(2 * leaf[:, part], 2 * reference[..., part])[:, 0] for part in (slice(0, 3), slice(3, 6))]
+    first, second = (half[PAIRS.chosen] - half[PAIRS.rejected] - 1 / (2 * 0.7) for half in halves)
+    losses = [Jackknife(SQUARE, 2)(leaf, reference, PAIRS), (first * second).mean()]
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-13)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 6])
+def test_jackknife_of_a_square_subtracts_the_estimated_variance(num_groups: int) -> None:
+    """(h - c)^2 - Var^ h, Var^ of the margin's independent groups (`types.group_variance`), exactly: the U-statistic.
+    Kills: the variance of single draws; G instead of G - 1."""
+    policy, reference = terms(draws=6)
+    margin = (policy - reference[:, 0])[PAIRS.chosen] - (policy - reference[:, 0])[PAIRS.rejected]
+    group = torch.arange(num_groups).repeat_interleave(6 // num_groups).expand_as(margin)
+    expected = (margin.sum(-1) - 1 / (2 * 0.7)).square() - group_variance(margin, group)
+    found = Jackknife(SQUARE, num_groups)(policy, reference, PAIRS)
+    assert float(found) == pytest.approx(float(expected.mean()), rel=1e-13)
 
 
 @pytest.mark.parametrize("wrapper", [CrossFit, Jackknife])
@@ -169,6 +178,32 @@ def test_jackknife_removes_the_first_order_of_the_bias() -> None:
         plain, corrected = loss(SHARP, num_groups) - true, loss(Jackknife(SHARP, num_groups), num_groups) - true
         assert plain > 0
         assert abs(corrected) < plain / 3
+
+
+@pytest.mark.parametrize("num_groups", [2, 3])
+def test_the_bias_of_a_square_is_the_variance_and_goes_away(num_groups: int) -> None:
+    """Over all outcomes: E (h^ - c)^2 is too large by Var h^ exactly; with the jackknife it is (h - c)^2 of the exact
+    bounds, gradients too. CrossFit has the unbiased gradient and the biased value.
+
+    Kills: the correction for another variance; a product of dependent halves.
+    """
+    policy, (tokens, draws, pairs) = exact.Table(), outcomes(num_groups)
+    ours, theirs = values(policy, tokens, draws, pairs)
+    ratio = log_ratios(ours, theirs)[pairs.chosen, 0]
+    true = exact.bound(policy, ROW) - exact.bound(exact.Table(seed=9), ROW)
+    variance = float(ratio.detach().var(correction=0))
+    assert variance > 0.1
+    assert float(ratio.mean().detach()) == pytest.approx(true, abs=1e-12)
+    square = (true - 1 / (2 * 0.7)) ** 2
+    assert loss(SQUARE, num_groups) == pytest.approx(square + variance, rel=1e-12)
+    assert loss(Jackknife(SQUARE, num_groups), num_groups) == pytest.approx(square, rel=1e-11)
+    (of_bound,) = torch.autograd.grad(ratio.mean(), policy.table)
+    expected = 2 * (true - 1 / (2 * 0.7)) * of_bound
+    for wrapper in (Jackknife, CrossFit):
+        found = gradient(wrapper(SQUARE, num_groups), num_groups)
+        assert float((found - expected).abs().max()) < 1e-11 * float(expected.abs().max())
+    plain = gradient(SQUARE, num_groups)
+    assert float((plain - expected).abs().max()) > 1e-2 * float(expected.abs().max())
 
 
 # The reference as a control variate -----------------------------------------------------------------------------------

@@ -141,9 +141,9 @@ class KTO:
         """The loss of each label, times its weight."""
         ratio = self.values(policy_terms, reference_terms, structure)
         gain = ratio[structure.row] - self.zero(ratio.detach(), structure)
-        sign = torch.where(structure.desirable, 1, -1)
+        gain = torch.where(structure.desirable, gain, -gain)
         side = ratio.new_tensor([self.undesirable_weight, self.desirable_weight])[structure.desirable.long()]
-        return _weighted(side * (-self.temperature(structure) * sign * gain).sigmoid(), structure.weight)
+        return _weighted(side * (-self.temperature(structure) * gain).sigmoid(), structure.weight)
 
     def zero(self, ratio: Float[Tensor, " N"], structure: Labels) -> Float[Tensor, ""]:
         """z0.

@@ -159,8 +159,9 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
             "(masks of one time, and the draws of one stratified, balanced or nested group, are dependent: raise "
             "num_times, or num_groups)"
         )
-    deviation = (sums - sums.sum(-1, keepdim=True) / count[:, None]) * present
-    return count / (count - 1) * deviation.square().sum(-1)
+    groups = count.to(terms.dtype)  # a quotient of integers would be float32
+    deviation = (sums - sums.sum(-1, keepdim=True) / groups[:, None]) * present
+    return groups / (groups - 1) * deviation.square().sum(-1)
 
 
 @runtime_checkable

@@ -35,6 +35,8 @@ class Mutant:
 
 EXACT, DRAWS, ESTIMATOR = ("tests/test_exact.py",), ("tests/test_draws.py",), ("tests/test_estimator.py",)
 LOSSES, REFERENCE, PREFERENCE = ("tests/test_losses.py",), ("tests/test_reference.py",), ("tests/test_preference.py",)
+POOLS, TEMPERATURE, STRUCTURES = ("tests/test_pools.py",), ("tests/test_temperature.py",), ("tests/test_structures.py",)
+BATTERY, EXACTLY = ("tests/test_objectives.py",), ("tests/test_exact_likelihood.py",)
 GOLDEN, LOAD, FORWARD = (
     ("tests/models/test_golden.py",),
     ("tests/models/test_load.py",),
@@ -236,7 +238,7 @@ CORE = [
     Mutant(
         "variance without G / (G - 1)",
         "types.py",
-        (("return count / (count - 1) * deviation", "return deviation"),),
+        (("return groups / (groups - 1) * deviation", "return deviation"),),
         EXACT,
     ),
     Mutant(
@@ -263,14 +265,14 @@ CORE = [
     Mutant(
         "SFT without its normaliser",
         "losses.py",
-        (("-policy_terms.sum(-1) / structure.length", "-policy_terms.sum(-1)"),),
-        LOSSES,
+        (("-bounds(policy_terms) / structure.length", "-bounds(policy_terms)"),),
+        STRUCTURES,
     ),
     Mutant(
         "weights of a sum ignored",
         "losses.py",
         (("[weight * part(", "[part("), ("[weight * part.items(", "[part.items(")),
-        LOSSES,
+        STRUCTURES,
     ),
     Mutant(
         "adapter left on for the reference",
@@ -541,8 +543,8 @@ FAMILIES = [  # what holds for every family of models
     Mutant("the mask token taken for text", "decoding/flight.py", ((" & (proposal != canvas.mask_id)", ""),), CONTRACT),
     Mutant(
         "the mask token in rows",
-        "training/preference.py",
-        (("mask_id=self.denoiser.mask_id,", ""),),
+        "training/preference_data.py",
+        (('"mask_id": mask_id,', ""),),
         ("tests/training/test_models_given.py",),
     ),
     Mutant(
@@ -579,7 +581,7 @@ NOISE = [  # of slopes and gradients
         (("device=slope.device) == g", "device=slope.device) != g"),),
         SLOPES,
     ),
-    Mutant("G / (G - 1) missing", "slopes.py", (("num_groups / (num_groups - 1))", "1.0)"),), SLOPES),
+    Mutant("G / (G - 1) missing", "slopes.py", (("num_groups / (num_groups - 1), dtype", "1.0, dtype"),), SLOPES),
     Mutant(
         "jackknife that is a plain mean", "slopes.py", (("return count * everything", "return everything"),), SLOPES
     ),
@@ -2146,8 +2148,8 @@ BLOCK_DIFFUSION = [
     ),
     Mutant(
         "block: a reference with other blocks",
-        "training/preference.py",
-        (("if given is not None and given.block_size != denoiser.block_size:", "if False:"),),
+        "training/references.py",
+        (("if blocks and other.block_size != policy.block_size:", "if False:"),),
         TRAINED,
     ),
     Mutant(
@@ -2562,6 +2564,470 @@ REFUSED = [
     ),
 ]
 
+LOSS_ZOO = [  # the preference family
+    Mutant(
+        "smoothing's shares exchanged",
+        "pair_losses.py",
+        (("-(1 - e) * logsigmoid(u) - e * logsigmoid(-u)", "-e * logsigmoid(u) - (1 - e) * logsigmoid(-u)"),),
+        LOSSES,
+    ),
+    Mutant(
+        "robust loss with the sign of smoothing",
+        "pair_losses.py",
+        (
+            (
+                "(-(1 - e) * logsigmoid(u) + e * logsigmoid(-u)) / (1 - 2 * e)",
+                "(-(1 - e) * logsigmoid(u) - e * logsigmoid(-u)) / (1 - 2 * e)",
+            ),
+        ),
+        LOSSES,
+    ),
+    Mutant(
+        "robust loss not scaled back",
+        "pair_losses.py",
+        ((" + e * logsigmoid(-u)) / (1 - 2 * e)", " + e * logsigmoid(-u))"),),
+        LOSSES,
+    ),
+    Mutant(
+        "gamma scaled by beta",
+        "pair_losses.py",
+        (("u = beta * (chosen - rejected) - self.gamma", "u = beta * (chosen - rejected - self.gamma)"),),
+        LOSSES,
+    ),
+    Mutant(
+        "IPO's target without its 2",
+        "pair_losses.py",
+        (("- 1 / (2 * beta)).square()", "- 1 / beta).square()"),),
+        LOSSES,
+    ),
+    Mutant(
+        "IPO's margin scaled by beta",
+        "pair_losses.py",
+        (("(chosen - rejected - 1 / (2 * beta)).square()", "(beta * (chosen - rejected) - 1 / 2).square()"),),
+        LOSSES,
+    ),
+    Mutant(
+        "hinge at 0",
+        "pair_losses.py",
+        (("(1 - beta * (chosen - rejected)).relu()", "(-beta * (chosen - rejected)).relu()"),),
+        LOSSES,
+    ),
+    Mutant(
+        "apo_zero that pushes rejected answers up",
+        "pair_losses.py",
+        (
+            (
+                "(-beta * chosen).sigmoid() + (beta * rejected).sigmoid()",
+                "(-beta * chosen).sigmoid() + (-beta * rejected).sigmoid()",
+            ),
+        ),
+        LOSSES,
+    ),
+    Mutant(
+        "apo_down that pushes chosen answers up",
+        "pair_losses.py",
+        (("(beta * chosen).sigmoid() + (-beta * (", "(-beta * chosen).sigmoid() + (-beta * ("),),
+        LOSSES,
+    ),
+    Mutant(
+        "forward instead of reverse KL",
+        "pair_losses.py",
+        (
+            (
+                "return u.sigmoid() * right + (-u).sigmoid() * wrong",
+                "return -(1 - self.epsilon) * right - self.epsilon * wrong",
+            ),
+        ),
+        LOSSES,
+    ),
+    Mutant(
+        "reverse KL's shares exchanged",
+        "pair_losses.py",
+        (
+            (
+                "logsigmoid(u) - log1p(-self.epsilon), logsigmoid(-u) - log(self.epsilon)",
+                "logsigmoid(u) - log(self.epsilon), logsigmoid(-u) - log1p(-self.epsilon)",
+            ),
+        ),
+        LOSSES,
+    ),
+    Mutant(
+        "odds of orpo without their denominator",
+        "pair_losses.py",
+        (("b - torch.log(-torch.expm1(b)) for b", "b for b"),),
+        LOSSES,
+    ),
+    Mutant(
+        "orpo without imitation",
+        "pair_losses.py",
+        (("return -chosen - beta * logsigmoid", "return -beta * logsigmoid"),),
+        LOSSES,
+    ),
+    Mutant(
+        "a mean probability of 1 without odds",
+        "pair_losses.py",
+        (
+            (
+                "(chosen.clamp(max=CERTAIN), rejected.clamp(max=CERTAIN))",
+                "(chosen.clamp(max=0.0), rejected.clamp(max=0.0))",
+            ),
+        ),
+        LOSSES,
+    ),
+    Mutant(
+        "log a missing in the harmonic pool",
+        "pools.py",
+        (("(weight.log() + ratio).logsumexp(-1)", "ratio.logsumexp(-1)"),),
+        POOLS,
+    ),
+    Mutant(
+        "an arithmetic pool for the harmonic one",
+        "pools.py",
+        (("return (weight.log() + ratio).logsumexp(-1)", "return -(weight.log() - ratio).logsumexp(-1)"),),
+        POOLS,
+    ),
+    Mutant(
+        "a harmonic pool of probabilities",
+        "pools.py",
+        (("return (weight.log() + ratio).logsumexp(-1)", "return (weight * ratio.exp()).sum(-1).log()"),),
+        POOLS,
+    ),
+    Mutant(
+        "a geometric pool of equal weights",
+        "pools.py",
+        (("return (weight * ratio).sum(-1)", "return ratio.mean(-1)"),),
+        POOLS,
+    ),
+    Mutant(
+        "the clip of references the wrong way",
+        "pools.py",
+        (("ratio = ratio + (bound - bound.clamp(", "ratio = ratio - (bound - bound.clamp("),),
+        POOLS,
+    ),
+    Mutant(
+        "a clip to the policy's neighbourhood",
+        "pools.py",
+        (("first = bound[:, :1]", "first = bounds(policy_terms)[:, None]"),),
+        POOLS,
+    ),
+    Mutant(
+        "weights of references after clipping",
+        "pools.py",
+        (
+            (
+                "return self.mean(ratio, self.weights(bound, structure))",
+                "return self.mean(ratio, self.weights(bounds(policy_terms)[:, None] - ratio, structure))",
+            ),
+        ),
+        POOLS,
+    ),
+    Mutant(
+        "confidence weights that do not add up to 1",
+        "pools.py",
+        (("torch.where(total > 0, gap / total, 1 / gap.shape[1])", "torch.where(total > 0, gap, 1 / gap.shape[1])"),),
+        POOLS,
+    ),
+    Mutant(
+        "confidence weights that are 0 / 0",
+        "pools.py",
+        (("torch.where(total > 0, gap / total, 1 / gap.shape[1])", "gap / total"),),
+        POOLS,
+    ),
+    Mutant("confidence weights with a gradient", "pools.py", ((".detach().abs()", ".abs()"),), POOLS),
+    Mutant(
+        "confidence weights of the wrong rows",
+        "pools.py",
+        (("torch.zeros_like(bound).index_copy(0, rows, torch.cat([weight, weight]))", "torch.cat([weight, weight])"),),
+        POOLS,
+    ),
+    Mutant("the swap of weights left out", "pools.py", (("weight = weight.flip(1)", "pass"),), POOLS),
+    Mutant(
+        "sums of terms in the terms' precision",
+        "pools.py",
+        (("return terms.to(torch.float64).sum(-1)", "return terms.sum(-1)"),),
+        POOLS,
+    ),
+    Mutant(
+        "rewards of pairs the wrong way round",
+        "temperature.py",
+        (
+            (
+                "reward[structure.chosen] - reward[structure.rejected]",
+                "reward[structure.rejected] - reward[structure.chosen]",
+            ),
+        ),
+        TEMPERATURE,
+    ),
+    Mutant(
+        "a scale of rewards ignored",
+        "temperature.py",
+        ((".to(torch.float64) / self.scale", ".to(torch.float64)"),),
+        TEMPERATURE,
+    ),
+    Mutant(
+        "reward scaling without its clamp", "temperature.py", (("difference.clamp(min=0)", "difference"),), TEMPERATURE
+    ),
+    Mutant(
+        "reward scaling clamped too late",
+        "temperature.py",
+        (
+            (
+                "surety = -torch.expm1(-self.k * difference.clamp(min=0))",
+                "surety = (self.w * -torch.expm1(-self.k * difference)).clamp(min=0) / self.w",
+            ),
+        ),
+        TEMPERATURE,
+    ),
+    Mutant(
+        "a beta that grows from 0",
+        "temperature.py",
+        (("return self.beta * (1 + self.w * surety)", "return self.beta * (1 + self.w) * surety"),),
+        TEMPERATURE,
+    ),
+    Mutant(
+        "ties of a list kept",
+        "types.py",
+        (("keep = keep & (self.reward[chosen] != self.reward[rejected])", "pass"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "worse answers of a list before better ones",
+        "types.py",
+        (("return Pairs(chosen[keep], rejected[keep],", "return Pairs(rejected[keep], chosen[keep],"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "a list that counts by its pairs",
+        "types.py",
+        (("weight = keep.to(torch.float64) / keep.sum(-1, keepdim=True)", "weight = keep.to(torch.float64)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "a list's shares in float32",
+        "types.py",
+        (
+            (
+                "weight = keep.to(torch.float64) / keep.sum(-1, keepdim=True)",
+                "weight = (keep / keep.sum(-1, keepdim=True)).to(torch.float64)",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "weights of lists ignored",
+        "types.py",
+        (("weight if self.weight is None else weight * self.weight[:, None]", "weight"),),
+        STRUCTURES,
+    ),
+    Mutant("a list of ties alone", "types.py", (("if not bool(keep.any(-1).all()):", "if False:"),), STRUCTURES),
+    Mutant(
+        "a variance's factor in float32", "types.py", (("groups = count.to(terms.dtype)", "groups = count"),), SLOPES
+    ),
+    Mutant(
+        "families after one round of joining",
+        "types.py",
+        (
+            (
+                "if torch.equal(joined, family):\n                return family\n            family = joined",
+                "return joined",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "families of lists by their best answer only",
+        "types.py",
+        (
+            (
+                "return family.index_put((self.order[there],), number[there])",
+                "return family.index_put((self.order[:, 0],), number[:, 0])",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "a loss of pairs per pair of a list",
+        "losses.py",
+        (
+            (
+                "        if pairs.item is None:\n            return each\n        return",
+                "        if pairs.item is None or True:\n            return each\n        return",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "weights of pairs ignored",
+        "losses.py",
+        (("self.temperature(pairs)), pairs.weight)", "self.temperature(pairs)), None)"),),
+        LOSSES,
+    ),
+    Mutant(
+        "per token by the mean length",
+        "losses.py",
+        (("return value / pairs.length if", "return value / pairs.length.double().mean() if"),),
+        LOSSES,
+    ),
+    Mutant(
+        "Plackett-Luce from the wrong end",
+        "losses.py",
+        ((".flip(-1).logcumsumexp(-1).flip(-1)", ".logcumsumexp(-1)"),),
+        STRUCTURES,
+    ),
+    Mutant("padding of a list as an answer", "losses.py", (("score.masked_fill(~there, NEVER)", "score"),), STRUCTURES),
+    Mutant(
+        "places behind the end of a list",
+        "losses.py",
+        (("(left - score).where(there, 0.0).sum(-1)", "(left - score).sum(-1)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "a list that is a mean over its places",
+        "losses.py",
+        (("(left - score).where(there, 0.0).sum(-1)", "(left - score).where(there, 0.0).mean(-1)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "weights of lists ignored by Plackett-Luce",
+        "losses.py",
+        ((".where(there, 0.0).sum(-1), structure.weight)", ".where(there, 0.0).sum(-1), None)"),),
+        STRUCTURES,
+    ),
+    Mutant("an infinite score of no answer", "losses.py", (("NEVER = -1e300", 'NEVER = float("-inf")'),), STRUCTURES),
+    Mutant(
+        "z0 with a gradient",
+        "losses.py",
+        (("self.zero(ratio.detach(), structure)", "self.zero(ratio, structure)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "z0 not clamped",
+        "losses.py",
+        (("return total / count if mean else (total / count).clamp(min=0)", "return total / count"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "the batch's mean clamped",
+        "losses.py",
+        (("return total / count if mean else (total / count).clamp(min=0)", "return (total / count).clamp(min=0)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "z0 of one process",
+        "losses.py",
+        (
+            (
+                "self.over_processes(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))",
+                "torch.stack([values.sum(), values.new_tensor(float(len(values)))])",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "z0 of the labelled rows",
+        "losses.py",
+        (("ratio[structure.row if mean else structure.mismatched]", "ratio[structure.row]"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "labels the wrong way round",
+        "losses.py",
+        (("torch.where(structure.desirable, gain, -gain)", "torch.where(structure.desirable, -gain, gain)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "KTO's beta in float32",
+        "losses.py",
+        (
+            (
+                "(-self.temperature(structure) * gain).sigmoid()",
+                "(-self.temperature(structure) * torch.ones_like(structure.row) * gain).sigmoid()",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "weights of labels' sides exchanged",
+        "losses.py",
+        (("[self.undesirable_weight, self.desirable_weight]", "[self.desirable_weight, self.undesirable_weight]"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "weights of labels ignored",
+        "losses.py",
+        (("gain).sigmoid(), structure.weight)", "gain).sigmoid(), None)"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "undesirable answers imitated",
+        "losses.py",
+        (("each[structure.row] * structure.desirable", "each[structure.row]"),),
+        STRUCTURES,
+    ),
+    Mutant(
+        "imitation without the pair's weight",
+        "losses.py",
+        (
+            (
+                "return _weighted(imitated, structure.weight) if isinstance(structure, Pairs | Rankings) else imitated",
+                "return imitated",
+            ),
+        ),
+        STRUCTURES,
+    ),
+    Mutant(
+        "a mixture of equal weights",
+        "losses.py",
+        (
+            (
+                "(losses[0].new_tensor(self.weights)[:, None] * torch.stack(losses)).sum(0)",
+                "torch.stack(losses).mean(0)",
+            ),
+        ),
+        POOLS,
+    ),
+    Mutant(
+        "a mixture over the first reference",
+        "losses.py",
+        (
+            (
+                "reference_terms[:, k : k + 1] for k in range(len(self.weights))",
+                "reference_terms[:, :1] for k in range(len(self.weights))",
+            ),
+        ),
+        POOLS,
+    ),
+    Mutant(
+        "factors of left-out groups in the terms' precision",
+        "slopes.py",
+        (("dtype=torch.float64, device=terms.device", "dtype=terms.dtype, device=terms.device"),),
+        BATTERY,
+    ),
+    Mutant(
+        "exact likelihood of masked answers",
+        "draws.py",
+        (
+            (
+                "return Draws(torch.zeros_like(response), response.to(torch.float64)",
+                "return Draws(response, response.to(torch.float64)",
+            ),
+        ),
+        EXACTLY,
+    ),
+    Mutant(
+        "an exact likelihood once per draw",
+        "reference.py",
+        ((" / planned.sum(-1, keepdim=True)", ""),),
+        EXACTLY,
+    ),
+    Mutant(
+        "an exact likelihood on draws that are not in use",
+        "reference.py",
+        (("planned = draws.group >= 0", "planned = torch.ones_like(draws.in_use)"),),
+        EXACTLY,
+    ),
+]
+
 REFERENCES_TESTS = ("tests/training/test_references.py",)
 REFERENCES = [  # which models a run is compared with
     Mutant(
@@ -2687,5 +3153,6 @@ MUTANTS = [
     *EXPERTS,
     *LAYOUT,
     *REFUSED,
+    *LOSS_ZOO,
     *REFERENCES,
 ]

@@ -41,6 +41,40 @@ def pairs(count: int = 8, lengths: Sequence[int] = (2, 7, 4, 9, 3, 6)) -> Datase
     return Dataset.from_dict(rows)
 
 
+def labelled(count: int = 8, desirable: Sequence[bool] = (True, False, True)) -> Dataset:
+    """Tokenised single answers with labels: those of `pairs`, one of each pair."""
+    rows = [
+        {
+            "prompt_ids": row["prompt_ids"],
+            "completion_ids": row["chosen_ids" if desirable[at % len(desirable)] else "rejected_ids"],
+            "label": desirable[at % len(desirable)],
+            "example_id": row["example_id"],
+        }
+        for at, row in enumerate(pairs(count))
+    ]
+    return Dataset.from_list(rows)
+
+
+def ranked(count: int = 8, lists: Sequence[int] = (2, 4, 3), *, rewards: bool = False) -> Dataset:
+    """Tokenised lists of answers, best first; the first two of a list are the answers of the pair in `pairs`."""
+    rows: list[dict[str, Any]] = []
+    for at, row in enumerate(pairs(count)):
+        size = lists[at % len(lists)]
+        more = [[10 + token for token in numbers(100 * at + 10 + j, 2 + j, 200)] for j in range(2, size)]
+        both = [row["chosen_ids"], row["rejected_ids"]]
+        given = {"prompt_ids": row["prompt_ids"], "completions_ids": both + more, "places": list(range(size))}
+        given |= {"rewards": [float(2 * size - j * (at + 1)) for j in range(size)]} if rewards else {}
+        rows.append({**given, "example_id": row["example_id"]})
+    return Dataset.from_list(rows)
+
+
+def with_numbers(rows: Dataset, **columns: Any) -> Dataset:
+    """Rows with further columns, each a function of the row's index."""
+    for name, of in columns.items():
+        rows = rows.add_column(name, [float(of(row)) for row in range(len(rows))])
+    return rows
+
+
 def answers(count: int = 8) -> Dataset:
     """Tokenised supervised rows: the chosen answers of `pairs`."""
     rows = pairs(count)

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import broadcast
 from tqdm import tqdm
 
-from vrpo.data.collate import PreferenceCollator, tokens_of
+from vrpo.data.collate import tokens_of
 from vrpo.diagnostics.counts import CountLaw, fit_counts
 from vrpo.training.checkpoints import checkpoint_of
 from vrpo.training.preference import VRPOTrainer
@@ -63,9 +63,8 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
     assert args.draw_seed is not None
     if len(examples) < num_pairs:
         raise ValueError(f"fit_counts = {num_pairs}, but there are {len(examples)} training pairs")
-    collator = PreferenceCollator(trainer.denoiser.pad_id)
     pairs = [
-        tokens_of(collator([examples[row]]), seed=args.draw_seed, epoch=_EPOCH).to(args.device)
+        tokens_of(trainer.data_collator([examples[row]]), seed=args.draw_seed, epoch=_EPOCH).to(args.device)
         for row in range(num_pairs)
     ]
     model.train()

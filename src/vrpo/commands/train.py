@@ -20,7 +20,8 @@ from vrpo.commands.arguments import (
 )
 from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.commands.rounds import RoundArguments, rounds
-from vrpo.data.formats import FIELDS
+from vrpo.data.formats import FIELDS, preference_columns
+from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.causal import check_causal, load_causal
 from vrpo.models.hf import HFDenoiser
@@ -32,6 +33,7 @@ from vrpo.training.checkpoints import checkpoint_of, clear_halves, finish_rotati
 from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.preference_data import PreferenceData
 from vrpo.training.references import check_references
 from vrpo.training.sft import SFTTrainer
 
@@ -50,10 +52,11 @@ def train(argv: Sequence[str]) -> None:
 
 
 def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
-    """One run on one set of pairs."""
+    """One run on one set of rows."""
     check_run(data, model, config)
     quantized = quantization(model, config)
     rows, eval_rows = datasets(data, config)
+    PreferenceData.of(config, rows, eval_rows)  # refuses what the loss does not take, before any model is loaded
     trainer = VRPOTrainer(
         policy(model, quantized, exact=config.plan == "exact"),
         ref_model=references(model, quantized, exact=config.plan == "exact"),
@@ -132,7 +135,7 @@ def run(trainer: DiffusionTrainer) -> None:
 
 
 def datasets(
-    data: DataArguments, config: DiffusionConfig, columns: Sequence[str] = FIELDS
+    data: DataArguments, config: DiffusionConfig, columns: Wanted = preference_columns
 ) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if the configuration evaluates or samples.
 
@@ -161,7 +164,7 @@ def evaluates(data: DataArguments, config: DiffusionConfig) -> bool:
     return wanted
 
 
-def evaluation_rows(data: DataArguments, columns: Sequence[str]) -> Dataset:
+def evaluation_rows(data: DataArguments, columns: Wanted) -> Dataset:
     """Rows of the evaluation split, or of a source that has no splits."""
     source = data.eval_dataset_name or data.source
     same, alone = source == data.dataset_name, is_one_table(source)

@@ -1,17 +1,30 @@
 """Data: rows -> examples -> Tokens and their structure.
 
 sources.py (files, folders, the hub), json_rows.py (files that may be broken), formats.py (TRL's formats), encode.py
-(chat templates, limits), tokenize.py (tables of token ids and the account of dropped rows), collate.py (batches).
+(chat templates, limits), tokenize.py (tables of token ids and the account of dropped rows), variants.py
+(of rows that are no pairs), mismatched.py (answers to other prompts), collate.py (batches).
 """
 
-from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, structure_of, tokens_of
+from vrpo.data.collate import (
+    LabelCollator,
+    PreferenceCollator,
+    RankingCollator,
+    SFTCollator,
+    pairs_of,
+    rows_of,
+    structure_of,
+    tokens_of,
+)
 from vrpo.data.sources import load_rows, split_rows
 from vrpo.data.tokenize import DataReport, Dropped, tokenize_preferences, tokenize_sft
+from vrpo.data.variants import tokenize_ranked, tokenize_unpaired
 
 __all__ = [
     "DataReport",
     "Dropped",
+    "LabelCollator",
     "PreferenceCollator",
+    "RankingCollator",
     "SFTCollator",
     "load_rows",
     "pairs_of",
@@ -19,6 +32,8 @@ __all__ = [
     "split_rows",
     "structure_of",
     "tokenize_preferences",
+    "tokenize_ranked",
     "tokenize_sft",
+    "tokenize_unpaired",
     "tokens_of",
 ]

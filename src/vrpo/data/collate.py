@@ -7,6 +7,7 @@ deliberately does not live here: any randomness (draws.py), any cutting (tokeniz
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -77,6 +78,33 @@ class LabelCollator:
     def _cut(self, example: Mapping[str, Any], field: str) -> Sequence[int]:
         room = None if self.max_length is None else self.max_length - len(example["prompt_ids"])
         return example[field][:room]
+
+
+@dataclass(frozen=True)
+class RankingCollator:
+    """Ranked examples to a batch: `order` [Q, A], the rows of each list, best first, and -1 behind the last; `weight`
+    [Q] and `reward` [N] where the examples have them.
+
+    `side` is an answer's place in the list as it stands in the data, so that its draws do not depend on its rank.
+    """
+
+    pad_id: int
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows: list[Row] = [
+            (example["prompt_ids"], ids, example["example_id"], place)
+            for example in examples
+            for ids, place in zip(example["completions_ids"], example["places"], strict=True)
+        ]
+        counts = [len(example["completions_ids"]) for example in examples]
+        order = torch.full((len(examples), max(counts)), -1)
+        for row, (start, count) in enumerate(zip(accumulate(counts, initial=0), counts, strict=False)):
+            order[row, :count] = torch.arange(start, start + count)
+        batch = {"order": order, **_numbers("weight", examples)}
+        if "rewards" in examples[0]:
+            rewards = [reward for example in examples for reward in example["rewards"]]
+            batch["reward"] = torch.tensor(rewards, dtype=torch.float64)
+        return {**_padded(rows, self.pad_id), **batch}
 
 
 def _labelled(example: Mapping[str, Any]) -> list[tuple[str, int, bool]]:

@@ -3,7 +3,9 @@
 What deliberately does not live here: files (sources.py, json_rows.py), tokens and chat templates (encode.py).
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Message = dict[str, str]
@@ -12,6 +14,18 @@ Layout = Literal["completion", "messages", "text"]
 Kind = Literal["pairs", "rankings", "labels"]  # of preference rows
 
 FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
+NUMBERS: dict[Kind, tuple[str, ...]] = {  # columns that rows of a kind may have, one number in each row
+    "pairs": ("chosen_reward", "rejected_reward", "weight"),
+    "rankings": ("weight",),
+    "labels": ("weight",),
+}
+_COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "pairs": ("prompt", "chosen", "rejected", *NUMBERS["pairs"]),
+    "rankings": ("prompt", "completions", "rewards", *NUMBERS["rankings"]),
+    "labels": ("prompt", "completion", "label", *NUMBERS["labels"]),
+}
+LISTS = ("completions", "rewards")  # columns that hold several values in each row
+READ = tuple(dict.fromkeys((*FIELDS, *(name for names in _COLUMNS.values() for name in names))))
 
 
 class UnusableRow(ValueError):
@@ -21,6 +35,30 @@ class UnusableRow(ValueError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+def kind_of(columns: Sequence[str]) -> Kind:
+    """Which kind of preference rows has these columns: `chosen` pairs; else `completions` ranked lists; else
+    `completion` and `label` labelled answers.
+
+    Raises:
+        ValueError: none of them is there.
+    """
+    if "chosen" in columns:
+        return "pairs"
+    if "completions" in columns:
+        return "rankings"
+    if "completion" in columns and "label" in columns:
+        return "labels"
+    raise ValueError(
+        "preference rows need the columns prompt, chosen and rejected (pairs), or prompt and completions (lists, best "
+        f"first or with rewards), or prompt, completion and label (single answers); found {sorted(columns)}"
+    )
+
+
+def preference_columns(present: Sequence[str]) -> list[str]:
+    """The columns, of those that are there, which rows of their kind are read from. The others may hold anything."""
+    return [name for name in _COLUMNS[kind_of(present)] if name in present]
 
 
 def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, Text]:
@@ -166,3 +204,110 @@ def prompt_identity(row: Mapping[str, Any]) -> str:
     if "messages" in fields:
         return repr(fields["messages"][:-1])
     return repr((chosen, rejected, fields))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A prompt and answers, best first: each answer's place in the row's list, and its reward if there are rewards."""
+
+    prompt: Text
+    answers: tuple[Text, ...]
+    places: tuple[int, ...]
+    rewards: tuple[float, ...] | None
+
+
+def ranked_of(row: Mapping[str, Any], *, rewarded: bool, ties: bool) -> Ranked:
+    """The answers of a row of `prompt` and `completions`, as they stand, best first, or sorted by the row's `rewards`;
+    tied ones stay in their order.
+
+    Args:
+        rewarded: the rows have a column `rewards`.
+        ties: some answers may be tied, but not all.
+
+    Raises:
+        UnusableRow: a field is missing or has the wrong type, there are fewer than two answers or one is empty, two
+            answers are equal without being tied, or answers are tied that must not be.
+    """
+    prompt = text_field(row, "prompt")
+    answers = _answers(row)
+    for place, answer in enumerate(answers):
+        check_pair_of(prompt, answer, f"completions[{place}]")
+    if not rewarded:
+        check_different(answers, None)
+        return Ranked(prompt, tuple(answers), tuple(range(len(answers))), None)
+    rewards = _rewards(row, len(answers))
+    places = sorted(range(len(answers)), key=lambda place: -rewards[place])  # stable
+    best = tuple(rewards[place] for place in places)
+    if len(set(best)) == 1:
+        raise UnusableRow("all answers tied", "the numbers in field 'rewards' are all the same")
+    if not ties and len(set(best)) < len(best):
+        raise UnusableRow("tied answers", "field 'rewards' repeats a number, and plackett_luce needs an order")
+    ranked = Ranked(prompt, tuple(answers[place] for place in places), tuple(places), best)
+    check_different(ranked.answers, best)
+    return ranked
+
+
+def check_different(answers: Sequence[Any], rewards: Sequence[float] | None) -> None:
+    """Raise `UnusableRow` if two answers are the same and not tied."""
+    for worse, answer in enumerate(answers):
+        for better in range(worse):
+            tied = rewards is not None and rewards[better] == rewards[worse]
+            if answer == answers[better] and not tied:
+                raise UnusableRow("equal answers", "field 'completions' has the same answer twice, at different ranks")
+
+
+def _answers(row: Mapping[str, Any]) -> list[Text]:
+    value = row.get("completions")
+    if value is None:
+        raise UnusableRow("missing field", "field 'completions' is absent or null")
+    answers = (
+        [each if isinstance(each, str) else as_messages(each) for each in value] if isinstance(value, list) else []
+    )
+    if not isinstance(value, list) or any(answer is None for answer in answers):
+        raise UnusableRow("wrong type", "field 'completions' is no list of strings, nor of lists of messages")
+    if len(answers) < 2:
+        raise UnusableRow("fewer than two answers", f"field 'completions' has {len(answers)}")
+    return [answer for answer in answers if answer is not None]
+
+
+def _rewards(row: Mapping[str, Any], count: int) -> list[float]:
+    value = row.get("rewards")
+    if value is None:
+        raise UnusableRow("missing field", "field 'rewards' is absent or null")
+    if not isinstance(value, list):
+        raise UnusableRow("wrong type", "field 'rewards' is no list of numbers")
+    if len(value) != count:
+        raise UnusableRow("other number of rewards", f"field 'rewards' has {len(value)}, field 'completions' {count}")
+    return [_finite(each, f"rewards[{place}]") for place, each in enumerate(value)]
+
+
+def label_of(row: Mapping[str, Any]) -> bool:
+    """Whether the answer of a labelled row is desirable."""
+    value = row.get("label")
+    if value is None:
+        raise UnusableRow("missing field", "field 'label' is absent or null")
+    if not isinstance(value, bool):
+        raise UnusableRow("wrong type", f"field 'label' is {value!r}, not true or false")
+    return value
+
+
+def numbers_of(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    """Rewards and weight of a row, of those names that its table has.
+
+    Raises:
+        UnusableRow: a number is missing or not finite, or a weight is negative.
+    """
+    numbers = {name: _finite(row.get(name), name) for name in names}
+    if numbers.get("weight", 0.0) < 0:
+        raise UnusableRow("negative weight", f"field 'weight' is {numbers['weight']}")
+    return numbers
+
+
+def _finite(value: Any, field: str) -> float:
+    if value is None:
+        raise UnusableRow("missing number", f"field '{field}' is absent or null")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnusableRow("wrong type", f"field '{field}' is {value!r}, not a number")
+    if not math.isfinite(value):
+        raise UnusableRow("number not finite", f"field '{field}' is {value}")
+    return float(value)

@@ -7,7 +7,7 @@ What deliberately does not live here: which files to read (sources.py), what a r
 import gzip
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from typing import Any
 import pyarrow.parquet
 from datasets import Dataset
 
-from vrpo.data.formats import FIELDS, as_messages
+from vrpo.data.formats import LISTS, READ, as_messages
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+Wanted = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]  # columns, or which of those that are there
 _BROKEN = "text that is not Unicode"
+_LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
 
 
@@ -78,21 +80,18 @@ def _record(row: Any, origin: str) -> Record:
     return Record(origin, {}, f"not a JSON object: it is of type {type(row).__name__}")
 
 
-def table_of(records: Sequence[Record], columns: Sequence[str], label: str) -> Dataset:
+def table_of(records: Sequence[Record], columns: Wanted, label: str) -> Dataset:
     """The given columns of the records, those that occur, as a dataset with `origin`, `example_id` and `unusable`.
 
-    A column holds one kind of value: strings, lists of messages (reduced to role and content), numbers, booleans, or,
-    for any other object or list, its JSON text (never in the columns that are trained on, `FIELDS`). The commonest kind
-    wins; a row of another kind gets a `unusable`.
+    A column holds one kind of value: strings, lists of messages (reduced to role and content), numbers, booleans, in
+    the columns `LISTS` lists of those, or, for any other object or list, its JSON text (never in the columns that are
+    trained on, `READ`). The commonest kind wins; a row of another kind gets a `unusable`.
 
     Raises:
         ValueError: none of the columns occurs in any record.
     """
-    found = [name for name in columns if any(name in record.fields for record in records)]
-    if not found:
-        present = sorted({name for record in records for name in record.fields})
-        problem = next((f" ({record.origin}: {record.unusable})" for record in records if record.unusable), "")
-        raise ValueError(f"{label}: none of the columns {list(columns)} in its rows; found {present}{problem}")
+    problem = next((f" ({record.origin}: {record.unusable})" for record in records if record.unusable), "")
+    found = wanted(columns, list(dict.fromkeys(name for record in records for name in record.fields)), label, problem)
     problems = [record.unusable for record in records]
     table: dict[str, list[Any]] = {name: _uniform_column(records, name, problems) for name in found}
     table["origin"] = [record.origin for record in records]
@@ -101,10 +100,28 @@ def table_of(records: Sequence[Record], columns: Sequence[str], label: str) -> D
     return Dataset.from_dict(table)
 
 
+def wanted(columns: Wanted, present: Sequence[str], label: str, problem: str = "") -> list[str]:
+    """The columns, of those that are there, that are to be kept.
+
+    Raises:
+        ValueError: there is none; `problem` may say why.
+    """
+    if callable(columns):
+        try:
+            return list(columns(present))
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}{problem}") from error
+    found = [name for name in columns if name in present]
+    if not found:
+        raise ValueError(f"{label}: none of the columns {list(columns)} in its rows; found {sorted(present)}{problem}")
+    return found
+
+
 def _uniform_column(records: Sequence[Record], name: str, problems: list[str | None]) -> list[Any]:
     """One column, of its commonest kind; rows of another kind become None and get an entry in `problems`."""
-    typed = [_typed(record.fields[name]) if name in record.fields else ("null", None) for record in records]
-    barred = {"null", _BROKEN, _JSON} if name in FIELDS else {"null", _BROKEN}
+    of = _typed_list if name in LISTS else _typed
+    typed = [of(record.fields[name]) if name in record.fields else ("null", None) for record in records]
+    barred = {"null", _BROKEN, _JSON} if name in READ else {"null", _BROKEN}
     kinds = Counter(kind for kind, _ in typed if kind not in barred)
     common = kinds.most_common(1)[0][0] if kinds else "no text"
     values = []
@@ -131,6 +148,20 @@ def _typed(value: Any) -> tuple[str, Any]:
         readable = all(_is_unicode(message["role"] + message["content"]) for message in messages)
         return ("messages", messages) if readable else (_BROKEN, None)
     return _JSON, json.dumps(value, default=str)
+
+
+def _typed_list(value: Any) -> tuple[str, Any]:
+    """The same for a column of lists: of strings, of lists of messages, or of numbers, where some may be null."""
+    if not isinstance(value, list):
+        return _typed(value)
+    if not value:
+        return "an empty list", []
+    kinds, values = zip(*map(_typed, value), strict=True)
+    own = set(kinds) - {"null"}
+    for kind, name in _LISTED.items():
+        if own == {kind} and (kind == "a number" or "null" not in kinds):
+            return name, list(values)
+    return (_BROKEN if _BROKEN in kinds else _JSON), None
 
 
 def _is_unicode(text: str) -> bool:

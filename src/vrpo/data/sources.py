@@ -13,13 +13,13 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from vrpo.data.formats import FIELDS, prompt_identity
-from vrpo.data.json_rows import read_records, suffix_of, table_of
+from vrpo.data.json_rows import Wanted, read_records, suffix_of, table_of, wanted
 
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 def load_rows(
-    name_or_path: str, *, name: str | None = None, split: str | None = None, columns: Sequence[str] = FIELDS
+    name_or_path: str, *, name: str | None = None, split: str | None = None, columns: Wanted = FIELDS
 ) -> Dataset:
     """Rows of a dataset as a table of `columns` (those that exist), `origin` and `example_id`; from files of rows also
     `unusable`, which says why a line is no usable row (null for a good one).
@@ -32,7 +32,8 @@ def load_rows(
     Args:
         name: configuration of a hub dataset.
         split: may be None where there is only one; a lone file is the split "train" and the split of its own name.
-        columns: columns to keep; objects other than messages are kept as JSON text.
+        columns: columns to keep, or a function that says which of those that are there
+            (`formats.preference_columns`); objects other than messages are kept as JSON text.
 
     Raises:
         ValueError: no such source, split or columns.
@@ -55,7 +56,7 @@ def is_one_table(name_or_path: str) -> bool:
     return path.is_file() or (path / "state.json").is_file()
 
 
-def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Sequence[str]) -> Dataset:
+def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Wanted) -> Dataset:
     if suffix_of(Path(name_or_path)) is not None or name_or_path.startswith(("/", ".", "~")):
         raise ValueError(f"{name_or_path}: no such file or folder")
     try:
@@ -68,7 +69,7 @@ def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: S
     return _labelled(loaded, name_or_path, split, columns)
 
 
-def _file_rows(path: Path, split: str | None, columns: Sequence[str]) -> Dataset:
+def _file_rows(path: Path, split: str | None, columns: Wanted) -> Dataset:
     suffix = suffix_of(path)
     if suffix is None:
         raise ValueError(f"{path}: not a .jsonl, .jsonl.gz, .json, .json.gz or .parquet file")
@@ -78,7 +79,7 @@ def _file_rows(path: Path, split: str | None, columns: Sequence[str]) -> Dataset
     return table_of(read_records(path, path.name), columns, str(path))
 
 
-def _folder_rows(folder: Path, split: str | None, columns: Sequence[str]) -> Dataset:
+def _folder_rows(folder: Path, split: str | None, columns: Wanted) -> Dataset:
     files: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -102,7 +103,7 @@ def _split_of(path: Path, folder: Path) -> str:
     return _SHARD.sub("", path.name.removesuffix(suffix_of(path) or ""))
 
 
-def _saved_rows(path: Path, split: str | None, columns: Sequence[str]) -> Dataset:
+def _saved_rows(path: Path, split: str | None, columns: Wanted) -> Dataset:
     loaded = load_from_disk(str(path))
     if isinstance(loaded, Dataset) and split not in (None, "train", str(loaded.split)):
         raise ValueError(f"{path}: a saved dataset without splits has no split {split!r} (leave split out)")
@@ -117,14 +118,12 @@ def _only_split(splits: Sequence[str], split: str | None, label: str) -> str:
     return split
 
 
-def _labelled(loaded: Dataset | DatasetDict, label: str, split: str | None, columns: Sequence[str]) -> Dataset:
+def _labelled(loaded: Dataset | DatasetDict, label: str, split: str | None, columns: Wanted) -> Dataset:
     """The wanted columns of an already typed dataset, with each row's origin "label[split]:row 17", counted from 0."""
     if isinstance(loaded, DatasetDict):
         split = _only_split(list(loaded), split, label)
         loaded = loaded[split]
-    found = [name for name in columns if name in loaded.column_names]
-    if not found:
-        raise ValueError(f"{label}: none of the columns {list(columns)}; found {loaded.column_names}")
+    found = wanted(columns, loaded.column_names, label)
     where = label if split is None else f"{label}[{split}]"
     table = loaded.select_columns(found).add_column("origin", [f"{where}:row {row}" for row in range(len(loaded))])
     return table.add_column("example_id", list(range(len(loaded))))

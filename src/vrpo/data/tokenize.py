@@ -4,7 +4,7 @@ What deliberately does not live here: batches (collate.py), the formats (formats
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +13,20 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
-from vrpo.data.formats import Layout, Text, UnusableRow, layout_of, preference_of, supervised_of
+from vrpo.data.formats import (
+    NUMBERS,
+    Kind,
+    Layout,
+    Text,
+    UnusableRow,
+    layout_of,
+    numbers_of,
+    preference_of,
+    supervised_of,
+)
 
 Example = dict[str, Any]
+IDS = List(Value("int32"))
 _SHOWN = 3  # origins kept per reason
 _ACCOUNT = {
     "origin": Value("string"),
@@ -69,7 +80,8 @@ def tokenize_preferences(
     mask_id: int | None = None,
     num_proc: int | None = None,
 ) -> tuple[Dataset, DataReport]:
-    """Preference rows in TRL's formats to `prompt_ids`, `chosen_ids`, `rejected_ids`, `example_id`.
+    """Preference pairs in TRL's formats to `prompt_ids`, `chosen_ids`, `rejected_ids`, `example_id`, and the numbers
+    `chosen_reward`, `rejected_reward`, `weight` of rows that have such columns.
 
     A dataset with a column `prompt` has explicit prompts, one without has implicit ones (`formats.preference_of`).
     Strings stay raw, messages go through the chat template (`encode.Encoder`); lengths and end-of-text padding are
@@ -77,7 +89,8 @@ def tokenize_preferences(
 
     A row is unusable if a field is missing or of the wrong type, if it is no JSON object, if an answer is empty or not
     the assistant's, if the answers are equal (also once rendered, or cut), if its prompt is too long, if the chat
-    template refuses it, or if its text spells the mask token.
+    template refuses it, if its text spells the mask token, or if a reward or weight is missing or not finite, or a
+    weight negative.
 
     Args:
         on_bad_rows: "drop" drops unusable rows, with one warning that counts them by reason; "error" raises.
@@ -89,16 +102,18 @@ def tokenize_preferences(
     Raises:
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
-    _check_columns(rows, ("chosen", "rejected"))
+    check_columns(rows, ("chosen", "rejected"))
     explicit = "prompt" in rows.column_names
-    if strings_as_chat and not explicit and not _holds_messages(rows, "chosen"):
+    if strings_as_chat and not explicit and not holds_messages(rows, "chosen"):
         raise ValueError(
             "strings_as_chat needs a column 'prompt': a string transcript is not one user turn (set it False)"
         )
     budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
-    encoder = encoder_of(tokenizer, chat=strings_as_chat or _holds_messages(rows, "chosen"))
-    make = partial(_preference_examples, encoder, budget, explicit, strings_as_chat)
-    return _tokenized(rows, make, ("prompt_ids", "chosen_ids", "rejected_ids"), on_bad_rows, num_proc, mask_id)
+    encoder = encoder_of(tokenizer, chat=strings_as_chat or holds_messages(rows, "chosen"))
+    numbers = number_columns(rows, "pairs")
+    make = partial(_preference_examples, encoder, budget, explicit, strings_as_chat, numbers)
+    features = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(numbers, Value("float64"))}
+    return tokenized(rows, make, features, on_bad_rows, num_proc, mask_id)
 
 
 def tokenize_sft(
@@ -132,27 +147,40 @@ def tokenize_sft(
         raise ValueError(
             f"chunk=True needs rows of 'text' and a max_length; these have the layout {layout!r} (set it False)"
         )
-    if strings_as_chat and layout != "completion" and not _holds_messages(rows, layout):
+    if strings_as_chat and layout != "completion" and not holds_messages(rows, layout):
         raise ValueError(f"strings_as_chat needs 'prompt' and 'completion'; these rows have the layout {layout!r}")
     budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
-    encoder = encoder_of(tokenizer, chat=strings_as_chat or _holds_messages(rows, layout))
+    encoder = encoder_of(tokenizer, chat=strings_as_chat or holds_messages(rows, layout))
     make = (
         partial(_chunks, encoder, budget) if chunk else partial(_sft_examples, encoder, budget, layout, strings_as_chat)
     )
-    return _tokenized(rows, make, ("prompt_ids", "response_ids", "chunk"), on_bad_rows, num_proc, mask_id)
+    features = {"prompt_ids": IDS, "response_ids": IDS, "chunk": Value("int64")}
+    return tokenized(rows, make, features, on_bad_rows, num_proc, mask_id)
 
 
-def _check_columns(rows: Dataset, needed: tuple[str, ...]) -> None:
+def check_columns(rows: Dataset, needed: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in rows.column_names]
     if missing:
         raise ValueError(f"preference rows need the columns {needed}; {missing} missing, found {rows.column_names}")
 
 
-def _holds_messages(rows: Dataset, column: str) -> bool:
+def number_columns(rows: Dataset, kind: Kind) -> tuple[str, ...]:
+    """The columns of numbers that rows of this kind have.
+
+    Raises:
+        ValueError: rewards of one answer only.
+    """
+    found = tuple(name for name in NUMBERS[kind] if name in rows.column_names)
+    if ("chosen_reward" in found) != ("rejected_reward" in found):
+        raise ValueError(f"rewards go with both answers or none: found {found[0]} alone, add the other or remove it")
+    return found
+
+
+def holds_messages(rows: Dataset, column: str) -> bool:
     return not isinstance(rows.features[column], Value)
 
 
-def _as_chat(prompt: Text, *answers: Text) -> tuple[Text, ...]:
+def as_chat(prompt: Text, *answers: Text) -> tuple[Text, ...]:
     """Strings as one user turn and assistant turns; messages as they are."""
     roles = ["user", *["assistant"] * len(answers)]
     texts = zip(roles, (prompt, *answers), strict=True)
@@ -160,22 +188,35 @@ def _as_chat(prompt: Text, *answers: Text) -> tuple[Text, ...]:
 
 
 def _preference_examples(
-    encoder: Encoder, budget: Budget, explicit: bool, strings_as_chat: bool, row: Mapping[str, Any]
+    encoder: Encoder,
+    budget: Budget,
+    explicit: bool,
+    strings_as_chat: bool,
+    numbers: Sequence[str],
+    row: Mapping[str, Any],
 ) -> list[Example]:
     prompt, *answers = preference_of(row, explicit)
     if strings_as_chat:
-        prompt, *answers = _as_chat(prompt, *answers)
-    whole = encoder.prompt(prompt)
-    full = [encoder.answer(prompt, answer) for answer in answers]
-    kept = budget.prompt(whole)
-    cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
+        prompt, *answers = as_chat(prompt, *answers)
+    kept, cut, account = fitted(encoder, budget, prompt, answers)
     if cut[0] == cut[1]:
         raise UnusableRow(
             "equal answers", f"'chosen' and 'rejected' are the same tokens in max_length={budget.max_length}"
         )
-    shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
     ids = {"prompt_ids": kept, "chosen_ids": cut[0], "rejected_ids": cut[1]}
-    return [{**ids, "prompt_cut": len(kept) < len(whole), "responses_cut": shorter}]
+    return [{**ids, **numbers_of(row, numbers), **account}]
+
+
+def fitted(
+    encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Text]
+) -> tuple[list[int], list[list[int]], dict[str, Any]]:
+    """Token ids of a prompt and its answers, as cut by the budget, and what was cut."""
+    whole = encoder.prompt(prompt)
+    full = [encoder.answer(prompt, answer) for answer in answers]
+    kept = budget.prompt(whole)
+    cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
+    shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
+    return kept, cut, {"prompt_cut": len(kept) < len(whole), "responses_cut": shorter}
 
 
 def _sft_examples(
@@ -183,12 +224,9 @@ def _sft_examples(
 ) -> list[Example]:
     prompt, answer = supervised_of(row, layout)
     if strings_as_chat:
-        prompt, answer = _as_chat(prompt, answer)
-    whole, full = encoder.prompt(prompt), encoder.answer(prompt, answer)
-    kept = budget.prompt(whole)
-    cut = budget.response(full, len(kept), end_of_text(encoder.tokenizer))
-    lengths = {"prompt_cut": len(kept) < len(whole), "responses_cut": int(len(cut) < len(full))}
-    return [{"prompt_ids": kept, "response_ids": cut, "chunk": 0, **lengths}]
+        prompt, answer = as_chat(prompt, answer)
+    kept, [cut], account = fitted(encoder, budget, prompt, [answer])
+    return [{"prompt_ids": kept, "response_ids": cut, "chunk": 0, **account}]
 
 
 def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> list[Example]:
@@ -215,33 +253,38 @@ def _unmasked(
     examples = make(row)
     for example in examples:
         for name in example:
-            if name.endswith("_ids") and mask_id in example[name]:
+            if name.endswith("_ids") and _holds(example[name], mask_id):
                 raise UnusableRow("mask token", f"its {name.removesuffix('_ids')} spells the model's mask token")
     return examples
 
 
-def _tokenized(
+def _holds(ids: list[Any], mask_id: int | None) -> bool:
+    """Whether an answer, or one of a list of answers, has this token."""
+    return mask_id in ids or any(isinstance(each, list) and mask_id in each for each in ids)
+
+
+def tokenized(
     rows: Dataset,
     make: Callable[[Mapping[str, Any]], list[Example]],
-    columns: tuple[str, ...],
+    columns: Mapping[str, Any],
     on_bad_rows: str,
     num_proc: int | None,
     mask_id: int | None,
 ) -> tuple[Dataset, DataReport]:
-    """Map `make` over the rows, account for the unusable ones, and keep the columns of the others."""
+    """Map `make` over the rows, account for the unusable ones, and keep the columns, of these types, of the others."""
     if on_bad_rows not in ("error", "drop"):
         raise ValueError(f"on_bad_rows must be 'error' or 'drop', not {on_bad_rows!r}")
     if not len(rows):
         raise ValueError("the dataset has no rows: check the file, the split and any filter")
     _check_example_ids(rows)
-    features = {name: Value("int64") if name == "chunk" else List(Value("int32")) for name in columns}
+    blank: Example = {name: [] if isinstance(kind, List) else None for name, kind in columns.items()}
     examples = rows.with_format(None).map(
-        partial(_batch_of_examples, partial(_unmasked, make, mask_id), columns),
+        partial(_batch_of_examples, partial(_unmasked, make, mask_id), blank),
         batched=True,
         batch_size=100,
         with_indices=True,
         remove_columns=rows.column_names,
-        features=Features({**features, "example_id": Value("int64"), **_ACCOUNT}),
+        features=Features({**columns, "example_id": Value("int64"), **_ACCOUNT}),
         load_from_cache_file=False,  # the cache does not know this code's version
         num_proc=num_proc,
         desc="tokenising",
@@ -265,12 +308,12 @@ def _check_example_ids(rows: Dataset) -> None:
 
 def _batch_of_examples(
     make: Callable[[Mapping[str, Any]], list[Example]],
-    columns: tuple[str, ...],
+    blank: Example,
     batch: Mapping[str, list[Any]],
     indices: list[int],
 ) -> dict[str, list[Any]]:
-    names = [*columns, "example_id", *_ACCOUNT]
-    examples = [example for row in _rows_of(batch, indices) for example in _examples_of(make, columns, row)]
+    names = [*blank, "example_id", *_ACCOUNT]
+    examples = [example for row in _rows_of(batch, indices) for example in _examples_of(make, blank, row)]
     return {name: [example[name] for example in examples] for name in names}
 
 
@@ -282,7 +325,7 @@ def _rows_of(batch: Mapping[str, list[Any]], indices: list[int]) -> Iterator[dic
 
 
 def _examples_of(
-    make: Callable[[Mapping[str, Any]], list[Example]], columns: tuple[str, ...], row: Mapping[str, Any]
+    make: Callable[[Mapping[str, Any]], list[Example]], blank: Example, row: Mapping[str, Any]
 ) -> list[Example]:
     """The examples of a row; of an unusable one, a single example that says why."""
     known = {"example_id": row["example_id"], "origin": str(row["origin"]), "reason": None, "detail": None}
@@ -291,7 +334,6 @@ def _examples_of(
             raise UnusableRow(*str(row["unusable"]).partition(": ")[::2])
         return [{**known, **example} for example in make(row)]
     except UnusableRow as error:
-        blank: Example = {name: 0 if name == "chunk" else [] for name in columns}
         why = {"reason": error.reason, "detail": error.detail, "prompt_cut": False, "responses_cut": 0}
         return [{**known, **blank, **why}]
 

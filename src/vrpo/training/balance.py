@@ -108,3 +108,14 @@ def token_counts(dataset: Dataset, columns: Sequence[str]) -> list[int]:
     tables = dataset.select_columns(sorted(set(columns))).with_format("arrow").iter(batch_size=1000)
     counts = [sum(pc.list_value_length(table[name]).to_numpy() for name in columns) for table in tables]
     return np.concatenate(counts).tolist() if counts else []
+
+
+def answer_token_counts(dataset: Dataset, prompt: str, answers: str) -> list[int]:
+    """Tokens of every example that has a list of answers, the prompt being read with each of them."""
+    counts = []
+    for table in dataset.select_columns([prompt, answers]).with_format("arrow").iter(batch_size=1000):
+        lists = table[answers].combine_chunks()
+        example, length = pc.list_parent_indices(lists).to_numpy(), pc.list_value_length(pc.list_flatten(lists))
+        size = length.to_numpy() + pc.list_value_length(table[prompt]).to_numpy()[example]
+        counts.append(np.bincount(example, weights=size, minlength=len(lists)).astype(np.int64))
+    return np.concatenate(counts).tolist() if counts else []

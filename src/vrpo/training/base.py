@@ -53,7 +53,7 @@ class DiffusionTrainer(Trainer, ABC):
     args: DiffusionConfig
     method: str  # for the model card
     ids_column: str  # which a dataset has if it is tokenised already
-    token_columns: tuple[str, ...]  # whose tokens the model reads, once for each mention
+    token_columns: tuple[str, ...] = ()  # whose tokens the model reads, once for each mention
     items_per_example: int = 1  # an example of a data set may be several
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
@@ -134,9 +134,12 @@ class DiffusionTrainer(Trainer, ABC):
         wanted = self.args.balance_batches and self.args.train_sampling_strategy == "random"
         alone = self.args.world_size * self.args.gradient_accumulation_steps == 1
         if wanted and not alone and isinstance(self.train_dataset, Dataset):
-            sizes = token_counts(self.train_dataset, self.token_columns)
-            balance(loader, sizes, self.args.gradient_accumulation_steps)
+            balance(loader, self.token_counts(self.train_dataset), self.args.gradient_accumulation_steps)
         return loader
+
+    def token_counts(self, examples: Dataset) -> list[int]:
+        """Tokens that the model reads of each example."""
+        return token_counts(examples, self.token_columns)
 
     @property
     def training_plan(self) -> Plan:

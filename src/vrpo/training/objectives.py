@@ -7,7 +7,7 @@ pools.py, temperature.py), where reference models come from (training/references
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -166,7 +166,7 @@ class ObjectiveConfig:
         return [*zip(weights, names, strict=True), *([(self.sft_coef, "sft")] if self.sft_coef else [])]
 
     @property
-    def structure(self) -> str:
+    def structure(self) -> Literal["pairs", "labels", "rankings"]:
         """What the losses are about: pairs, labels or rankings. Losses of pairs take rankings, too."""
         names = {name for _, name in self.losses}
         return "labels" if "kto" in names else "rankings" if "plackett_luce" in names else "pairs"

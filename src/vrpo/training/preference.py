@@ -43,11 +43,12 @@ Preferences = Pairs | Rankings | Labels
 
 
 class VRPOTrainer(DiffusionTrainer):
-    """Trains a masked diffusion language model on preference pairs, or with plan=exact a causal one, by its exact
-    likelihood. Used like TRL's DPOTrainer.
+    """Trains a masked diffusion language model on preferences, or with plan=exact a causal one. Used like TRL's
+    DPOTrainer.
 
-    Datasets are in TRL's formats (see `data.tokenize`), or already tokenised by `data.tokenize_preferences`. Draws come
-    from (draw_seed, example id, side, epoch): a resumed, re-batched or distributed run sees the same ones.
+    Datasets are of pairs, ranked lists or labelled answers, in TRL's formats (docs/data.md), or already tokenised by
+    `data.tokenize_preferences`, `tokenize_ranked` or `tokenize_unpaired`. Draws come from (draw_seed, example id, side,
+    epoch): a resumed, re-batched or distributed run sees the same ones.
 
     Args:
         model: a denoiser from `vrpo.load` (of plan=exact, `vrpo.load_causal`), or a name or folder.
@@ -76,9 +77,8 @@ class VRPOTrainer(DiffusionTrainer):
         args = VRPOConfig() if args is None else args
         given, causal = listed(ref_model), listed(causal_ref_model)
         check_references(args, len(given), len(causal), adapted=peft_config is not None)
-        data = PreferenceData(args, "pairs")
-        self.preference_data, self.items_per_example = data, data.items_per_example
-        self.ids_column, self.token_columns = data.ids_column, data.token_columns
+        self.preference_data = data = PreferenceData.of(args, train_dataset, eval_dataset)
+        self.ids_column, self.items_per_example = data.ids_column, data.items_per_example
         denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
@@ -111,6 +111,9 @@ class VRPOTrainer(DiffusionTrainer):
     def tokenized(self, dataset: Any) -> Any:
         examples = super().tokenized(dataset)
         return self.preference_data.completed(examples) if isinstance(examples, Dataset) else examples
+
+    def token_counts(self, examples: Dataset) -> list[int]:
+        return self.preference_data.token_counts(examples)
 
     @property
     def training_plan(self) -> Plan:

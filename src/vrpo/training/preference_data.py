@@ -12,13 +12,34 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.data.collate import LabelCollator, PreferenceCollator
-from vrpo.data.formats import Kind
+from vrpo.data.collate import LabelCollator, PreferenceCollator, RankingCollator
+from vrpo.data.formats import Kind, kind_of
 from vrpo.data.mismatched import with_other_answers
 from vrpo.data.tokenize import tokenize_preferences
+from vrpo.data.variants import tokenize_ranked, tokenize_unpaired
+from vrpo.training.balance import answer_token_counts, token_counts
 from vrpo.training.preference_config import VRPOConfig
 
 Collator = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
+_IDS: dict[Kind, tuple[str, ...]] = {  # columns of an example's answers
+    "pairs": ("chosen_ids", "rejected_ids"),
+    "rankings": ("completions_ids",),
+    "labels": ("completion_ids",),
+}
+_SAID: dict[Kind, str] = {
+    "pairs": "pairs (chosen, rejected)",
+    "rankings": "ranked lists (completions)",
+    "labels": "single labelled answers (completion, label)",
+}
+_TAKES: dict[str, dict[Kind, str]] = {  # what the losses are about -> kinds they do not take, and what to do
+    "pairs": {"labels": "it compares answers to one prompt: set loss_type to kto, or give pairs or ranked lists"},
+    "labels": {"rankings": "it is about answers that are good or bad: give labels, or pairs, which it takes apart"},
+    "rankings": {
+        "pairs": "it is about the order of a list: give ranked lists; of two answers it is loss_type sigmoid",
+        "labels": "it is about the order of a list: give ranked lists, or set loss_type to kto",
+    },
+}
+_REWARDS: dict[Kind, tuple[str, ...]] = {"pairs": ("chosen_reward", "rejected_reward"), "rankings": ("rewards",)}
 
 
 @dataclass(frozen=True)
@@ -28,14 +49,52 @@ class PreferenceData:
     config: VRPOConfig
     kind: Kind
 
+    def __post_init__(self) -> None:
+        names = ", ".join(name for _, name in self.config.losses)
+        refused = _TAKES[self.config.structure].get(self.kind)
+        if refused is not None:
+            raise ValueError(f"loss_type {names} does not take {_SAID[self.kind]}: {refused}")
+        if self.kind == "rankings":
+            _check_lists(self.config)
+
+    @classmethod
+    def of(cls, config: VRPOConfig, *datasets: Any) -> "PreferenceData":
+        """What these data sets (of text or of token ids, or dicts of them; None: there is none) are.
+
+        Raises:
+            ValueError: they are of different kinds, of a kind that the loss does not take, or lack what it needs.
+        """
+        parts = [part for one in datasets for part in (one.values() if isinstance(one, dict) else [one])]
+        columns = [part.column_names for part in parts if part is not None]
+        kinds = {_kind_of(each) for each in columns}
+        if len(kinds) > 1:
+            raise ValueError(f"training and evaluation rows are of one kind, not {' and '.join(sorted(kinds))}")
+        data = cls(config, kinds.pop() if kinds else config.structure)
+        for each in columns:
+            data._check_rewards(each)
+        return data
+
+    def _check_rewards(self, columns: list[str]) -> None:
+        missing = [name for name in self.reward_columns if name not in columns]
+        if self.config.temperature == "reward_scaling" and missing:
+            raise ValueError(
+                f"temperature=reward_scaling needs rewards, and the rows have no {' and no '.join(missing)}: add the "
+                "columns, name a reward_model, or set temperature=constant"
+            )
+
+    @property
+    def reward_columns(self) -> tuple[str, ...]:
+        """Where rows of this kind have rewards."""
+        return _REWARDS.get(self.kind, ())
+
     @property
     def labelled(self) -> bool:
         """Whether the loss is about single answers; pairs are then taken apart."""
         return self.config.structure == "labels"
 
     @property
-    def structure(self) -> str:
-        """What batches are: pairs, rankings or labels."""
+    def structure(self) -> Kind:
+        """What batches are."""
         return "labels" if self.labelled else self.kind
 
     @property
@@ -51,30 +110,37 @@ class PreferenceData:
     def ids_column(self) -> str:
         return _IDS[self.kind][0]
 
-    @property
-    def token_columns(self) -> tuple[str, ...]:
+    def token_counts(self, examples: Dataset) -> list[int]:
+        """Tokens that the model reads of each example."""
+        if self.kind == "rankings":
+            return answer_token_counts(examples, "prompt_ids", "completions_ids")
         names = [*_IDS[self.kind], *(f"other_{name}" for name in _IDS[self.kind] if self.mismatched)]
-        return tuple(column for name in names for column in ("prompt_ids", name))
+        return token_counts(examples, [column for name in names for column in ("prompt_ids", name)])
 
     def collator(self, pad_id: int) -> Collator:
         if self.labelled:
             return LabelCollator(pad_id, self.mismatched, self.config.max_length)
-        return PreferenceCollator(pad_id)
+        return RankingCollator(pad_id) if self.kind == "rankings" else PreferenceCollator(pad_id)
 
-    def tokenized(self, rows: Any, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> Dataset:
-        """Rows of text as examples of token ids."""
-        examples, _ = tokenize_preferences(
-            rows,
-            tokenizer,
-            max_length=self.config.max_length,
-            max_prompt_length=self.config.max_prompt_length,
-            truncation_mode=self.config.truncation_mode,
-            eos_padding=self.config.eos_padding,
-            on_bad_rows=self.config.on_bad_rows,
-            strings_as_chat=self.config.strings_as_chat,
-            mask_id=mask_id,
-        )
-        return examples
+    def tokenized(self, rows: Any, tokenizer: PreTrainedTokenizerBase, mask_id: int | None) -> Dataset:
+        """Rows of text as examples of token ids. Rewards of pairs that no temperature asks for are not looked at."""
+        options: dict[str, Any] = {
+            "max_length": self.config.max_length,
+            "max_prompt_length": self.config.max_prompt_length,
+            "truncation_mode": self.config.truncation_mode,
+            "eos_padding": self.config.eos_padding,
+            "on_bad_rows": self.config.on_bad_rows,
+            "strings_as_chat": self.config.strings_as_chat,
+            "mask_id": mask_id,
+        }
+        if self.kind == "labels":
+            return tokenize_unpaired(rows, tokenizer, **options)[0]
+        if self.kind == "rankings":
+            ties = self.config.structure != "rankings"
+            return tokenize_ranked(rows, tokenizer, ties=ties, **options)[0]
+        idle = self.reward_columns if self.labelled or self.config.temperature == "constant" else ()
+        rows = rows.remove_columns([name for name in idle if name in rows.column_names])
+        return tokenize_preferences(rows, tokenizer, **options)[0]
 
     def completed(self, examples: Dataset) -> Dataset:
         """Examples with what the loss needs beside their own answers."""
@@ -83,7 +149,21 @@ class PreferenceData:
         return with_other_answers(examples)
 
 
-_IDS: dict[Kind, tuple[str, ...]] = {
-    "pairs": ("chosen_ids", "rejected_ids"),
-    "labels": ("completion_ids",),
-}
+def _kind_of(columns: list[str]) -> Kind:
+    known = (kind for kind, names in _IDS.items() if names[0] in columns)
+    return next(known, None) or kind_of(columns)
+
+
+def _check_lists(config: VRPOConfig) -> None:
+    """
+    Raises:
+        ValueError: something that is about the two answers of a pair.
+    """
+    given = {
+        "ref_weighting=arwc": config.ref_weighting == "arwc",
+        "num_draws=auto": config.num_draws == "auto",
+        f"pair_coupling={config.pair_coupling}": config.pair_coupling not in (None, "none"),
+    }
+    for name, wrong in given.items():
+        if wrong:
+            raise ValueError(f"{name} is about the two answers of a pair, and the rows are ranked lists: leave it out")

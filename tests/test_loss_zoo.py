@@ -1,0 +1,140 @@
+"""benchmarks/loss_zoo: figures are what they are called, tables are of whole comparisons, and the script runs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from vrpo import DPO, Pairs
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "benchmarks" / "loss_zoo"
+PAIRS = Pairs(torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([5, 6, 7, 8]))
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of the folder, under a name of its own: other benchmarks have scripts of the same names."""
+    monkeypatch.syspath_prepend(str(ZOO))
+    spec = importlib.util.spec_from_file_location(f"loss_zoo_{name}", ZOO / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, loaded)  # dataclasses look there
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def terms(replicates: int, draws: int, seed: int) -> torch.Tensor:
+    return torch.randn(replicates, 4, draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) / draws
+
+
+def test_loss_zoo_estimates_of_one_draw_and_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: single draws that are not scaled to an estimate; draws mixed up between rows; a sum instead of a mean."""
+    measure = module("measure", monkeypatch)
+    given = terms(3, 8, 0)
+    one, every = measure.singles(given), measure.together(given)
+    assert one.shape == (24, 4, 1)
+    assert every.shape == (1, 4, 24)
+    mean = given.sum(-1).mean(0)
+    torch.testing.assert_close(one.sum(-1).mean(0), mean)
+    torch.testing.assert_close(every.sum(-1)[0], mean)
+
+
+def test_loss_zoo_slopes_and_variances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of DPO, whose slope is known. Kills: a slope divided by the draws; the wrong sign; the noise of the bounds
+    taken for that of their differences."""
+    measure = module("measure", monkeypatch)
+    policy, reference = terms(6, 8, 1), terms(6, 8, 2)
+    found = measure.figures(policy, reference, PAIRS, DPO(0.7))
+    change = (policy - reference).sum(-1)
+    h = change[:, :2] - change[:, 2:]
+    assert found["slope_n8"] == pytest.approx(float(0.7 * torch.sigmoid(-0.7 * h).mean()))
+    assert found["slope_n64"] == pytest.approx(float(0.7 * torch.sigmoid(-0.7 * h.mean(0)).mean()))
+    assert found["variance_n8"] == pytest.approx(float(h.var(0).mean()))
+    assert found["variance_alone_n8"] != pytest.approx(found["variance_n8"])
+    assert found["ordered"] == "".join(str(int(value > 0)) for value in h.mean(0).tolist())
+    assert "slope_n8" not in measure.figures(policy, reference, PAIRS, None)
+
+
+def run_of(arm: str, rate: float, seed: int, solved: str, **changes: Any) -> dict[str, Any]:
+    job = {"task": "sudoku", "objective": "sigmoid", "arm": arm, "rate": rate, "seed": seed, "flipped": False}
+    marks = {"solved": solved, "ordered": solved, "margin": 1.0, "chosen_change": 0.0, "tokens": 17.0}
+    figures = {f"{name}_{draws}": 0.5 for name in ("variance", "slope") for draws in ("n1", "n8", "n64", "default")}
+    test = {**marks, **figures}
+    return {"job": job, "log": [[0.5, 1.0]], "validate": {**marks}, "test": test, **changes}
+
+
+def test_loss_zoo_tables_have_whole_seeds_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kills: a seed that was cut off in the middle counted; the rate chosen on test problems; a gain with the wrong
+    sign; marks that lose their leading zeros; a run without a finite loss taken for a stable one."""
+    report = module("report", monkeypatch)
+    arms = ("n8", "n1", "default", "n1_same_steps")
+    better = {"n8": "0011", "n1": "0001", "default": "0111", "n1_same_steps": "0000"}
+    runs = [run_of(arm, rate, seed, better[arm]) for arm in arms for rate in (1e-4, 1e-3) for seed in (1, 2)]
+    runs += [run_of("n8", 1e-4, 3, "1111")]  # the others of this seed were cut off
+    for run in runs:
+        if run["job"]["rate"] == 1e-3:  # better on test problems, worse on validation
+            run["test"]["solved"], run["validate"]["solved"] = "1111", "0000"
+    runs[3]["log"] = [[float("nan"), 1.0]]
+    report.report(runs, {"sudoku": "0001"}, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    cells = report.cells_of(result["runs"], "sudoku", False)["sigmoid"]
+    assert {len(cell.marks) for cell in cells.values()} == {2}
+    assert [cells[arm].marks[0] for arm in arms] == [[int(mark) for mark in better[arm]] for arm in arms]
+    for against, gain in (("n1", 0.25), ("n1_same_steps", 0.5)):
+        found = report.gains({"sigmoid": cells}, "n8", against).interval("sigmoid")
+        assert found == (
+            pytest.approx(gain),
+            pytest.approx(1.96 * 0.25**0.5 / 2 if gain == 0.25 else 1.96 * (1 / 3) ** 0.5 / 2),
+        )
+    assert cells["n8"].collapsed(0.25) == (1, 4)
+    assert report.base_score(result, "sudoku") == 0.25
+    page = (tmp_path / "README.md").read_text()
+    assert "| sigmoid | 0.250 [" in page
+    assert (tmp_path / "zoo.png").is_file()
+
+
+def test_loss_zoo_intervals_pool_the_chance_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: degrees of freedom of one objective, or one too many; a variance over problems taken for one over seeds; a
+    seed's interval not divided by the number of seeds."""
+    report = module("report", monkeypatch)
+    for freedom, exact in ((1, 12.706), (4, 2.776), (5, 2.571), (10, 2.228), (30, 2.042)):
+        assert report.student(freedom) == pytest.approx(exact, rel=0.01)
+    steady, shaky = [[1, 0], [0, 1]], [[1, 1], [0, 0]]
+    column = report.Column({"steady": steady, "shaky": shaky})
+    assert column.over_seeds == pytest.approx(4.303 * (0.5 / 2) ** 0.5)  # variances 0 and 1 / 2, two degrees of freedom
+    assert column.interval("steady") == (0.5, pytest.approx(column.over_seeds / 2**0.5))
+    assert report.Column({"one": [[1, 0]]}).over_seeds == 0
+    assert report.Column({}).interval("none") is None
+
+
+@pytest.mark.slow
+def test_loss_zoo_runs_and_goes_on(tmp_path: Path) -> None:
+    """Kills: a field that has moved; an arm or an objective that does not run; a finished run made again; a deadline
+    that is not kept."""
+    given = ["--tiny", "--runs", str(tmp_path), "--page", str(tmp_path / "page"), "--workers", "sudoku=1"]
+    few = ["--objectives", "sigmoid", "sigmoid_sft"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT / "src")}
+    lines = []
+    for more in (["--stage", "train", "--deadline_seconds", "0"], [], []):
+        command = [sys.executable, str(ZOO / "run.py"), *given, *few, *more]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        results = tmp_path / "results.jsonl"
+        lines.append(results.read_text().split("\n")[:-1] if results.is_file() else [])
+    assert not lines[0]
+    assert len(lines[1]) == 2 * 4
+    assert lines[1] == lines[2]
+    for line in lines[1]:
+        run = json.loads(line)
+        assert "failed" not in run, run
+        assert run["steps"] == {"n1": 32}.get(run["job"]["arm"], 4)
+        assert len(run["test"]["solved"]) == 8
+    assert "| sigmoid_sft |" in (tmp_path / "page" / "README.md").read_text()
