@@ -13,10 +13,12 @@ from tests.exact import Bigram
 from tests.training.runs import (
     Trajectory,
     distance,
+    labelled,
     log_lines,
     lora,
     moved,
     pairs,
+    ranked,
     tiny,
     train,
     vrpo_config,
@@ -24,6 +26,7 @@ from tests.training.runs import (
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.draws import Exact, FixedCount
 from vrpo.estimator import elbo
+from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import FrozenReference, Several
 from vrpo.training.preference import VRPOTrainer
@@ -54,7 +57,8 @@ def run(folder: Path, count: int = 6, **fields: Any) -> Trajectory:
     names = ("peft_config", "ref_model", "causal_ref_model", "denoiser")
     options = {name: fields.pop(name) for name in names if name in fields}
     fields = {"num_train_epochs": 1, "per_device_train_batch_size": 2, **fields}
-    _, trajectory = train(VRPOTrainer, vrpo_config(folder, **fields), pairs(count), **options)
+    rows = fields.pop("rows", None)
+    _, trajectory = train(VRPOTrainer, vrpo_config(folder, **fields), pairs(count) if rows is None else rows, **options)
     assert moved(trajectory) > 1e-3
     return trajectory
 
@@ -201,6 +205,16 @@ def test_replayed_is_live(tmp_path: Path, adapter: bool) -> None:
     given["ref_model"] = given["ref_model"][::-1]
     with pytest.raises(ValueError, match="references is now"):
         run(tmp_path / "other", **given, **terms, **options[2])
+
+
+@pytest.mark.parametrize("loss", ["kto", "plackett_luce"])
+def test_terms_of_any_structure_are_replayed(tmp_path: Path, loss: str) -> None:
+    """Labelled answers with mismatched ones, and lists, of two references, in batches other than the shards. Kills:
+    terms by pair; mismatched rows that depend on the batch."""
+    rows = labelled(6) if loss == "kto" else ranked(6)
+    fields = {"loss_type": loss, "ref_model": [None, tiny(seed=5)], "rows": rows, **HARMONIC}
+    live = run(tmp_path / "live", **fields)
+    assert distance(live, run(tmp_path / "known", precompute_ref_log_probs=True, **fields)) < TOLERANCE
 
 
 def some(tokens: Tokens, rows: Sequence[int]) -> Tokens:
@@ -382,6 +396,8 @@ def test_other_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_reference_that_cannot_move(tmp_path: Path) -> None:
     """Kills: parameters that are matched by place; moves that round to nothing."""
     config = vrpo_config(tmp_path, sync_ref_model=True)
+    with pytest.raises(ValueError, match="beside an adapter the reference is the frozen weights"):
+        VRPOTrainer(with_adapter(tiny(), lora(), 0), args=config, train_dataset=pairs(4))
     low = tiny(torch.bfloat16)
     for other, said in ((tiny(layers=1), "of policy and reference differ"), (low, "load it in float32")):
         with pytest.raises(ValueError, match=said):
