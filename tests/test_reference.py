@@ -14,7 +14,15 @@ from vrpo.draws import FixedCount, draw_key
 from vrpo.losses import DPO, SFT
 from vrpo.pools import log_ratios
 from vrpo.preference import Step, backward_by_draw, preference_loss
-from vrpo.reference import FrozenReference, GivenReference, IndependentReference, NoReference, Reference
+from vrpo.reference import (
+    ExactReference,
+    FrozenReference,
+    GivenReference,
+    IndependentReference,
+    NoReference,
+    Reference,
+    Several,
+)
 from vrpo.types import Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -145,3 +153,35 @@ def test_no_reference_is_empty_and_a_preference_refuses_it() -> None:
     preference_loss(exact.Table(), NoReference(), TOKENS, PAIRS, draws, SFT())
     with pytest.raises(ValueError, match="exactly one reference, not 0"):
         preference_loss(exact.Table(), NoReference(), TOKENS, PAIRS, draws, DPO())
+
+
+def test_an_exact_reference_is_the_likelihood_whatever_the_draws() -> None:
+    """Equal terms in every draw of the plan, so that a group left out takes its share. Kills: the policy's masks for a
+    causal model; the whole likelihood in every draw."""
+    found = ExactReference(exact.Bigram())(TOKENS, PLAN(TOKENS, PAIRS), PAIRS)
+    scored = [exact.token_logp(exact.Bigram(), row, (), tuple(range(len(row.response)))) for row in ROWS]
+    torch.testing.assert_close(found, torch.tensor(scored)[:, None, None].double().expand(4, 1, 4) / 4)
+
+
+def test_an_exact_reference_of_some_draws_has_the_terms_of_all() -> None:
+    """As an engine asks that pushes groups back one by one; other rows cost nothing. Kills: shares among the draws that
+    are asked for; every row computed at each call."""
+    draws = PLAN(TOKENS, PAIRS)
+    recorder = Recorder(exact.Bigram())
+    whole = ExactReference(recorder)(TOKENS, draws, PAIRS)
+    asked = torch.zeros_like(draws.in_use)
+    asked[2, 1] = True
+    recorder.calls.clear()
+    part = ExactReference(recorder)(TOKENS, draws.only(asked), PAIRS)
+    assert torch.equal(part[2], whole[2])
+    assert [call["input_ids"].shape[0] for call in recorder.calls] == [1]
+
+
+def test_references_side_by_side_are_in_their_order() -> None:
+    """Kills: terms of one in the place of another."""
+    parts = (FrozenReference(exact.Table(seed=1)), ExactReference(exact.Bigram()), FrozenReference(exact.Table(seed=2)))
+    draws = PLAN(TOKENS, PAIRS)
+    found = Several(parts)(TOKENS, draws, PAIRS)
+    assert found.shape == (4, 3, 4)
+    for place, part in enumerate(parts):
+        assert torch.equal(found[:, place], part(TOKENS, draws, PAIRS)[:, 0])

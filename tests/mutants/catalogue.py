@@ -2148,8 +2148,8 @@ BLOCK_DIFFUSION = [
     ),
     Mutant(
         "block: a reference with other blocks",
-        "training/preference.py",
-        (("if given is not None and given.block_size != denoiser.block_size:", "if False:"),),
+        "training/references.py",
+        (("if blocks and other.block_size != policy.block_size:", "if False:"),),
         TRAINED,
     ),
     Mutant(
@@ -3311,6 +3311,112 @@ CAUSAL = [  # exact likelihood
     ),
 ]
 
+REFERENCES_TESTS = ("tests/training/test_references.py",)
+REFERENCES = [  # which models a run is compared with
+    Mutant(
+        "an exact reference's shares among the draws asked for",
+        "reference.py",
+        (("planned = draws.group >= 0", "planned = draws.in_use"),),
+        REFERENCE,
+    ),
+    Mutant(
+        "an exact reference of all rows at every call",
+        "reference.py",
+        (("Exact()(tokens).only(draws.in_use.any(-1, keepdim=True))", "Exact()(tokens)"),),
+        REFERENCE,
+    ),
+    Mutant(
+        "references in the reverse order",
+        "reference.py",
+        (("return torch.cat(found, 1)", "return torch.cat(found[::-1], 1)"),),
+        REFERENCE,
+    ),
+    Mutant(
+        "the reward of a mixture against the first reference",
+        "training/objectives.py",
+        (("pool = Pooled(geometric, self._weights(references))", "pool = Pooled(geometric, Fixed((1.0, 0.0)))"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "one reference counted, however many there are",
+        "training/preference.py",
+        (("training_objective(len(self.references), self.added_up)", "training_objective(1, self.added_up)"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "a causal reference on the policy's draws",
+        "training/references.py",
+        (("(ExactReference if member.exact else FrozenReference)", "FrozenReference"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "the initial policy forgotten in a list",
+        "training/references.py",
+        (("wanted = given if given or causal else [None]", "wanted = [each for each in given if each] or [None]"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "the policy itself as the initial policy",
+        "training/references.py",
+        (("module=copy.deepcopy(denoiser.module).eval().requires_grad_(False)", "module=denoiser.module"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "fingerprints without their order",
+        "training/references.py",
+        (("map(str.__add__, kinds, prints)", "sorted(map(str.__add__, kinds, prints))"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "reference terms of rows by their own tokens alone",
+        "training/reference_terms.py",
+        (("if not isinstance(structure, Pairs):", "if True:"),),
+        TERMS,
+    ),
+    Mutant(
+        "an end of answers that the reference does not know",
+        "training/references.py",
+        (("ends_answers = mine is not None and mine in (policy.eos_id, policy.eot_id)", "ends_answers = False"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "weights for other references than there are",
+        "training/references.py",
+        (("len(config.ref_weights) != number", "False"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "the reference moved by 1 - alpha",
+        "training/sync.py",
+        (("policy.detach().to(reference.dtype), self.alpha)", "policy.detach().to(reference.dtype), 1 - self.alpha)"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "the reference moved at every step",
+        "training/sync.py",
+        (("if state.global_step % self.every == 0:", "if True:"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "evaluations against where the reference was",
+        "training/preference.py",
+        (("args, whole, self._eval_reference.clear)", "args, whole, lambda: None)"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "a resumed run with the first reference",
+        "training/sync.py",
+        (("            part.copy_(saved[name])", "            pass"),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "a checkpoint without its reference taken",
+        "training/sync.py",
+        (("    if moving and not there:", "    if False:"),),
+        REFERENCES_TESTS,
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -3333,4 +3439,5 @@ MUTANTS = [
     *CAUSAL,
     *DATA_VARIANTS,
     *LOSS_ZOO,
+    *REFERENCES,
 ]

@@ -13,10 +13,12 @@ from tests.exact import Bigram
 from tests.training.runs import (
     Trajectory,
     distance,
+    labelled,
     log_lines,
     lora,
     moved,
     pairs,
+    ranked,
     tiny,
     train,
     vrpo_config,
@@ -24,6 +26,7 @@ from tests.training.runs import (
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.draws import Exact, FixedCount
 from vrpo.estimator import elbo
+from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import FrozenReference, Several
 from vrpo.training.preference import VRPOTrainer
@@ -54,7 +57,8 @@ def run(folder: Path, count: int = 6, **fields: Any) -> Trajectory:
     names = ("peft_config", "ref_model", "causal_ref_model", "denoiser")
     options = {name: fields.pop(name) for name in names if name in fields}
     fields = {"num_train_epochs": 1, "per_device_train_batch_size": 2, **fields}
-    _, trajectory = train(VRPOTrainer, vrpo_config(folder, **fields), pairs(count), **options)
+    rows = fields.pop("rows", None)
+    _, trajectory = train(VRPOTrainer, vrpo_config(folder, **fields), pairs(count) if rows is None else rows, **options)
     assert moved(trajectory) > 1e-3
     return trajectory
 
@@ -107,6 +111,16 @@ def test_arwc_and_clipping_run(tmp_path: Path) -> None:
     assert all(distance(one, other) > 1e-9 for i, one in enumerate(found) for other in found[:i])
 
 
+def test_the_reward_of_a_mixture(tmp_path: Path) -> None:
+    """What metrics call so: the mean of the log-ratios, by weights. Kills: that of the first reference."""
+    config = vrpo_config(tmp_path, ref_pool="mixture", ref_weights=[0.25, 0.75])
+    policy = torch.tensor([[-1.0], [-2.0]], dtype=torch.float64)
+    references = torch.tensor([[[-3.0], [-7.0]], [[-4.0], [-2.0]]], dtype=torch.float64)
+    structure = pairs_of(PreferenceCollator(0)(list(pairs(1))))
+    found = config.judged(2).values(policy, references, structure)
+    assert found.tolist() == [0.25 * 2 + 0.75 * 6, 0.25 * 2 + 0.75 * 0]
+
+
 def masks_seen(modules: Sequence[nn.Module]) -> list[list[Tensor]]:
     """For each module a list that its calls fill: ids and masks of every item."""
     seen: list[list[Tensor]] = [[] for _ in modules]
@@ -132,7 +146,7 @@ def test_all_see_the_draws_of_the_policy(tmp_path: Path, shared: bool) -> None:
     train(VRPOTrainer, config, pairs(4), denoiser=models[0], ref_model=models[1:])
     policy, *others = ({tuple(row.tolist()) for row in each} for each in seen)
     assert others[0] == others[1]
-    assert len(others[0]) == 16  # 2 draws of 8 answers
+    assert len(seen[1]) == len(seen[2]) == 16  # 2 draws of 8 answers
     assert (policy == others[0]) is shared
 
 
@@ -191,6 +205,16 @@ def test_replayed_is_live(tmp_path: Path, adapter: bool) -> None:
     given["ref_model"] = given["ref_model"][::-1]
     with pytest.raises(ValueError, match="references is now"):
         run(tmp_path / "other", **given, **terms, **options[2])
+
+
+@pytest.mark.parametrize("loss", ["kto", "plackett_luce"])
+def test_terms_of_any_structure_are_replayed(tmp_path: Path, loss: str) -> None:
+    """Labelled answers with mismatched ones, and lists, of two references, in batches other than the shards. Kills:
+    terms by pair; mismatched rows that depend on the batch."""
+    rows = labelled(6) if loss == "kto" else ranked(6)
+    fields = {"loss_type": loss, "ref_model": [None, tiny(seed=5)], "rows": rows, **HARMONIC}
+    live = run(tmp_path / "live", **fields)
+    assert distance(live, run(tmp_path / "known", precompute_ref_log_probs=True, **fields)) < TOLERANCE
 
 
 def some(tokens: Tokens, rows: Sequence[int]) -> Tokens:
@@ -358,7 +382,7 @@ def test_models_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_other_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: vocabularies of equal size taken for equal; a reference that does not know how answers end."""
-    for changed, said in (({"a": 70, "b": 69}, "'a' is number"), ({"<|eot_id|>": None}, "'<|eot_id|>' is number 4")):
+    for changed, said in (({"a": 71, "b": 70}, "'a' is number"), ({"<|eot_id|>": None}, "'<|eot_id|>' is number 4")):
         other = tiny(seed=5)
         assert other.tokenizer is not None
         vocabulary = {**other.tokenizer.get_vocab(), **changed}
@@ -372,6 +396,8 @@ def test_other_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_reference_that_cannot_move(tmp_path: Path) -> None:
     """Kills: parameters that are matched by place; moves that round to nothing."""
     config = vrpo_config(tmp_path, sync_ref_model=True)
+    with pytest.raises(ValueError, match="beside an adapter the reference is the frozen weights"):
+        VRPOTrainer(with_adapter(tiny(), lora(), 0), args=config, train_dataset=pairs(4))
     low = tiny(torch.bfloat16)
     for other, said in ((tiny(layers=1), "of policy and reference differ"), (low, "load it in float32")):
         with pytest.raises(ValueError, match=said):

@@ -342,7 +342,8 @@ class VRPOTrainer(DiffusionTrainer):
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics.get("elbo/chosen_change", (0.0, 0.0))  # there is none without a reference
-        if self.args.warn_displacement and not self._warned and mean + 4 * error < 0 and self.is_world_process_zero():
+        asked = self.args.warn_displacement and self.references.first_has_bounds  # likelihoods are above any bound
+        if asked and not self._warned and mean + 4 * error < 0 and self.is_world_process_zero():
             self._warned = True
             warnings.warn(
                 f"likelihood displacement at step {self.state.global_step}: the bound of the chosen answers has fallen "

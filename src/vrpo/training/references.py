@@ -22,6 +22,10 @@ from vrpo.training.preference_config import VRPOConfig
 from vrpo.types import Denoiser
 
 Given = HFDenoiser | nn.Module | str
+_ADAPTER_MOVES = (
+    "sync_ref_model moves the reference's weights, and beside an adapter the reference is the frozen weights that it "
+    "is on: train all weights, or leave it out"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,11 @@ class References:
         """The models besides the policy, each once."""
         own = [member.denoiser for member in self.members if member.denoiser is not None]
         return list({id(each.module): each for each in own}.values())
+
+    @property
+    def first_has_bounds(self) -> bool:
+        """Whether what the policy's bounds are compared with first are bounds, too."""
+        return bool(self.members) and not self.members[0].exact
 
     def place(self, accelerator: Accelerator, device: torch.device, *, deepspeed: bool, sharded: bool) -> None:
         """Put each model on the device once, however often it is named; shard it with the policy.
@@ -107,10 +116,12 @@ def references_of(
     (`precompute_ref_log_probs`); or else a copy of it as it is now.
 
     Raises:
-        ValueError: a model is the policy itself, or is about other blocks or other tokens.
+        ValueError: a model is the policy itself, or is about other blocks or other tokens; or it cannot move.
     """
     if not config.compares:
         return References(())
+    if config.sync_ref_model and isinstance(policy.module, PeftModel):
+        raise ValueError(_ADAPTER_MOVES)
     wanted = given if given or causal else [None]
     as_policy = config.plan == "exact"
     denoisers = [None if each is None else as_denoiser(each, None, exact=as_policy) for each in wanted]
@@ -165,10 +176,7 @@ def check_references(config: VRPOConfig, given: int, causal: int, *, adapted: bo
     if config.sync_ref_model and causal:
         raise ValueError("sync_ref_model moves the reference towards the policy, and causal_ref_model is no such model")
     if config.sync_ref_model and adapted:
-        raise ValueError(
-            "sync_ref_model moves the reference's weights, and beside an adapter the reference is the frozen weights "
-            "that it is on: train all weights, or leave it out"
-        )
+        raise ValueError(_ADAPTER_MOVES)
 
 
 def _check_beside(policy: HFDenoiser, other: HFDenoiser, name: str, *, blocks: bool) -> None:
