@@ -1,0 +1,240 @@
+"""Loss x rows x temperature x reference x plan x slope, from YAML: what goes together trains, what does not is refused
+before a model is opened. What goes together is said here once more (`refusal`), not asked of the package."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.causal import causal
+from tests.training.runs import tiny
+from vrpo.cli import main
+from vrpo.commands import train as commands
+from vrpo.training.objectives import LOSSES
+from vrpo.types import Labels, Pairs, Rankings
+
+Combination = tuple[str, ...]
+TOO_FEW = 2
+FIRST = 44  # of the covering set, each value and most pairs of values among them; the rest is slow
+_PAIRED: dict[str, dict[str, Any]] = {
+    "sigmoid": {},
+    "cdpo": {"loss_type": "sigmoid", "label_smoothing": 0.1},
+    "robust": {"label_smoothing": 0.1},
+    "ipo": {"beta": 0.1},
+    "ipo_sum": {},
+    "hinge": {},
+    "simpo": {"beta": 2.0, "simpo_gamma": 0.4},
+    "orpo": {"beta": 0.1},
+    "apo_zero": {},
+    "apo_down": {},
+    "exo_pair": {"label_smoothing": 0.1},
+    "dmpo_rkl": {"dmpo_alpha": 0.02},
+    "several": {"loss_type": ["simpo", "sigmoid", "sft"], "loss_weights": [0.5, 1.0, 0.05]},
+}
+_LOSS = {
+    **_PAIRED,
+    "kto": {"undesirable_weight": 0.5},
+    "elbo_kto": {"loss_type": "kto", "kto_baseline": "batch_mean", "sft_coef": 0.1},
+    "plackett_luce": {},
+}
+_CUSTOM = {"temperature": "tests.e2e.test_combinations:by_length", "beta": 0.2}
+_TEMPERATURE = {
+    "constant": {},
+    "reward_scaling": {"temperature": "reward_scaling", "reward_scale": 2.0, "reward_scaling_k": 0.4},
+    "custom": _CUSTOM,
+}
+_TWO = {"ref_model_name_or_path": ["policy", "other"]}
+_REFERENCE: dict[str, dict[str, Any]] = {
+    "none": {},  # of losses that never have one
+    "free": {"reference_free": True},
+    "copy": {},
+    "adapter": {"use_peft": True, "lora_r": 2},
+    "cached": {"precompute_ref_log_probs": True},
+    "moving": {"sync_ref_model": True, "ref_model_sync_steps": 1},
+    "causal": {"causal_ref_model_name_or_path": ["causal"]},
+    "harmonic": {**_TWO, "ref_pool": "harmonic", "ref_weights": [0.7, 0.3], "causal_ref_model_name_or_path": None},
+    "geometric": {**_TWO, "ref_pool": "geometric", "causal_ref_model_name_or_path": ["causal"]},
+    "arwc": {**_TWO, "ref_pool": "harmonic", "ref_weighting": "arwc", "arwc_swap": True, "ref_clip": 0.1},
+    "mixture": {**_TWO, "ref_pool": "mixture", "precompute_ref_log_probs": True},
+}
+_GROUPED = {"num_times": 4, "num_groups": 2}
+_PLAN: dict[str, dict[str, Any]] = {
+    "fixed_count": {"num_times": 2, "num_masks": 2},
+    "bernoulli": {"num_times": 2, "t_min": 0.05},
+    "stratified": {**_GROUPED, "count_exponent": 0.0},
+    "balanced": _GROUPED,
+    "nested": {**_GROUPED, "control": 0.5},
+    "complementary": {"num_times": 4},
+    "exact": {},
+}
+AXES: dict[str, Mapping[str, Any]] = {
+    "loss": _LOSS,
+    "rows": dict.fromkeys(("pairs", "lists", "labels")),
+    "temperature": _TEMPERATURE,
+    "reference": _REFERENCE,
+    "plan": _PLAN,
+    "slope": dict.fromkeys(("plain", "cross_fit", "jackknife", "halves")),
+}
+_ABOUT = {"kto": "labels", "elbo_kto": "labels", "plackett_luce": "lists"}
+_WHOLE = ("kto", "elbo_kto", "plackett_luce")  # losses of more than two answers, or of one
+
+
+def by_length(structure: Pairs | Rankings | Labels) -> torch.Tensor:
+    """A temperature of ours: one number for each pair, list or label."""
+    if isinstance(structure, Pairs):
+        return 0.3 + 0.01 * structure.length[structure.chosen].double()
+    items = structure.order[:, 0] if isinstance(structure, Rankings) else structure.row
+    return 0.3 + 0.01 * structure.length[items].double()
+
+
+def refusal(loss: str, rows: str, temperature: str, reference: str, plan: str, slope: str) -> str | None:
+    """Why a combination is not legal, as words of what must be said; None: it is."""
+    free = loss in ("simpo", "orpo")
+    pooled = reference in ("harmonic", "geometric", "arwc", "mixture")
+    wrong = {
+        "is about references": free and pooled,
+        "has no reference here": free and reference == "causal",
+        "and there is no reference": free and reference == "cached",
+        "and there is none": free and reference == "moving",
+        "has no reference of its own": not free and reference == "none",  # not a configuration: it would be `copy`
+        "scales by the rewards of a pair's two answers": temperature == "reward_scaling" and loss in _WHOLE,
+        "compares the two answers of a pair": reference == "arwc" and loss in _WHOLE,
+        "needs independent groups of draws": plan == "exact" and slope != "plain",
+        "estimates of plan=nested may be above 1": loss == "orpo" and (plan == "nested" or slope in ("jackknife", "halves")),
+        "set loss_type to kto": loss in _PAIRED and rows == "labels",
+        "does not take ranked lists": _ABOUT.get(loss) == "labels" and rows == "lists",
+        "does not take": loss == "plackett_luce" and rows != "lists",
+        "is about the two answers of a pair": loss in _PAIRED and reference == "arwc" and rows == "lists",
+    }
+    return next((said for said, true in wrong.items() if true), None)
+
+
+def legal(combination: Combination) -> bool:
+    return refusal(*combination) is None
+
+
+Two = tuple[tuple[int, str], tuple[int, str]]
+
+
+def twos(combination: Combination) -> set[Two]:
+    """The pairs of values that a combination has."""
+    return set(combinations(enumerate(combination), 2))
+
+
+@cache
+def covering() -> list[Combination]:
+    """Combinations with every pair of values that any legal one has; each has the most new ones of a few dozen tried."""
+    everything = [one for one in product(*AXES.values()) if legal(one)]
+    left, some, chosen = set().union(*map(twos, everything)), random.Random(0), []
+    while left:
+        tried = some.sample(everything, 40)
+        if max(len(twos(one) & left) for one in tried) <= TOO_FEW:
+            (i, this), (j, that) = min(left)
+            tried = [one for one in everything if one[i] == this and one[j] == that]
+        chosen.append(max(tried, key=lambda one: len(twos(one) & left)))
+        left -= twos(chosen[-1])
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models with one vocabulary, diffusion and causal, and rows of each kind, with rewards and weights."""
+    folder = tmp_path_factory.mktemp("combinations")
+    for name, seed in (("policy", 0), ("other", 5)):
+        tiny(torch.float32, layers=1, seed=seed).save_pretrained(folder / name)
+    tokenizer: Any = tiny().tokenizer
+    tokenizer.mask_token = None
+    for name, seed in (("causal", 0), ("exact_policy", 1), ("exact_other", 2)):
+        module = causal(seed=seed, dtype=torch.float32, vocab_size=320, num_hidden_layers=1)
+        module.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    numbers = range(10, 14)
+    answers = [[f"{2 * n}", f"{2 * n + 1} or so", f"{n}"][: 2 + n % 2] for n in numbers]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "pairs": [
+            {"chosen": two[0], "rejected": two[1], "chosen_reward": 3.0, "rejected_reward": 0.5 * at, "weight": 1.0 + at}
+            for at, two in enumerate(answers)
+        ],
+        "lists": [{"completions": some, "rewards": [4.0, 1.0, 0.5][: len(some)]} for some in answers],
+        "labels": [{"completion": some[at % 2], "label": at % 2 == 0} for at, some in enumerate(answers)],
+    }
+    for name, part in rows.items():
+        lines = [json.dumps({"prompt": f"{n}+{n}=", **row}) for n, row in zip(numbers, part, strict=True)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+Run = Callable[..., tuple[int, str]]
+SHORT = {
+    **{"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 1},
+    **{"per_device_train_batch_size": 2, "max_steps": 1, "learning_rate": 0.01, "warn_displacement": False},
+}
+
+
+def fields_of(combination: Combination, work: Path) -> dict[str, Any]:
+    """The YAML file of a combination."""
+    loss, rows, temperature, reference, plan, _ = combination
+    fields: dict[str, Any] = {"loss_type": loss, "beta": 0.3, **SHORT}
+    for part in (_LOSS[loss], _TEMPERATURE[temperature], _REFERENCE[reference], _PLAN[plan]):
+        fields |= part
+    kind = "exact_{}" if plan == "exact" else "{}"
+    for name, form in (("ref_model_name_or_path", kind), ("causal_ref_model_name_or_path", "{}")):
+        if fields.get(name) is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = [one if one == "policy" else str(work / form.format(one)) for one in fields[name]]
+    model, data = work / kind.format("policy"), work / f"{rows}.jsonl"
+    return {**fields, "plan": plan, "slope": combination[-1], "model_name_or_path": str(model), "dataset_name": str(data)}
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`vrpo train` with a YAML file of these fields: exit code, stderr."""
+
+    def command(fields: Mapping[str, Any]) -> tuple[int, str]:
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**fields, "output_dir": str(tmp_path / "out")}))
+        capsys.readouterr()
+        code = main(["train", "--config", str(path)])
+        return code, capsys.readouterr().err
+
+    return command
+
+
+def test_the_set_covers() -> None:
+    """Every loss that is offered, every value beside every other that it is legal beside, and every value in the part
+    that always runs. Kills: a loss, or a way to have references, that is offered and not run."""
+    everything = [one for one in product(*AXES.values()) if legal(one)]
+    found = covering()
+    assert set().union(*map(twos, everything)) == set().union(*map(twos, found))
+    names = [fields.get("loss_type", name) for name, fields in _LOSS.items()]
+    assert {name for each in names for name in ([each] if isinstance(each, str) else each)} == set(LOSSES)
+    values = {(axis, value) for axis, some in enumerate(AXES.values()) for value in some}
+    assert {two for one in found[:FIRST] for two in enumerate(one)} == values
+
+
+def parameters() -> Iterator[Any]:
+    for place, one in enumerate(covering()):
+        yield pytest.param(one, id="-".join(one), marks=[] if place < FIRST else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("combination", parameters())
+def test_a_legal_one_trains(run: Run, work: Path, tmp_path: Path, combination: Combination) -> None:
+    """One step with a finite loss and gradient. Kills: a field that stops at the configuration; shapes, kinds of rows or
+    contexts that do not fit together."""
+    code, err = run(fields_of(combination, work))
+    assert code == 0, err
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) == 1
+    assert math.isfinite(steps[0]["loss"])
+    assert 0 < steps[0]["grad_norm"] < math.inf
+    assert all(math.isfinite(value) for name, value in steps[0].items() if name.startswith(("rewards/", "elbo/")))
