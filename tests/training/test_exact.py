@@ -23,7 +23,8 @@ from tests.training.runs import (
 from vrpo.models.causal import CausalDenoiser, as_causal
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.given import as_denoiser
-from vrpo.training.preference import VRPOTrainer, frozen_copy
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
 
 
