@@ -23,7 +23,8 @@ from tests.training.runs import (
 from vrpo.models.causal import CausalDenoiser, as_causal
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.given import as_denoiser
-from vrpo.training.preference import VRPOTrainer, frozen_copy
+from vrpo.training.preference import VRPOTrainer
+from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
 
 
@@ -40,9 +41,9 @@ def test_a_model_of_the_other_kind_is_refused(tmp_path: Path) -> None:
         VRPOTrainer(tiny().module, args=exact, train_dataset=pairs(), processing_class=tokenizer())
     with pytest.raises(ValueError, match="this is a diffusion model"):
         VRPOTrainer(model(), ref_model=tiny(), args=exact, train_dataset=pairs())
-    with pytest.raises(ValueError, match="set plan=exact"):
+    with pytest.raises(ValueError, match="no masks to draw: plan=exact"):
         VRPOTrainer(model(), args=masks, train_dataset=pairs())
-    with pytest.raises(ValueError, match="set plan=exact"):
+    with pytest.raises(ValueError, match="no masks to draw: plan=exact"):
         SFTTrainer(model(), args=sft_config(tmp_path), train_dataset=answers())
 
 
