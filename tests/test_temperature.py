@@ -1,6 +1,7 @@
 """Temperatures: the beta of each pair, by the formula."""
 
 from math import exp
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from tests.objectives import LENGTH, PAIRS, REWARD, by_place, terms
 from vrpo.losses import DPO, Preference
 from vrpo.pair_losses import Sigmoid
-from vrpo.temperature import Constant, RewardScaling
-from vrpo.types import Pairs
+from vrpo.temperature import Constant, Custom, RewardScaling
+from vrpo.types import Labels, Pairs, Rankings
 
 
 def pair_of(*rewards: float) -> Pairs:
@@ -108,3 +109,37 @@ def test_wrong_numbers_are_refused(wrong: float) -> None:
 def test_w_and_k_are_not_negative(w: float, k: float) -> None:
     with pytest.raises(ValueError, match="w and k"):
         RewardScaling(0.2, 1.0, w, k)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (0.3, "2 betas is wanted, not float"),
+        (torch.full((4,), 0.3), r"2 betas is wanted, not \(4,\)"),
+        (torch.full((2, 1), 0.3), r"2 betas is wanted, not \(2, 1\)"),
+        (torch.tensor([0.3, -0.3]), "must be positive and finite"),
+        (torch.tensor([0.3, float("nan")]), "must be positive and finite"),
+    ],
+)
+def test_a_function_that_returns_no_betas_is_refused(given: Any, said: str) -> None:
+    """Kills: a column that broadcasts to all pairs with all; a beta below 0, which prefers the rejected answer."""
+    structure = Pairs(torch.tensor([0, 1]), torch.tensor([2, 3]), torch.full((4,), 5))
+    with pytest.raises(ValueError, match=f"temperature mine: .*{said}"):
+        Custom(lambda pairs: given, "mine")(structure)
+
+
+def test_a_function_gives_a_beta_to_each_item_of_any_structure() -> None:
+    """Pairs, lists and labels. Kills: the rows of a structure taken for its items."""
+    length, both = torch.full((5,), 2), torch.tensor([0.1, 0.2])
+    pairs = Pairs(torch.tensor([0, 1]), torch.tensor([2, 3]), length)
+    lists = Rankings(torch.tensor([[0, 1, 4], [2, 3, -1]]), length)
+    labels = Labels(torch.tensor([0, 1]), torch.tensor([True, False]), torch.tensor([2, 3]), length)
+    for structure in (pairs, lists, labels):
+        assert torch.equal(Custom(lambda one: both, "mine")(structure), both)
+
+
+@pytest.mark.parametrize("fields", [{"w": float("inf")}, {"k": float("inf")}, {"w": float("nan")}])
+def test_an_endless_scaling_is_refused(fields: dict[str, float]) -> None:
+    """Kills: inf * 0, a loss that is NaN at the first pair of equal rewards."""
+    with pytest.raises(ValueError, match="w and k must not be negative, and finite"):
+        RewardScaling(0.2, 1.0, **fields)

@@ -7,6 +7,7 @@ per-draw losses. What each loss does with the noise of the estimate: docs/losses
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -70,6 +71,10 @@ class Preference:
         value = self.pool(policy_terms, reference_terms, pairs)
         return value / pairs.length if self.per_token else value
 
+    def betas(self, structure: Pairs | Rankings) -> float | Float[Tensor, " P"]:
+        """The beta of each pair."""
+        return self.temperature(structure.pairs)
+
     def items(
         self,
         policy_terms: Float[Tensor, "N K"],
@@ -124,8 +129,8 @@ class KTO:
     over_processes: Callable[[Float[Tensor, " 2"]], Float[Tensor, " 2"]] = _unchanged
 
     def __post_init__(self) -> None:
-        if not (self.desirable_weight >= 0 and self.undesirable_weight >= 0):
-            raise ValueError("desirable_weight and undesirable_weight must not be negative")
+        if not (0 <= self.desirable_weight < inf and 0 <= self.undesirable_weight < inf):
+            raise ValueError("desirable_weight and undesirable_weight must not be negative, and finite")
         if self.baseline not in ("mismatched", "batch_mean"):
             raise ValueError(f"baseline (kto_baseline) must be mismatched or batch_mean, not {self.baseline!r}")
 
@@ -177,6 +182,11 @@ class PlackettLuce:
     ) -> Float[Tensor, " N"]:
         """What the loss is about: the log-ratio of each row."""
         return self.pool(policy_terms, reference_terms, structure)
+
+    def betas(self, structure: Rankings) -> float | Float[Tensor, " P"]:
+        """The beta of each pair of a list: its list's."""
+        beta = self.temperature(structure)
+        return beta[structure.pairs.item] if isinstance(beta, Tensor) else beta
 
     def items(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Rankings

@@ -4,7 +4,7 @@ What each does with the noise of an estimate: docs/losses.md. How a pair's ratio
 """
 
 from dataclasses import dataclass
-from math import log, log1p
+from math import isfinite, log, log1p
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -37,6 +37,8 @@ class Sigmoid:
 
     def __post_init__(self) -> None:
         _check_smoothing(self.label_smoothing)
+        if not isfinite(self.gamma):
+            raise ValueError(f"gamma (simpo_gamma) must be finite, not {self.gamma}")
 
     def __call__(
         self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]

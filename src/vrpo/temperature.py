@@ -1,5 +1,6 @@
 """Temperatures: the beta of each pair, by which a margin of bounds (nats) becomes a preference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.types import Pairs
+from vrpo.types import Labels, Pairs, Rankings
 
 
 @runtime_checkable
@@ -55,8 +56,8 @@ class RewardScaling:
         _check_beta(self.beta)
         if not 0 < self.scale < inf:
             raise ValueError(f"scale (reward_scale) must be positive and finite, not {self.scale}")
-        if not (self.w >= 0 and self.k >= 0):
-            raise ValueError(f"w and k must not be negative, not {self.w} and {self.k}")
+        if not (0 <= self.w < inf and 0 <= self.k < inf):
+            raise ValueError(f"w and k must not be negative, and finite, not {self.w} and {self.k}")
 
     def __call__(self, structure: Pairs) -> Float[Tensor, " P"]:
         reward = structure.reward
@@ -65,6 +66,40 @@ class RewardScaling:
         difference = (reward[structure.chosen] - reward[structure.rejected]).to(torch.float64) / self.scale
         surety = -torch.expm1(-self.k * difference.clamp(min=0))  # clamped here, exp cannot overflow
         return self.beta * (1 + self.w * surety)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A function of the user's, from `Pairs` (or the `Rankings` or `Labels` of losses about those) to one beta of each.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ValueError: it returns something else, which would broadcast, or turn the loss around.
+    """
+
+    function: Callable[[Any], Float[Tensor, " P"]]
+    name: str
+
+    def __call__(self, structure: Pairs | Rankings | Labels) -> Float[Tensor, " P"]:
+        beta: Any = self.function(structure)
+        number = len(_items(structure))
+        if not isinstance(beta, Tensor) or beta.shape != (number,):
+            said = tuple(beta.shape) if isinstance(beta, Tensor) else type(beta).__name__
+            raise ValueError(f"temperature {self.name}: a tensor of {number} betas is wanted, not {said}")
+        if not bool(((beta > 0) & (beta < inf)).all()):
+            raise ValueError(
+                f"temperature {self.name}: beta must be positive and finite, not {beta.min()} to {beta.max()}"
+            )
+        return beta.detach()
+
+
+def _items(structure: Pairs | Rankings | Labels) -> Tensor:
+    """What a structure has a beta of."""
+    if isinstance(structure, Labels):
+        return structure.row
+    return structure.chosen if isinstance(structure, Pairs) else structure.order
 
 
 def _check_beta(beta: float) -> None:

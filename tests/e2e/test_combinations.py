@@ -4,7 +4,7 @@ before a model is opened. What goes together is said here once more (`refusal`),
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -84,6 +84,8 @@ AXES: dict[str, Mapping[str, Any]] = {
     "slope": dict.fromkeys(("plain", "cross_fit", "jackknife", "halves")),
 }
 _ABOUT = {"kto": "labels", "elbo_kto": "labels", "plackett_luce": "lists"}
+_FREE = ("simpo", "orpo")
+NO_SUCH = "a loss that has a reference has one"  # of "none" beside it: there is no such configuration
 _WHOLE = ("kto", "elbo_kto", "plackett_luce")  # losses of more than two answers, or of one
 
 
@@ -97,28 +99,25 @@ def by_length(structure: Pairs | Rankings | Labels) -> torch.Tensor:
 
 def refusal(loss: str, rows: str, temperature: str, reference: str, plan: str, slope: str) -> str | None:
     """Why a combination is not legal, as words of what must be said; None: it is."""
-    free = loss in ("simpo", "orpo")
+    free = loss in _FREE
     pooled = reference in ("harmonic", "geometric", "arwc", "mixture")
     wrong = {
         "is about references": free and pooled,
         "has no reference here": free and reference == "causal",
         "and there is no reference": free and reference == "cached",
         "and there is none": free and reference == "moving",
-        "has no reference of its own": not free and reference == "none",  # not a configuration: it would be `copy`
+        NO_SUCH: not free and reference == "none",
         "scales by the rewards of a pair's two answers": temperature == "reward_scaling" and loss in _WHOLE,
         "compares the two answers of a pair": reference == "arwc" and loss in _WHOLE,
         "needs independent groups of draws": plan == "exact" and slope != "plain",
-        "estimates of plan=nested may be above 1": loss == "orpo" and (plan == "nested" or slope in ("jackknife", "halves")),
+        "estimates of plan=nested may be above 1": loss == "orpo"
+        and (plan == "nested" or slope in ("jackknife", "halves")),
         "set loss_type to kto": loss in _PAIRED and rows == "labels",
         "does not take ranked lists": _ABOUT.get(loss) == "labels" and rows == "lists",
         "does not take": loss == "plackett_luce" and rows != "lists",
         "is about the two answers of a pair": loss in _PAIRED and reference == "arwc" and rows == "lists",
     }
     return next((said for said, true in wrong.items() if true), None)
-
-
-def legal(combination: Combination) -> bool:
-    return refusal(*combination) is None
 
 
 Two = tuple[tuple[int, str], tuple[int, str]]
@@ -130,9 +129,14 @@ def twos(combination: Combination) -> set[Two]:
 
 
 @cache
+def allowed() -> list[Combination]:
+    return [one for one in product(*AXES.values()) if refusal(*one) is None]
+
+
+@cache
 def covering() -> list[Combination]:
-    """Combinations with every pair of values that any legal one has; each has the most new ones of a few dozen tried."""
-    everything = [one for one in product(*AXES.values()) if legal(one)]
+    """Combinations with every two values that any legal one has; each has the most new ones of a few dozen tried."""
+    everything = allowed()
     left, some, chosen = set().union(*map(twos, everything)), random.Random(0), []
     while left:
         tried = some.sample(everything, 40)
@@ -160,7 +164,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = [[f"{2 * n}", f"{2 * n + 1} or so", f"{n}"][: 2 + n % 2] for n in numbers]
     rows: dict[str, list[dict[str, Any]]] = {
         "pairs": [
-            {"chosen": two[0], "rejected": two[1], "chosen_reward": 3.0, "rejected_reward": 0.5 * at, "weight": 1.0 + at}
+            {
+                "chosen": two[0],
+                "rejected": two[1],
+                "chosen_reward": 3.0,
+                "rejected_reward": 0.5 * at,
+                "weight": 1.0 + at,
+            }
             for at, two in enumerate(answers)
         ],
         "lists": [{"completions": some, "rewards": [4.0, 1.0, 0.5][: len(some)]} for some in answers],
@@ -192,7 +202,13 @@ def fields_of(combination: Combination, work: Path) -> dict[str, Any]:
         else:
             fields[name] = [one if one == "policy" else str(work / form.format(one)) for one in fields[name]]
     model, data = work / kind.format("policy"), work / f"{rows}.jsonl"
-    return {**fields, "plan": plan, "slope": combination[-1], "model_name_or_path": str(model), "dataset_name": str(data)}
+    return {
+        **fields,
+        "plan": plan,
+        "slope": combination[-1],
+        "model_name_or_path": str(model),
+        "dataset_name": str(data),
+    }
 
 
 @pytest.fixture
@@ -212,24 +228,23 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
 def test_the_set_covers() -> None:
     """Every loss that is offered, every value beside every other that it is legal beside, and every value in the part
     that always runs. Kills: a loss, or a way to have references, that is offered and not run."""
-    everything = [one for one in product(*AXES.values()) if legal(one)]
     found = covering()
-    assert set().union(*map(twos, everything)) == set().union(*map(twos, found))
+    assert set().union(*map(twos, allowed())) == set().union(*map(twos, found))
     names = [fields.get("loss_type", name) for name, fields in _LOSS.items()]
     assert {name for each in names for name in ([each] if isinstance(each, str) else each)} == set(LOSSES)
     values = {(axis, value) for axis, some in enumerate(AXES.values()) for value in some}
     assert {two for one in found[:FIRST] for two in enumerate(one)} == values
 
 
-def parameters() -> Iterator[Any]:
-    for place, one in enumerate(covering()):
-        yield pytest.param(one, id="-".join(one), marks=[] if place < FIRST else [pytest.mark.slow])
+def parameters() -> list[Any]:
+    marks = [[] if place < FIRST else [pytest.mark.slow] for place in range(len(covering()))]
+    return [pytest.param(one, id="-".join(one), marks=mark) for one, mark in zip(covering(), marks, strict=True)]
 
 
 @pytest.mark.parametrize("combination", parameters())
 def test_a_legal_one_trains(run: Run, work: Path, tmp_path: Path, combination: Combination) -> None:
-    """One step with a finite loss and gradient. Kills: a field that stops at the configuration; shapes, kinds of rows or
-    contexts that do not fit together."""
+    """One step with a finite loss and gradient. Kills: a field that stops at the configuration; shapes or kinds of
+    rows that do not fit together."""
     code, err = run(fields_of(combination, work))
     assert code == 0, err
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
@@ -238,3 +253,63 @@ def test_a_legal_one_trains(run: Run, work: Path, tmp_path: Path, combination: C
     assert math.isfinite(steps[0]["loss"])
     assert 0 < steps[0]["grad_norm"] < math.inf
     assert all(math.isfinite(value) for name, value in steps[0].items() if name.startswith(("rewards/", "elbo/")))
+
+
+def refused() -> list[Any]:
+    """Each two values that no legal combination has, everything else as usual."""
+    possible = set().union(*map(twos, allowed()))
+    found = []
+    for (i, some), (j, more) in combinations(enumerate(AXES.values()), 2):
+        for this, that in product(some, more):
+            one = usual({i: this, j: that})
+            if ((i, this), (j, that)) not in possible and refusal(*one) != NO_SUCH:
+                found.append(pytest.param(one, id=f"{this}-{that}"))
+    return found
+
+
+def usual(given: Mapping[int, str]) -> Combination:
+    """These values, and beside them those that go with most."""
+    loss = given.get(0, "sigmoid")
+    others = (loss, _ABOUT.get(loss, "pairs"), "constant", "none" if loss in _FREE else "copy", "fixed_count", "plain")
+    return tuple(given.get(axis, value) for axis, value in enumerate(others))
+
+
+@pytest.mark.parametrize("combination", refused())
+def test_an_illegal_one_is_refused(
+    run: Run, work: Path, monkeypatch: pytest.MonkeyPatch, combination: Combination
+) -> None:
+    """With the reason, before any model is opened: none exists. Kills: a check that is left out, or made too late."""
+    monkeypatch.setattr(commands, "loaded", lambda *args, **kwargs: pytest.fail("a model is loaded"))
+    fields = fields_of(combination, work / "nowhere")
+    code, err = run({**fields, "dataset_name": str(work / f"{combination[1]}.jsonl")})
+    said = refusal(*combination)
+    assert said is not None
+    assert code == 2
+    assert said in err
+
+
+ILLEGAL: list[tuple[dict[str, Any], str]] = [
+    ({"loss_type": "nca_pair"}, "loss_type 'nca_pair' is not offered: apo_zero"),
+    ({"loss_type": ["sigmoid", "kto"]}, "only sft goes beside them"),
+    ({"loss_type": "exo_pair"}, "must lie in (0, 0.5), not 0.0"),
+    ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
+    ({"ld_alpha": 0.5}, "a bound has no terms of single places"),
+    ({**_CUSTOM, "beta": 0.3}, "gives each pair its beta: leave out beta"),
+    ({"temperature": "math:pi"}, "temperature math:pi is no function"),
+    ({"temperature": "reward_scaling"}, "needs reward_scale"),
+    ({"ref_pool": "harmonic"}, "and there is one"),
+    ({"reference_free": True, "share_draws": False}, "there is no reference"),
+    ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model would move"),
+    ({"loss_type": "kto", "num_draws": "auto"}, "not with kto"),
+    ({"plan": "balanced", "num_times": 2, "slope": "halves"}, "needs independent groups of draws"),
+    ({"plan": "fixed_count", "num_times": 3, "slope": "halves"}, "needs an even number of independent groups"),
+    ({"loss_type": "plackett_luce", "pair_coupling": "aligned"}, "couples the two answers of a pair"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), ILLEGAL)
+def test_illegal_fields_are_refused(run: Run, fields: dict[str, Any], said: str) -> None:
+    """Before anything is read: neither rows nor models exist."""
+    code, err = run({"dataset_name": "nothing.jsonl", "model_name_or_path": "nowhere", **SHORT, **fields})
+    assert code == 2
+    assert said in err

@@ -11,7 +11,7 @@ from vrpo.losses import KTO, SFT, Mixture, PlackettLuce, Preference, WeightedSum
 from vrpo.pair_losses import IPO, Hinge, ReverseKL, Sigmoid
 from vrpo.pools import SINGLE, Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
 from vrpo.slopes import Jackknife
-from vrpo.temperature import Constant, RewardScaling
+from vrpo.temperature import Constant, Custom, RewardScaling
 from vrpo.training.objectives import LOSSES
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.types import Pairs
@@ -116,6 +116,12 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"temperature": "reward_scaling"}, "needs reward_scale, the difference of rewards that counts as 1"),
         ({"reward_scale": 1.0}, "reward_scale belongs to temperature=reward_scaling, which is constant"),
         ({"temperature": "hot"}, "temperature must be constant, reward_scaling or module:function, not 'hot'"),
+        ({"temperature": "math:pi"}, "temperature math:pi is no function, but 3.14"),
+        ({"temperature": "math:sqrt", "beta": 0.5}, "gives each pair its beta: leave out beta"),
+        ({"loss_weights": [float("nan")]}, "loss_weights must not be negative, and finite"),
+        ({"sft_coef": float("inf")}, "sft_coef must not be negative, and finite"),
+        ({"loss_type": "kto", "desirable_weight": float("inf")}, "must not be negative, and finite"),
+        ({"loss_type": "simpo", "simpo_gamma": float("nan")}, "gamma (simpo_gamma) must be finite"),
         ({"temperature": "no.such:thing"}, "temperature no.such:thing: No module named 'no'"),
         ({"beta": 0.0}, "beta must be positive"),
         ({"ref_weights": [0.5, 0.5]}, "ref_weights goes with several references: say in ref_pool"),
@@ -159,7 +165,8 @@ def test_fields_become_the_objective() -> None:
     assert settings("plackett_luce").objective().parts[0][1] == PlackettLuce(beta)
     scaled = settings("sigmoid", temperature="reward_scaling", reward_scale=2.0, reward_scaling_w=1.0)
     assert scaled.objective().parts[0][1] == Preference(Sigmoid(), RewardScaling(0.2, 2.0, 1.0, 0.5))
-    assert settings("sigmoid", **TEMPERATURES["custom"]).objective().parts[0][1] == Preference(Sigmoid(), sharp)
+    own = Custom(sharp, "tests.training.test_objectives:sharp")
+    assert settings("sigmoid", **TEMPERATURES["custom"]).objective().parts[0][1] == Preference(Sigmoid(), own)
 
 
 def test_references_become_the_pool() -> None:
@@ -189,6 +196,7 @@ def test_a_custom_temperature_is_the_beta_of_each_pair() -> None:
 
 
 def test_the_first_slope() -> None:
-    """What num_draws=auto starts from. Kills: DPO's for all losses."""
-    for loss, slope in (("sigmoid", 0.1), ("hinge", 0.2), ("ipo_sum", 5.0), ("apo_zero", 0.05)):
+    """What num_draws=auto starts from. Kills: DPO's for all losses; that of the chosen answer,
+    which is 0 for apo_down and stops training."""
+    for loss, slope in (("sigmoid", 0.1), ("hinge", 0.2), ("ipo_sum", 5.0), ("apo_zero", 0.05), ("apo_down", 0.05)):
         assert settings(loss).first_slope == pytest.approx(slope)

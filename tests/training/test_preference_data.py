@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from torch import Tensor
 
 from tests.training.runs import (
     distance,
@@ -250,3 +251,23 @@ def test_precomputed_reference_terms(name: str, tmp_path: Path) -> None:
     kept = train(VRPOTrainer, config, rows)[1]
     assert moved(live) > 1e-4
     assert distance(live, kept) < TOLERANCE
+
+
+def surer_lists(lists: Rankings) -> Tensor:
+    """A temperature of somebody's own, of lists: it knows nothing of pairs."""
+    return 0.2 * (lists.order >= 0).sum(-1).double()
+
+
+def test_a_temperature_of_lists(tmp_path: Path) -> None:
+    """Rewards in the log are those of the loss. Kills: metrics that ask for the betas of pairs, where the loss asks for
+    those of lists."""
+    own = {"temperature": "tests.training.test_preference_data:surer_lists", "beta": 0.2}
+    logs = []
+    for name, fields in (("own", own), ("constant", {"beta": 0.6})):
+        three = ranked(4, lists=(3,))
+        config = vrpo_config(tmp_path / name, loss_type="plackett_luce", **fields, num_train_epochs=2)
+        assert moved(train(VRPOTrainer, config, three)[1]) > 1e-4
+        logs.append(log_lines(tmp_path / name))
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+    assert any(line.get("rewards/margins") for line in logs[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 from vrpo.pools import log_ratios
 from vrpo.preference import Step
 from vrpo.sketch import Sketch
-from vrpo.types import Draws, Labels, Pairs, Rows, group_variance
+from vrpo.types import Draws, Labels, Pairs, Rankings, Rows, group_variance
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ SATURATED = 4.0  # |beta h| beyond which sigmoid(-|beta h|) < 0.018: the pair ha
 
 
 def pair_metrics(
-    step: Step, pairs: Pairs, draws: Draws, judged: Any, *, common: bool
+    step: Step, structure: Pairs | Rankings, draws: Draws, judged: Any, *, common: bool
 ) -> dict[str, Float[Tensor, " P"]]:
     """Per-pair metrics under TRL's names, plus what only an estimate has.
 
@@ -48,9 +48,9 @@ def pair_metrics(
         judged: the loss whose rewards these are: a `losses.Preference` or `losses.PlackettLuce`.
         common: policy and reference shared their draws, so that the noise is that of the differences of terms.
     """
-    policy, reference = step.policy_terms.detach(), step.reference_terms
+    policy, reference, pairs = step.policy_terms.detach(), step.reference_terms, structure.pairs
     chosen, rejected = pairs.chosen, pairs.rejected
-    beta = judged.temperature(pairs)
+    beta = judged.betas(structure)
     values = judged.values(policy, reference, pairs)
     score = beta * (values[chosen] - values[rejected])
     columns = {

@@ -6,6 +6,7 @@ pools.py, temperature.py), where reference models come from (training/references
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from pkgutil import resolve_name
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from vrpo.losses import KTO, SFT, ItemObjective, Mixture, PlackettLuce, Preference, WeightedSum
 from vrpo.pair_losses import IPO, ORPO, APODown, APOZero, Hinge, PairLoss, ReverseKL, Robust, Sigmoid
 from vrpo.pools import SINGLE, Confidence, Fixed, Pool, Pooled, ReferenceFree, geometric, harmonic
-from vrpo.temperature import Constant, RewardScaling, Temperature
+from vrpo.temperature import Constant, Custom, RewardScaling, Temperature
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ _NOT_OFFERED = {  # losses of TRL's trainers, and why they are not here
     "sigmoid_norm": "set loss_type to ipo or simpo, which are per token, or lower beta",
     "sppo_hard": "ipo_sum is the offered squared loss, and its noise can be removed exactly",
 }
+BETA = 0.2  # the paper's
 LOSSES = (*_PAIR_LOSSES, "kto", "plackett_luce", "sft")
 _POOLS: dict[str, Any] = {"harmonic": harmonic, "geometric": geometric, "mixture": None}
 _SEVERAL = {"ref_pool": None, "ref_weights": None, "ref_weighting": "fixed", "arwc_swap": False, "ref_clip": None}
@@ -81,7 +83,7 @@ class ObjectiveConfig:
         default=None, metadata={"help": "Weight of each loss in loss_type. None: 1 each."}
     )
     beta: float = field(
-        default=0.2,
+        default=BETA,
         metadata={
             "help": "Inverse temperature, on scores SUMMED over tokens; of ipo, simpo and orpo, on means per token: "
             "about 0.1 (its tau), 2 and 0.1 (its lambda)."
@@ -109,7 +111,7 @@ class ObjectiveConfig:
         default="constant",
         metadata={
             "help": "What beta is: constant; reward_scaling, larger for pairs with surer rewards (MM-RLHF); or a "
-            "function of yours, module:function, from vrpo.Pairs to the beta of each."
+            "function of yours, module:function, from vrpo.Pairs (or Rankings, Labels) to the beta of each."
         },
     )
     reward_scale: float | None = field(
@@ -173,12 +175,12 @@ class ObjectiveConfig:
 
     @property
     def first_slope(self) -> float:
-        """|d loss / d margin| of the first loss of pairs where policy and reference are equal."""
+        """The larger |d loss / d log-ratio| of the two answers, of the first loss of pairs, where both ratios are 0."""
         name = next(name for _, name in self.losses if name in _PAIR_LOSSES)
-        nothing = torch.zeros(1, dtype=torch.float64)
-        chosen = nothing.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(_PAIR_LOSSES[name].make(self)(chosen, nothing, self.beta).sum(), chosen)
-        return float(slope.abs())
+        ratios = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
+        loss = _PAIR_LOSSES[name].make(self)(ratios[0], ratios[1], self.beta)
+        (slopes,) = torch.autograd.grad(loss.sum(), ratios)
+        return float(slopes.abs().max())
 
     @property
     def compares(self) -> bool:
@@ -231,7 +233,7 @@ class ObjectiveConfig:
         if self.temperature == "reward_scaling":
             assert self.reward_scale is not None
             return RewardScaling(self.beta, self.reward_scale, self.reward_scaling_w, self.reward_scaling_k)
-        return Constant(self.beta) if self.temperature == "constant" else _imported(self.temperature)
+        return Constant(self.beta) if self.temperature == "constant" else _custom(self.temperature)
 
     def _pool(self, name: str, references: int) -> Pool:
         if self.reference_free or (name in _PAIR_LOSSES and not _PAIR_LOSSES[name].reference):
@@ -263,10 +265,10 @@ class ObjectiveConfig:
             raise ValueError("loss_type sft alone prefers nothing: use vrpo sft, or name a preference loss beside it")
         if self.loss_weights is not None and len(self.loss_weights) != len(names):
             raise ValueError(f"loss_weights has {len(self.loss_weights)} weights for {len(names)} losses in loss_type")
-        if self.loss_weights is not None and min(self.loss_weights) < 0:
-            raise ValueError(f"loss_weights must not be negative, not {self.loss_weights}")
-        if self.sft_coef < 0:
-            raise ValueError(f"sft_coef must not be negative, not {self.sft_coef}")
+        if self.loss_weights is not None and not all(0 <= weight < inf for weight in self.loss_weights):
+            raise ValueError(f"loss_weights must not be negative, and finite, not {self.loss_weights}")
+        if not 0 <= self.sft_coef < inf:
+            raise ValueError(f"sft_coef must not be negative, and finite, not {self.sft_coef}")
         if self.sft_coef and "sft" in names:
             raise ValueError("sft_coef and loss_type sft are the same term: give its weight in one of them")
         if len({"labels" if name == "kto" else name for name in names if name in ("kto", "plackett_luce")}) and (
@@ -299,21 +301,16 @@ class ObjectiveConfig:
             if not scaling and getattr(self, name) != neutral:
                 raise ValueError(f"{name} belongs to temperature=reward_scaling, which is {self.temperature}")
         if self.temperature not in ("constant", "reward_scaling"):
-            _imported(self.temperature)
+            _custom(self.temperature)
+            if self.beta != BETA:
+                raise ValueError(f"temperature={self.temperature} gives each pair its beta: leave out beta")
 
     def _check_references(self) -> None:
         if self.ref_pool is not None and self.ref_pool not in _POOLS:
             raise ValueError(f"ref_pool must be one of {', '.join(_POOLS)}, not {self.ref_pool!r}")
         if self.ref_weighting not in ("fixed", "arwc"):
             raise ValueError(f"ref_weighting must be fixed or arwc, not {self.ref_weighting!r}")
-        several = {
-            "ref_pool": None,
-            "ref_weights": None,
-            "ref_weighting": "fixed",
-            "arwc_swap": False,
-            "ref_clip": None,
-        }
-        for name, neutral in several.items():
+        for name, neutral in _SEVERAL.items():
             if getattr(self, name) == neutral:
                 continue
             if not self.compares:
@@ -332,8 +329,8 @@ class ObjectiveConfig:
             raise ValueError("arwc_swap belongs to ref_weighting=arwc")
 
 
-def _imported(name: str) -> Temperature:
-    """The function that a name like module:function means.
+def _custom(name: str) -> Custom:
+    """The temperature that a name like module:function means.
 
     Raises:
         ValueError: there is none.
@@ -341,6 +338,9 @@ def _imported(name: str) -> Temperature:
     if ":" not in name:
         raise ValueError(f"temperature must be constant, reward_scaling or module:function, not {name!r}")
     try:
-        return resolve_name(name)
+        function = resolve_name(name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"temperature {name}: {error} (the module must be importable, e.g. by PYTHONPATH)") from error
+    if not callable(function):
+        raise ValueError(f"temperature {name} is no function, but {function!r}")
+    return Custom(function, name)

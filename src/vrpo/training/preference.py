@@ -243,7 +243,7 @@ class VRPOTrainer(DiffusionTrainer):
         if isinstance(structure, Labels):
             return label_metrics(step, structure, draws, judged)
         pairs = structure.pairs
-        columns = pair_metrics(step, pairs, draws, judged, common=common)
+        columns = pair_metrics(step, structure, draws, judged, common=common)
         return columns if pairs.item is None else per_list(columns, pairs)
 
     @property
