@@ -3417,6 +3417,51 @@ REFERENCES = [  # which models a run is compared with
     ),
 ]
 
+TRAINING_OBJECTIVES = ("tests/training/test_objectives.py",)
+REVIEWED = [  # what a reader of the preference family found
+    Mutant(
+        "the first slope is the chosen answer's",
+        "training/objectives.py",
+        (("return float(slopes.abs().max())", "return float(slopes[0].abs())"),),
+        TRAINING_OBJECTIVES,
+    ),
+    Mutant(
+        "a temperature that is no function taken",
+        "training/objectives.py",
+        (("    if not callable(function):", "    if False:"),),
+        TRAINING_OBJECTIVES,
+    ),
+    Mutant(
+        "beta beside a temperature that ignores it",
+        "training/objectives.py",
+        (("if self.beta != BETA:", "if False:"),),
+        TRAINING_OBJECTIVES,
+    ),
+    Mutant(
+        "betas of any shape",
+        "temperature.py",
+        (("or beta.shape != (number,)", ""),),
+        TEMPERATURE,
+    ),
+    Mutant(
+        "betas of any sign",
+        "temperature.py",
+        (("((beta > 0) & (beta < inf))", "(beta < inf)"),),
+        TEMPERATURE,
+    ),
+    Mutant(
+        "betas of a list asked of its pairs",
+        "losses.py",
+        (
+            (
+                "beta = self.temperature(structure)\n        return beta[structure.pairs.item]",
+                "beta = self.temperature(structure.pairs)\n        return beta",
+            ),
+        ),
+        ("tests/training/test_preference_data.py::test_a_temperature_of_lists",),
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -3440,4 +3485,5 @@ MUTANTS = [
     *DATA_VARIANTS,
     *LOSS_ZOO,
     *REFERENCES,
+    *REVIEWED,
 ]
