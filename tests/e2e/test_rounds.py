@@ -160,6 +160,10 @@ def test_a_round_of_other_settings_is_refused(config: dict[str, Any], capsys: py
     assert message in capsys.readouterr().err
     assert run(config | {"generate": config["generate"] | {"num_samples": 3}}) == 2
     assert "settings: generate was {" in capsys.readouterr().err
+    assert run(config | {"loss_type": "hinge"}) == 2
+    assert "settings: loss_type was ['sigmoid'] and is ['hinge']" in capsys.readouterr().err
+    assert run(config | {"loss_type": "plackett_luce"}) == 2
+    assert "loss_type plackett_luce takes ranked lists, and rounds make pairs" in capsys.readouterr().err
     shutil.copytree("first", "other")
     assert run(config | {"model_name_or_path": "other"}) == 2
     assert "settings: policy was 'first' and is 'other'" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from vrpo.diagnostics.report import table
 from vrpo.models.load import load
 from vrpo.rewards.judges import check_truth
 from vrpo.rewards.verdict import Answer
+from vrpo.training.objectives import ObjectiveConfig
 from vrpo.training.preference_config import VRPOConfig
 
 _OURS = {  # what a round itself says to a stage
@@ -42,8 +43,9 @@ _OURS = {  # what a round itself says to a stage
 }
 _OF_TRAINING = (  # fields that a finished round must have been made with; others may change when the loop goes on
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "optim"),
-    *("num_train_epochs", "max_steps", "seed", "max_length", "beta", "sft_coef", "plan", "num_times", "num_masks"),
-    *("num_draws", "pair_coupling", "share_draws"),
+    *("num_train_epochs", "max_steps", "seed", "max_length", "plan", "num_times", "num_masks", "num_draws", "slope"),
+    *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    *("pair_coupling", "share_draws", *(each.name for each in fields(ObjectiveConfig))),
 )
 TrainOnce = Callable[[PreferenceDataArguments, ModelArguments, VRPOConfig], None]
 
@@ -180,6 +182,8 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
     for name in ("ref_model_name_or_path", "causal_ref_model_name_or_path"):
         if getattr(model, name) is not None:
             raise ValueError(f"{name}: rounds have the first model as the one reference, or refresh_reference")
+    if config.structure == "rankings":
+        raise ValueError("loss_type plackett_luce takes ranked lists, and rounds make pairs: take a loss of pairs")
     if config.resume_from_checkpoint is not None:
         raise ValueError("resume_from_checkpoint: rounds go on by themselves where they were stopped, leave it out")
     evaluated = [name for name in ("eval_strategy", "sample_steps") if getattr(config, name) not in ("no", None)]
