@@ -55,8 +55,8 @@ _TWO = {"ref_model_name_or_path": ["policy", "other"]}
 _REFERENCE: dict[str, dict[str, Any]] = {
     "none": {},  # of losses that never have one
     "free": {"reference_free": True},
-    "copy": {},
-    "adapter": {"use_peft": True, "lora_r": 2},
+    "copy": {"max_tokens_per_forward": 40},  # two passes
+    "adapter": {"use_peft": True, "lora_r": 2, "max_tokens_per_forward": 40},  # one pass, row by row
     "cached": {"precompute_ref_log_probs": True},
     "moving": {"sync_ref_model": True, "ref_model_sync_steps": 1},
     "causal": {"causal_ref_model_name_or_path": ["causal"]},
@@ -247,7 +247,34 @@ def test_a_legal_one_trains(run: Run, work: Path, tmp_path: Path, combination: C
     rows that do not fit together."""
     code, err = run(fields_of(combination, work))
     assert code == 0, err
-    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    trained(tmp_path / "out")
+
+
+MORE: dict[str, tuple[Combination, dict[str, Any]]] = {
+    "auto": (("apo_down", "pairs", "custom", "copy", "balanced", "plain"), {"num_draws": "auto"}),
+    "auto, cross_fit": (("dmpo_rkl", "pairs", "constant", "mixture", "stratified", "cross_fit"), {"num_draws": "auto"}),
+    "not shared": (("ipo_sum", "pairs", "constant", "geometric", "fixed_count", "jackknife"), {"share_draws": False}),
+    "one pass, a pool": (("robust", "pairs", "custom", "arwc", "nested", "halves"), {"gradient_passes": "one"}),
+    "one pass, lists": (
+        ("plackett_luce", "lists", "custom", "causal", "balanced", "plain"),
+        {"gradient_passes": "one"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_more_ways_to_spend(run: Run, work: Path, tmp_path: Path, name: str) -> None:
+    """Gradients of some draws, draws not shared, one pass under a pool. Kills: a first threshold of 0, groups of draws
+    that are not those of the plan."""
+    combination, fields = MORE[name]
+    code, err = run({**fields_of(combination, work), **fields, "max_tokens_per_forward": 40})
+    assert code == 0, err
+    trained(tmp_path / "out")
+
+
+def trained(folder: Path) -> None:
+    """One step, whose loss, gradient and metrics are numbers."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert len(steps) == 1
     assert math.isfinite(steps[0]["loss"])

@@ -112,7 +112,7 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"kto_baseline": "batch_mean"}, "kto_baseline belongs to loss_type kto"),
         ({"loss_type": "kto", "kto_baseline": "zero"}, "(kto_baseline) must be mismatched or batch_mean"),
         ({"loss_type": "kto", "gradient_passes": "one"}, "kto's baseline couples all rows"),
-        ({"loss_type": "kto", "pair_coupling": "quantile"}, "pair_coupling couples the two answers of a pair"),
+        ({"loss_type": "kto", "pair_coupling": "quantile"}, "pair_coupling=quantile couples the two answers of a pair"),
         ({"temperature": "reward_scaling"}, "needs reward_scale, the difference of rewards that counts as 1"),
         ({"reward_scale": 1.0}, "reward_scale belongs to temperature=reward_scaling, which is constant"),
         ({"temperature": "hot"}, "temperature must be constant, reward_scaling or module:function, not 'hot'"),
