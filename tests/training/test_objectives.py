@@ -94,7 +94,7 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
     ("fields", "said"),
     [
         ({"loss_type": "nca_pair"}, "loss_type 'nca_pair' is not offered: apo_zero is"),
-        ({"loss_type": "bco_pair"}, "is not offered: its shift is a running mean over steps"),
+        ({"loss_type": "bco_pair"}, "is not offered: it looks at each answer by itself"),
         ({"loss_type": "dpo"}, "loss_type must be of sigmoid, robust, "),
         ({"loss_type": []}, "loss_type must name one or more losses"),
         ({"loss_type": ["hinge", "hinge"]}, "each once, not ['hinge', 'hinge']"),
