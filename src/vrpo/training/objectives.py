@@ -57,8 +57,8 @@ _NOT_OFFERED = {  # losses of TRL's trainers, and why they are not here
     "aot": "it sorts the margins of a batch, so that a pair's loss depends on its neighbours",
     "aot_unpaired": "it sorts the ratios of a batch, so that a pair's loss depends on its neighbours",
     "apo_zero_unpaired": "apo_zero looks at each answer by itself already",
-    "bco_pair": "it looks at each answer by itself, as apo_zero and kto do; the shift of its paper is a running mean over "
-    "steps, which no draw can replay",
+    "bco_pair": "it looks at each answer by itself, as apo_zero and kto do; the shift of its paper is a running mean "
+    "over steps, which no draw can replay",
     "discopop": "a formula found by search, not convex, whose value overflows at large margins",
     "kto_pair": "kto takes pairs apart by itself",
     "nca_pair": "apo_zero is the offered loss that looks at each answer by itself",
