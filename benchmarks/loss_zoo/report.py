@@ -28,6 +28,8 @@ TITLES = {
     ("sudoku", True): "Sudoku, 20 % of the labels flipped: share of test puzzles solved",
     ("ultrafeedback", False): "UltraFeedback: share of held-out pairs ordered rightly",
     ("ultrafeedback", True): "UltraFeedback, 20 % of the labels flipped: share of held-out pairs ordered rightly",
+    ("ultrafeedback_on_cores", False): "UltraFeedback, 0.3M parameters: share of held-out pairs ordered rightly",
+    ("ultrafeedback_on_cores", True): "UltraFeedback, 0.3M parameters, 20 % of the labels flipped: the same",
 }
 SHORT = {name: arm.label for name, arm in ARMS.items()}
 

@@ -296,6 +296,8 @@ def tasks_of(given: argparse.Namespace, names: list[str]) -> list[Task]:
         elif name == "ultrafeedback" and given.data is not None:
             kind = UltraFeedback.tiny if given.tiny else UltraFeedback
             tasks.append(kind(given.runs / name, given.data / name))
+        elif name == "ultrafeedback_on_cores" and given.data is not None:
+            tasks.append(UltraFeedback.on_cores(given.runs / name, given.data / "ultrafeedback"))
         else:
             raise SystemExit(f"--workers {name}=...: sudoku=, or ultrafeedback= with --data FOLDER")
     return tasks

@@ -225,6 +225,14 @@ class UltraFeedback:
         short = {"per_device_train_batch_size": 8, "max_length": 24, "max_prompt_length": 8}
         return replace(small, fields={**small.fields, **short, "use_cpu": True, "bf16": False})
 
+    @classmethod
+    def on_cores(cls, folder: Path, data: Path) -> "UltraFeedback":
+        """The same for CPU cores: a model of 0.3M parameters, shorter rows, fewer pairs, larger rates."""
+        shape = ("--hidden_size", "64", "--intermediate_size", "192", "--num_layers", "2", "--vocab_size", "1024")
+        small = cls(folder, data, 32, shape, num_pairs=256, name="ultrafeedback_on_cores", rates=(3e-4, 3e-3))
+        short = {"max_length": 64, "max_prompt_length": 24, "max_tokens_per_forward": 8192}
+        return replace(small, fields={**small.fields, **short, "use_cpu": True, "bf16": False})
+
     @property
     def prepared(self) -> bool:
         return (self.folder / "base" / "trainer_state.json").is_file()

@@ -17,6 +17,8 @@ from vrpo.cli import main
 QUIET = "--report_to none --disable_tqdm true --use_cpu true --learning_rate 0.01 --logging_steps 1"
 RUN = f"{QUIET} --max_steps 2 --per_device_train_batch_size 2 --save_strategy steps --save_steps 1"
 
+NOWHERE = "--dataset_name /no/such/rows"
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +42,7 @@ def run(work: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[i
     def command(name: str, output: Path, arguments: str) -> tuple[int, str]:
         capsys.readouterr()
         data = ["--dataset_name", str(work / "data"), "--output_dir", str(output)]
-        code = main([name, *data, *arguments.format(work=work).split()])
+        code = main([name, *data, *arguments.format(work=work, nowhere=NOWHERE).split()])
         return code, capsys.readouterr().err
 
     return command
@@ -104,8 +106,8 @@ def test_supervised(run: Callable[..., Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("train", "--plan exact --model_name_or_path {work}/diffusion", "is a diffusion language model"),
-        ("sft", "--plan exact --model_name_or_path {work}/diffusion", "is a diffusion language model"),
+        ("train", "--plan exact --model_name_or_path {work}/diffusion {nowhere}", "is a diffusion language model"),
+        ("sft", "--plan exact --model_name_or_path {work}/diffusion {nowhere}", "is a diffusion language model"),
         (
             "train",
             "--plan exact --model_name_or_path {work}/model --ref_model_name_or_path {work}/diffusion",
@@ -126,7 +128,7 @@ def test_what_does_not_go_together_is_refused(
     run: Callable[..., Any], tmp_path: Path, command: str, arguments: str, message: str
 ) -> None:
     """Kills: a masked diffusion model read from left to right, a causal one that is masked, noise where there is none.
-    The diffusion model has no weights that could be loaded."""
+    The diffusion model has no weights that could be loaded, and some rows are nowhere."""
     code, said = run(command, tmp_path, f"{arguments} {QUIET}")
     assert code == 2
     assert message in said

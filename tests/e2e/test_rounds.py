@@ -108,7 +108,6 @@ def test_a_stopped_loop_goes_on(
         ({"rounds": None}, "generate goes with rounds"),
         ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, not 0"),
         ({"prompts_per_round": 4}, "2 rounds of prompts_per_round 4 need 8 prompts: prompts.jsonl has 6"),
-        ({"loss_type": "plackett_luce"}, "loss_type plackett_luce does not take pairs"),
         ({"eval_strategy": "epoch"}, "eval_strategy in rounds needs pairs to hold out: eval_fraction"),
         ({"eval_fraction": 0.5}, "eval_fraction is given, but eval_strategy is 'no'"),
         ({"generate": {"prompts": "prompts.jsonl", "temprature": 1}}, "error: generate: unknown field 'temprature'"),
@@ -152,18 +151,19 @@ def test_each_round_has_prompts_of_its_own(config: dict[str, Any]) -> None:
 
 
 def test_a_round_of_other_settings_is_refused(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """Kills: a finished round taken for one of another rate, another loss, other samples or another first model; a loop
-    that cannot have more rounds than before, or log more often."""
+    """Kills: a finished round taken for one of another rate, other samples or another first model; a loop that cannot
+    have more rounds than before, or log more often."""
     assert run(config | {"rounds": 1}) == 0
     capsys.readouterr()
     assert run(config | {"learning_rate": 1e-4}) == 2
     message = "loop/round_1 was made with other settings: learning_rate was 0.001 and is 0.0001. Give another"
     assert message in capsys.readouterr().err
-    assert run(config | {"loss_type": ["ipo", "sft"], "slope": "cross_fit"}) == 2
-    said = capsys.readouterr().err
-    assert "loss_type was None and is ['ipo', 'sft']; slope was None and is 'cross_fit'" in said
     assert run(config | {"generate": config["generate"] | {"num_samples": 3}}) == 2
     assert "settings: generate was {" in capsys.readouterr().err
+    assert run(config | {"loss_type": "hinge"}) == 2
+    assert "settings: loss_type was ['sigmoid'] and is ['hinge']" in capsys.readouterr().err
+    assert run(config | {"loss_type": "plackett_luce"}) == 2
+    assert "loss_type plackett_luce takes ranked lists, and rounds make pairs" in capsys.readouterr().err
     shutil.copytree("first", "other")
     assert run(config | {"model_name_or_path": "other"}) == 2
     assert "settings: policy was 'first' and is 'other'" in capsys.readouterr().err

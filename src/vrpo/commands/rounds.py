@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from vrpo.rewards.judges import check_truth
 from vrpo.rewards.verdict import Answer
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.training.preference_config import VRPOConfig
-from vrpo.training.preference_data import PreferenceData
 
 _OURS = {  # what a round itself says to a stage
     "generate": ("model_name_or_path", "output", "seed"),
@@ -44,12 +43,9 @@ _OURS = {  # what a round itself says to a stage
 }
 _OF_TRAINING = (  # fields that a finished round must have been made with; others may change when the loop goes on
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "optim"),
-    *("num_train_epochs", "max_steps", "seed", "max_length", "beta", "sft_coef", "plan", "num_times", "num_masks"),
-    *("num_draws", "pair_coupling", "share_draws"),
-)
-_OF_THE_LOSS = (  # likewise; written down where they are not what they are by default
-    *(each.name for each in fields(ObjectiveConfig) if each.name not in _OF_TRAINING),
-    *("slope", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    *("num_train_epochs", "max_steps", "seed", "max_length", "plan", "num_times", "num_masks", "num_draws", "slope"),
+    *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    *("pair_coupling", "share_draws", *(each.name for each in fields(ObjectiveConfig))),
 )
 TrainOnce = Callable[[PreferenceDataArguments, ModelArguments, VRPOConfig], None]
 
@@ -173,15 +169,7 @@ def _settings(loop: RoundArguments, model: ModelArguments, config: VRPOConfig) -
     """What a round depends on, besides where it begins."""
     ours = {"generate": loop.generate, "pairs": loop.pairs, "prompts_per_round": loop.prompts_per_round}
     theirs = {name: value for name, value in asdict(model).items() if "name_or_path" not in name}
-    training = {name: getattr(config, name) for name in _OF_TRAINING}
-    return {**ours, **theirs, **training, **_changed(config)}
-
-
-def _changed(config: VRPOConfig) -> dict[str, Any]:
-    """The fields of the loss that are not what they are by default."""
-    own = [each for each in fields(VRPOConfig) if each.name in _OF_THE_LOSS]
-    default = {each.name: each.default if each.default_factory is MISSING else each.default_factory() for each in own}
-    return {name: getattr(config, name) for name, value in default.items() if getattr(config, name) != value}
+    return {**ours, **theirs, **{name: getattr(config, name) for name in _OF_TRAINING}}
 
 
 def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
@@ -194,12 +182,13 @@ def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOCon
     for name in ("ref_model_name_or_path", "causal_ref_model_name_or_path"):
         if getattr(model, name) is not None:
             raise ValueError(f"{name}: rounds have the first model as the one reference, or refresh_reference")
+    if config.structure == "rankings":
+        raise ValueError("loss_type plackett_luce takes ranked lists, and rounds make pairs: take a loss of pairs")
     if config.resume_from_checkpoint is not None:
         raise ValueError("resume_from_checkpoint: rounds go on by themselves where they were stopped, leave it out")
     evaluated = [name for name in ("eval_strategy", "sample_steps") if getattr(config, name) not in ("no", None)]
     if evaluated and data.eval_dataset_name is None and data.eval_fraction is None:
         raise ValueError(f"{evaluated[0]} in rounds needs pairs to hold out: eval_fraction, or eval_dataset_name")
-    PreferenceData(config, "pairs")  # refuses a loss that does not take them
 
 
 def _checked_stages(loop: RoundArguments, config: VRPOConfig, first: str) -> list[Prompt]:
