@@ -3417,6 +3417,27 @@ REFERENCES = [  # which models a run is compared with
     ),
 ]
 
+READABLE = [
+    Mutant(
+        "empty prompts beside a causal reference",
+        "training/preference.py",
+        (('if self.args.plan == "exact" or self.references.exact:', 'if self.args.plan == "exact":'),),
+        ("tests/training/test_exact.py",),
+    ),
+    Mutant(
+        "tokens of lists that a reference has not",
+        "training/readable.py",
+        ((", recursive=True", ""),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "most lists are empty, so all must be",
+        "data/json_rows.py",
+        (("    if len(kinds) > 1:\n        del kinds[_EMPTY]  # it is of any kind\n", ""),),
+        ("tests/data/test_variants.py",),
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -3440,4 +3461,5 @@ MUTANTS = [
     *DATA_VARIANTS,
     *LOSS_ZOO,
     *REFERENCES,
+    *READABLE,
 ]

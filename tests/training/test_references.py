@@ -409,7 +409,7 @@ def test_rows_of_tokens_that_a_reference_has_not(tmp_path: Path, monkeypatch: py
     answer = next(name for name in ("chosen_ids", "completions_ids", "completion_ids") if name in rows.column_names)
     last = [[*rows[3][answer][0], 3], [20]] if answer == "completions_ids" else [*rows[3][answer], 3]
     changed = rows.map(lambda row: {answer: last} if row["example_id"] == 3 else {})
-    with pytest.raises(ValueError, match=r"of some rows has the token '<.start_header_id.>', which a"):
+    with pytest.raises(ValueError, match=r"of some rows has the token '<.end_header_id.>', which a"):
         VRPOTrainer(policy, args=config, train_dataset=changed, causal_ref_model=other)
 
 
