@@ -1,5 +1,6 @@
 """Which losses, temperatures, references and plans go together: the configuration against rules written down anew."""
 
+import math
 import re
 from itertools import product
 from typing import Any
@@ -104,6 +105,11 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"loss_type": ["sigmoid", "sft"], "sft_coef": 0.1}, "sft_coef and loss_type sft are the same term"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "loss_weights has 1 weights for 2 losses"),
         ({"loss_weights": [-1.0]}, "loss_weights must not be negative"),
+        ({"loss_weights": [math.inf]}, "loss_weights must be finite, not [inf]"),
+        ({"loss_weights": [0.0]}, "loss_weights are [0.0]: nothing would be learnt"),
+        ({"sft_coef": math.nan}, "sft_coef must be finite, not nan"),
+        ({"loss_type": "simpo", "simpo_gamma": math.nan}, "simpo_gamma must be finite, not nan"),
+        ({"loss_type": "kto", "desirable_weight": math.inf}, "desirable_weight must be finite, not inf"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
         ({"label_smoothing": 0.5}, "must lie in [0, 0.5), not 0.5"),
         ({"loss_type": "exo_pair"}, "epsilon (label_smoothing, dmpo_alpha) must lie in (0, 0.5), not 0.0"),
@@ -112,7 +118,7 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"kto_baseline": "batch_mean"}, "kto_baseline belongs to loss_type kto"),
         ({"loss_type": "kto", "kto_baseline": "zero"}, "(kto_baseline) must be mismatched or batch_mean"),
         ({"loss_type": "kto", "gradient_passes": "one"}, "kto's baseline couples all rows"),
-        ({"loss_type": "kto", "pair_coupling": "quantile"}, "pair_coupling couples the two answers of a pair"),
+        ({"loss_type": "kto", "pair_coupling": "quantile"}, "pair_coupling=quantile couples the two answers of a pair"),
         ({"temperature": "reward_scaling"}, "needs reward_scale, the difference of rewards that counts as 1"),
         ({"reward_scale": 1.0}, "reward_scale belongs to temperature=reward_scaling, which is constant"),
         ({"temperature": "hot"}, "temperature must be constant, reward_scaling or module:function, not 'hot'"),

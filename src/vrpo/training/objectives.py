@@ -6,6 +6,7 @@ pools.py, temperature.py), where reference models come from (training/references
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from pkgutil import resolve_name
 from typing import Any, Literal
 
@@ -267,6 +268,12 @@ class ObjectiveConfig:
             raise ValueError(f"loss_weights must not be negative, not {self.loss_weights}")
         if self.sft_coef < 0:
             raise ValueError(f"sft_coef must not be negative, not {self.sft_coef}")
+        for name in ("sft_coef", "simpo_gamma", "desirable_weight", "undesirable_weight", "loss_weights"):
+            value = getattr(self, name) or 0.0
+            if not all(map(isfinite, value if isinstance(value, list) else [value])):
+                raise ValueError(f"{name} must be finite, not {value}")
+        if not any(weight for weight, _ in self.losses):
+            raise ValueError(f"loss_weights are {self.loss_weights}: nothing would be learnt")
         if self.sft_coef and "sft" in names:
             raise ValueError("sft_coef and loss_type sft are the same term: give its weight in one of them")
         if len({"labels" if name == "kto" else name for name in names if name in ("kto", "plackett_luce")}) and (
