@@ -192,6 +192,15 @@ def test_lists_of_messages_from_a_file(tokenizer, write):
     assert len(train) == len(held) == 1
 
 
+@pytest.mark.parametrize("column", ["completions", "rewards"])
+def test_empty_lists_from_a_file(column, tokenizer, write):
+    """Kills: good rows that are unusable because most others have an empty list."""
+    good = {"prompt": "p", "completions": ["a", "b"], "rewards": [1, 2]}
+    rows = load_rows(write(good, *[{**good, column: []}] * 2), columns=preference_columns)
+    with pytest.warns(UserWarning, match="kept 1 of 3 rows; dropped 2: (fewer than two answers|other number)"):
+        assert tokenize_ranked(rows, tokenizer)[0]["example_id"][:] == [0]
+
+
 def test_columns_of_no_kind(write):
     with pytest.raises(ValueError, match=r"train.jsonl: preference rows need .* found \['question'\]"):
         load_rows(write({"question": "a"}), columns=preference_columns)

@@ -3462,6 +3462,27 @@ REVIEWED = [  # what a reader of the preference family found
     ),
 ]
 
+READABLE = [
+    Mutant(
+        "empty prompts beside a causal reference",
+        "training/preference.py",
+        (('if self.args.plan == "exact" or self.references.exact:', 'if self.args.plan == "exact":'),),
+        ("tests/training/test_exact.py",),
+    ),
+    Mutant(
+        "tokens of lists that a reference has not",
+        "training/readable.py",
+        ((", recursive=True", ""),),
+        REFERENCES_TESTS,
+    ),
+    Mutant(
+        "most lists are empty, so all must be",
+        "data/json_rows.py",
+        (("    if len(kinds) > 1:\n        del kinds[_EMPTY]  # it is of any kind\n", ""),),
+        ("tests/data/test_variants.py",),
+    ),
+]
+
 MUTANTS = [
     *FIELD,
     *CORE,
@@ -3486,4 +3507,5 @@ MUTANTS = [
     *LOSS_ZOO,
     *REFERENCES,
     *REVIEWED,
+    *READABLE,
 ]

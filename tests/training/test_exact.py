@@ -59,6 +59,23 @@ def test_text_without_a_prompt_is_refused(tmp_path: Path) -> None:
         SFTTrainer(model(), args=sft_config(tmp_path, plan="exact"), train_dataset=rows)
 
 
+def test_empty_prompts_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    """By the number of the row. Kills: a run that ends in the middle, with a row of a batch nobody can find; causal
+    references and supervised runs that are not looked at."""
+    rows = pairs(6).map(lambda row: {"prompt_ids": [] if row["example_id"] == 4 else row["prompt_ids"]})
+    supervised = rows.rename_column("chosen_ids", "response_ids").add_column("chunk", [0] * 6)
+    config = vrpo_config(tmp_path, plan="exact")
+    for name in ("train_dataset", "eval_dataset"):
+        with pytest.raises(ValueError, match="example 4 has an empty prompt"):
+            VRPOTrainer(model(), args=config, **{"train_dataset": pairs(6), name: rows})
+    with pytest.raises(ValueError, match="example 4 has an empty prompt"):
+        SFTTrainer(model(), args=sft_config(tmp_path, plan="exact"), train_dataset=supervised)
+    beside = as_causal(causal(vocab_size=320), None)
+    with pytest.raises(ValueError, match="example 4 has an empty prompt"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows, causal_ref_model=beside)
+    VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
+
+
 @pytest.mark.parametrize("given", [causal, model], ids=["module", "denoiser"])
 def test_a_tokenizer_replaces_the_model_s(given: Callable[[], Any]) -> None:
     """Kills: a causal model that becomes a diffusion model when it gets a tokenizer."""

@@ -104,6 +104,7 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"loss_type": ["sigmoid", "sft"], "sft_coef": 0.1}, "sft_coef and loss_type sft are the same term"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "loss_weights has 1 weights for 2 losses"),
         ({"loss_weights": [-1.0]}, "loss_weights must not be negative"),
+        ({"loss_weights": [0.0]}, "loss_weights are [0.0]: nothing would be learnt"),
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
         ({"label_smoothing": 0.5}, "must lie in [0, 0.5), not 0.5"),
         ({"loss_type": "exo_pair"}, "epsilon (label_smoothing, dmpo_alpha) must lie in (0, 0.5), not 0.0"),

@@ -393,6 +393,26 @@ def test_other_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("rows", [pairs(4), ranked(4), labelled(4)], ids=["pairs", "rankings", "labels"])
+def test_rows_of_tokens_that_a_reference_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Any) -> None:
+    """An added token may be missing, as long as no row has it. Kills: log-probabilities of a row of the embedding that
+    belongs to no token; tokens of lists that are not looked at."""
+    policy, other = tiny(), replace(causal(), tokenizer=tiny(seed=5).tokenizer)
+    assert policy.tokenizer is not None
+    assert other.tokenizer is not None
+    known = policy.tokenizer.get_vocab()
+    ours = next(token for token, number in known.items() if number == 3)
+    assert ours in policy.tokenizer.added_tokens_encoder
+    monkeypatch.setattr(other.tokenizer, "get_vocab", lambda: {each: n for each, n in known.items() if each != ours})
+    config = vrpo_config(tmp_path, loss_type="kto" if "label" in rows.column_names else "sigmoid")
+    VRPOTrainer(policy, args=config, train_dataset=rows, causal_ref_model=other)
+    answer = next(name for name in ("chosen_ids", "completions_ids", "completion_ids") if name in rows.column_names)
+    last = [[*rows[3][answer][0], 3], [20]] if answer == "completions_ids" else [*rows[3][answer], 3]
+    changed = rows.map(lambda row: {answer: last} if row["example_id"] == 3 else {})
+    with pytest.raises(ValueError, match=r"of some rows has the token '<.end_header_id.>', which a"):
+        VRPOTrainer(policy, args=config, train_dataset=changed, causal_ref_model=other)
+
+
 def test_a_reference_that_cannot_move(tmp_path: Path) -> None:
     """Kills: parameters that are matched by place; moves that round to nothing."""
     config = vrpo_config(tmp_path, sync_ref_model=True)

@@ -41,6 +41,10 @@ def check_reward_model(data: PreferenceDataArguments, config: VRPOConfig) -> Non
                 raise ValueError(f"{name} goes with reward_model_name_or_path, which is missing")
     elif config.temperature == "constant":
         raise ValueError("reward_model_name_or_path gives rewards to temperature=reward_scaling, which is not set")
+    elif config.structure != "pairs":
+        raise ValueError(
+            "reward_model_name_or_path gives rewards to pairs, which kto and plackett_luce are not about: leave it out"
+        )
 
 
 def with_rewards(

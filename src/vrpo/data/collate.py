@@ -76,7 +76,7 @@ class LabelCollator:
         return {**_padded(rows, self.pad_id), **batch, **weight}
 
     def _cut(self, example: Mapping[str, Any], field: str) -> Sequence[int]:
-        room = None if self.max_length is None else self.max_length - len(example["prompt_ids"])
+        room = None if self.max_length is None else max(self.max_length - len(example["prompt_ids"]), 0)
         return example[field][:room]
 
 

@@ -23,6 +23,7 @@ Wanted = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]  # columns, or
 _BROKEN = "text that is not Unicode"
 _LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
+_EMPTY = "an empty list"
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,12 @@ def _uniform_column(records: Sequence[Record], name: str, problems: list[str | N
     typed = [of(record.fields[name]) if name in record.fields else ("null", None) for record in records]
     barred = {"null", _BROKEN, _JSON} if name in READ else {"null", _BROKEN}
     kinds = Counter(kind for kind, _ in typed if kind not in barred)
+    if len(kinds) > 1:
+        del kinds[_EMPTY]  # it is of any kind
     common = kinds.most_common(1)[0][0] if kinds else "no text"
     values = []
     for row, (kind, value) in enumerate(typed):
-        fits = kind in (common, "null")
+        fits = kind in (common, "null") or (kind == _EMPTY and common in _LISTED.values())
         values.append(value if fits else None)
         if not fits and problems[row] is None:
             problems[row] = f"wrong type: field '{name}' holds {kind}; expected here: {common}"
@@ -155,7 +158,7 @@ def _typed_list(value: Any) -> tuple[str, Any]:
     if not isinstance(value, list):
         return _typed(value)
     if not value:
-        return "an empty list", []
+        return _EMPTY, []
     kinds, values = zip(*map(_typed, value), strict=True)
     own = set(kinds) - {"null"}
     for kind, name in _LISTED.items():

@@ -270,6 +270,8 @@ class ObjectiveConfig:
             raise ValueError(f"loss_weights must not be negative, and finite, not {self.loss_weights}")
         if not 0 <= self.sft_coef < inf:
             raise ValueError(f"sft_coef must not be negative, and finite, not {self.sft_coef}")
+        if not any(weight for weight, _ in self.losses):
+            raise ValueError(f"loss_weights are {self.loss_weights}: nothing would be learnt")
         if self.sft_coef and "sft" in names:
             raise ValueError("sft_coef and loss_type sft are the same term: give its weight in one of them")
         if len({"labels" if name == "kto" else name for name in names if name in ("kto", "plackett_luce")}) and (

@@ -34,6 +34,7 @@ from vrpo.training.given import as_denoiser
 from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list, relative_error
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
+from vrpo.training.readable import check_known, check_prompts
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
 from vrpo.training.references import Given, check_references, listed, references_of
 from vrpo.training.sync import MovingReference, check_moved
@@ -110,7 +111,12 @@ class VRPOTrainer(DiffusionTrainer):
 
     def tokenized(self, dataset: Any) -> Any:
         examples = super().tokenized(dataset)
-        return self.preference_data.completed(examples) if isinstance(examples, Dataset) else examples
+        if not isinstance(examples, Dataset):
+            return examples
+        if self.args.plan == "exact" or self.references.exact:
+            check_prompts(examples)
+        check_known(examples, self.references.unknown_to(self.denoiser.tokenizer))
+        return self.preference_data.completed(examples)
 
     def token_counts(self, examples: Dataset) -> list[int]:
         return self.preference_data.token_counts(examples)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
@@ -57,6 +58,17 @@ class References:
     def first_has_bounds(self) -> bool:
         """Whether what the policy's bounds are compared with first are bounds, too."""
         return bool(self.members) and not self.members[0].exact
+
+    @property
+    def exact(self) -> bool:
+        """Whether any of them is a causal language model."""
+        return any(member.exact for member in self.members)
+
+    def unknown_to(self, tokenizer: PreTrainedTokenizerBase | None) -> dict[int, str]:
+        """Tokens of the policy that one of the references has not, by number (`_vocabularies_differ` allows some)."""
+        ours = {} if tokenizer is None else tokenizer.get_vocab()
+        theirs = [each.tokenizer.get_vocab() for each in self.models if each.tokenizer is not None]
+        return {number: token for token, number in ours.items() if any(token not in known for known in theirs)}
 
     def place(self, accelerator: Accelerator, device: torch.device, *, deepspeed: bool, sharded: bool) -> None:
         """Put each model on the device once, however often it is named; shard it with the policy.

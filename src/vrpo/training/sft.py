@@ -18,6 +18,7 @@ from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
 from vrpo.training.given import as_denoiser
 from vrpo.training.metrics import Columns, row_metrics
+from vrpo.training.readable import check_prompts
 from vrpo.types import Denoiser, Draws, Rows, Tokens
 
 
@@ -77,6 +78,12 @@ class SFTTrainer(DiffusionTrainer):
             mask_id=self.denoiser.mask_id,
             chunk=self.args.chunk_text and "text" in rows.column_names,
         )
+        return examples
+
+    def tokenized(self, dataset: Any) -> Any:
+        examples = super().tokenized(dataset)
+        if self.args.plan == "exact" and isinstance(examples, Dataset):
+            check_prompts(examples)
         return examples
 
     def items_in(self, batch: Batch) -> int:
