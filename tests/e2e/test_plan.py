@@ -112,7 +112,7 @@ def test_what_cannot_be_planned_is_refused_by_name(planned: Callable[..., Any]) 
         (("--memory_gb", "0"), "memory_gb must be above 0"),
         (("--loss_type", "kto"), "only masked diffusion on pairs is planned, not kto"),
         (("--plan", "exact"), "only masked diffusion on pairs is planned, not sigmoid with plan=exact"),
-        (("--ref_pool", "harmonic"), "several references (ref_pool) are not planned"),
+        (("--ref_pool", "harmonic"), "ref_pool=harmonic puts several references together, and there is one"),
     ):
         code, _, err, _ = planned("--device", "h100", *given)
         assert code == 2

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from tests.training.runs import answers, distance, moved, numbers, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.training.balance import balance, balanced, token_counts
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.preference_data import PreferenceData
 from vrpo.training.sft import SFTTrainer
 
 small = st.integers(1, 4)
@@ -169,14 +170,15 @@ def test_other_orders_are_left_alone() -> None:
 # In the trainers ------------------------------------------------------------------------------------------------------
 
 
-def test_tokens_are_counted_in_the_rows_that_are_there() -> None:
+def test_tokens_are_counted_in_the_rows_that_are_there(tmp_path: Path) -> None:
     """Chunked columns; a filtered and shuffled dataset; more rows than one batch. Kills: lengths of the table behind
     the indices; a prompt counted once where two rows hold it."""
+    counted = PreferenceData(vrpo_config(tmp_path), "pairs").token_counts
     rows = pairs(2100).map(lambda row: row, batched=True, batch_size=700, load_from_cache_file=False)
     for some in (rows, rows.filter(lambda row: row["example_id"] % 3 > 0).shuffle(seed=1), rows.select([])):
         expected = [2 * len(r["prompt_ids"]) + len(r["chosen_ids"]) + len(r["rejected_ids"]) for r in some]
-        assert token_counts(some, VRPOTrainer.token_columns) == expected
-        assert token_counts(some.with_format("torch"), VRPOTrainer.token_columns) == expected
+        assert counted(some) == expected
+        assert counted(some.with_format("torch")) == expected
     assert token_counts(answers(3), SFTTrainer.token_columns) == [
         len(r["prompt_ids"]) + len(r["response_ids"]) for r in answers(3)
     ]
@@ -205,7 +207,7 @@ def test_balanced_is_not_balanced(tmp_path: Path, batch: int, accumulation: int)
     found, trajectory = recorded(tmp_path / "b", **fields)
     assert (found == plain) == (accumulation == 1)
     assert distance(expected, trajectory) < 1e-9
-    sizes = token_counts(pairs(14), VRPOTrainer.token_columns)
+    sizes = PreferenceData(vrpo_config(tmp_path), "pairs").token_counts(pairs(14))
     longest = [max(sizes[i] for i in ids) for ids in found[:accumulation]]
     assert longest == sorted(longest, reverse=True)
 
