@@ -1,9 +1,11 @@
 """Sketches of gradients: linear, replayable, and unbiased for inner products over their seeds."""
 
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
 import torch
+from jaxtyping import config
 from torch import Tensor
 
 import vrpo.sketch
@@ -11,6 +13,14 @@ from tests.stat import assert_law, assert_mean
 from vrpo.sketch import Sketch
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Thousands of tiny sketches, whose run-time type checks would take most of the time."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def tensors(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -38,6 +48,7 @@ def test_every_element_is_in_one_bucket(size: int) -> None:
     assert torch.equal(bucket, (bucket[0] + torch.arange(count)) % size)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_inner_products_are_unbiased() -> None:
     """E |Sx|^2 = |x|^2 and E <Sx, Sy> = <x, y> over seeds, for vectors of two tensors that crowd into two buckets.
 
@@ -53,6 +64,7 @@ def test_inner_products_are_unbiased() -> None:
     assert_mean(product, 2.0, -20.0, 20.0, resolution=1.5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("places", [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 5), (0, 69)), ((0, 64), (0, 128))])
 def test_signs_are_fair_and_pairwise_independent(places: tuple[tuple[int, int], tuple[int, int]]) -> None:
     """Two elements, (tensor, position): the four patterns of their signs are equally likely over seeds.

@@ -3458,7 +3458,7 @@ REVIEWED = [  # what a reader of the preference family found
                 "beta = self.temperature(structure.pairs)\n        return beta",
             ),
         ),
-        ("tests/training/test_preference_data.py::test_a_temperature_of_lists",),
+        ("tests/training/test_preference_data.py",),
     ),
 ]
 
