@@ -1,6 +1,6 @@
 """What is measured of a policy on held-out pairs: margins, the noise of the score, and what is left of a loss's slope.
 
-Terms are taken under draws that are the same for every run: so many times (REPLICATES) the paper's plan with n = 8, of
+Terms are taken under draws that are the same for every run: a task's `replicates` times the paper's plan with n = 8, of
 which the draws one by one are eight times as many estimates with n = 1. Nothing here trains.
 """
 
@@ -17,7 +17,6 @@ from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.hf import HFDenoiser
 from vrpo.types import Pairs, Plan
 
-REPLICATES = {"validate": 2, "test": 8}
 FIRST = -2  # epoch in the keys of the draws; -1 is that of evaluations
 Objective = Callable[[Tensor, Tensor, Pairs], Tensor]
 
@@ -104,7 +103,7 @@ def together(terms: Tensor) -> Tensor:
 def figures(policy: Tensor, reference: Tensor, pairs: Pairs, objective: Objective | None) -> dict[str, Any]:
     """Everything about a policy under the paper's plan. `objective`: None where slopes of pairs are not defined."""
     result = margin_figures(policy, reference, pairs)
-    for name, view in (("n1", singles), ("n8", lambda terms: terms), ("n64", together)):
+    for name, view in (("n1", singles), ("n8", lambda terms: terms), ("all", together)):
         own, other = view(policy), view(reference)
         if len(own) > 1:
             result |= {f"{figure}_{name}": value for figure, value in noise(own, other, pairs).items()}

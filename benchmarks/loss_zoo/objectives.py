@@ -24,7 +24,7 @@ class Objective:
     grouped: bool = False
 
     def settings(self, task: str) -> dict[str, Any]:
-        beta = getattr(self, task.removesuffix("_on_cores"))
+        beta = getattr(self, task)
         return {**self.fields, **({} if beta is None else {"beta": beta})}
 
 

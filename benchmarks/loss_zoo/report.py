@@ -28,8 +28,6 @@ TITLES = {
     ("sudoku", True): "Sudoku, 20 % of the labels flipped: share of test puzzles solved",
     ("ultrafeedback", False): "UltraFeedback: share of held-out pairs ordered rightly",
     ("ultrafeedback", True): "UltraFeedback, 20 % of the labels flipped: share of held-out pairs ordered rightly",
-    ("ultrafeedback_on_cores", False): "UltraFeedback, 0.3M parameters: share of held-out pairs ordered rightly",
-    ("ultrafeedback_on_cores", True): "UltraFeedback, 0.3M parameters, 20 % of the labels flipped: the same",
 }
 SHORT = {name: arm.label for name, arm in ARMS.items()}
 
@@ -221,7 +219,7 @@ def kept(cell: Cell, draws: str) -> str:
     values = [run["test"] for run in cell.chosen]
     if f"slope_{draws}" not in values[0]:
         return ""
-    return f"{mean(value[f'slope_{draws}'] for value in values) / mean(value['slope_n64'] for value in values):.2f}"
+    return f"{mean(value[f'slope_{draws}'] for value in values) / mean(value['slope_all'] for value in values):.2f}"
 
 
 def noise_table(cells: Cells, base: float) -> list[str]:

@@ -1,12 +1,12 @@
 """Every preference objective with one draw and with eight, at the same forward passes: which of them gains from less
-noise? 4x4 Sudoku with a verifier (45,000 parameters) and UltraFeedback, also with flipped labels (5.5M parameters).
+noise? 4x4 Sudoku with a verifier (45,000 parameters) and UltraFeedback, also with flipped labels (0.2M parameters).
 
     python benchmarks/loss_zoo/run.py --data FOLDER [--workers sudoku=1 ultrafeedback=1] [--tiny]
 
 FOLDER holds ultrafeedback/{train,train_flipped20,eval}.jsonl.gz. A run is one objective, arm, learning rate and seed;
 each leaves a line in the results at once, and a line that is there is not made again. Seeds are the outermost loop and
-objectives the next, so that a study that is cut off (--deadline_seconds) has whole comparisons. UltraFeedback takes a
-GPU if there is one; without, give it days or --workers sudoku=2 alone.
+objectives the next, so that a study that is cut off (--deadline_seconds) has whole comparisons. Both tasks are for CPU
+cores, a worker for each: minutes on 16 of them, hours on two.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from measure import REPLICATES, Held, figures, noise
+from measure import Held, figures, noise
 from objectives import ARMS, OBJECTIVES, SEEDS
 from tasks import Sudoku, Task, UltraFeedback
 from transformers import PrinterCallback
@@ -99,29 +99,34 @@ class Base:
     task: Task
 
     def fresh(self) -> HFDenoiser:
-        device = "cpu" if self.task.fields["use_cpu"] else "cuda"
-        return load(self.task.folder / "base", dtype=torch.float32, device=device)
+        return load(self.task.folder / "base", dtype=torch.float32, device="cpu")
 
     @cache  # noqa: B019 - as long as the worker
-    def held(self, part: str) -> Held:
-        return Held.of(self.fresh(), Dataset.from_list(self.task.held_out(part)), self.task.fields)
+    def held(self, part: str, seed: int) -> Held:
+        return Held.of(self.fresh(), Dataset.from_list(self.task.measured_on(part, seed)), self.task.fields)
 
     @cache  # noqa: B019
-    def terms(self, part: str, plan: str) -> torch.Tensor:
-        return self.held(part).terms(self.fresh(), plan_of(self.task, plan), REPLICATES[part])
+    def terms(self, part: str, seed: int, plan: str) -> torch.Tensor:
+        return self.terms_of(self.fresh(), part, seed, plan)
+
+    def terms_of(self, denoiser: HFDenoiser, part: str, seed: int, plan: str) -> torch.Tensor:
+        return self.held(part, seed).terms(denoiser, plan_of(self.task, plan), self.task.replicates[part])
 
     def measured(self, denoiser: HFDenoiser, job: Job, objective: Any) -> dict[str, Any]:
         """Of a policy; on the test part also under the plan that it was trained with."""
         found: dict[str, Any] = {}
-        for part in ("validate", "test"):
+        for part in self.task.replicates:
             found[part] = {"solved": self.task.solved(denoiser, part)}
             if part == "test" or not found[part]["solved"]:
-                held = self.held(part)
-                terms = held.terms(denoiser, plan_of(self.task, "fixed_count"), REPLICATES[part])
-                found[part] |= figures(terms, self.terms(part, "fixed_count"), pairs_of(held.batch), objective)
+                terms = self.terms_of(denoiser, part, job.seed, "fixed_count")
+                pairs = pairs_of(self.held(part, job.seed).batch)
+                found[part] |= figures(terms, self.terms(part, job.seed, "fixed_count"), pairs, objective)
         if job.arm == "default":
-            own = held.terms(denoiser, plan_of(self.task, "balanced"), REPLICATES[part]), self.terms("test", "balanced")
-            found["test"] |= {f"{name}_default": value for name, value in noise(*own, pairs_of(held.batch)).items()}
+            own, base = self.terms_of(denoiser, "test", job.seed, "balanced"), self.terms("test", job.seed, "balanced")
+            found["test"] |= {
+                f"{name}_default": value
+                for name, value in noise(own, base, pairs_of(self.held("test", job.seed).batch)).items()
+            }
         return found
 
 
@@ -151,8 +156,7 @@ def train(base: Base, job: Job) -> dict[str, Any]:
 
 def work(task: Task, jobs: list[Job], results: Path, counter: Any, deadline: float, stop: Any) -> None:
     """A worker process: takes job after job until none is left, time is up, or `stop` is set."""
-    if task.fields["use_cpu"]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     disable_progress_bars()
     disable_progress_bar()  # of loading weights
@@ -296,8 +300,6 @@ def tasks_of(given: argparse.Namespace, names: list[str]) -> list[Task]:
         elif name == "ultrafeedback" and given.data is not None:
             kind = UltraFeedback.tiny if given.tiny else UltraFeedback
             tasks.append(kind(given.runs / name, given.data / name))
-        elif name == "ultrafeedback_on_cores" and given.data is not None:
-            tasks.append(UltraFeedback.on_cores(given.runs / name, given.data / "ultrafeedback"))
         else:
             raise SystemExit(f"--workers {name}=...: sudoku=, or ultrafeedback= with --data FOLDER")
     return tasks

@@ -2,7 +2,7 @@
 
 `sudoku` is the set-up of recipes/sudoku_rounds_cpu (benchmarks/rounds), where preference training is known to gain: a
 model that imitates careless solvers, and its own answers, judged. `ultrafeedback` is that of ultrafeedback_small with
-shorter rows. Everything that the runs need is in one folder, so that it can be carried to another machine.
+a smaller model and shorter rows. All that the runs need is in one folder, so that it can be carried to another machine.
 """
 
 import json
@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import torch
 from objectives import FLIPPED
-from safetensors.torch import load_file, save_file
 
 from vrpo import generate
 from vrpo.cli import main
@@ -40,6 +39,7 @@ class Task(Protocol):
     num_pairs: int  # of a run
     conditions: tuple[bool, ...]  # are labels flipped?
     rates: tuple[float, ...]
+    replicates: dict[str, int]  # parts to measure on, and how many sets of eight draws
 
     @property
     def prepared(self) -> bool: ...
@@ -50,8 +50,9 @@ class Task(Protocol):
         """What a run trains on: another subset for each seed, the same for all objectives and arms."""
         ...
 
-    def held_out(self, part: str) -> list[Row]:
-        """Pairs to measure margins on: of the parts `validate` and `test`."""
+    def measured_on(self, part: str, seed: int) -> list[Row]:
+        """Pairs to measure margins on, by their true labels: held out ones, `validate` and `test`, or of those that a
+        run of this seed trains on, the ones whose labels flipping leaves `right` and the ones that it makes `wrong`."""
         ...
 
     def solved(self, denoiser: HFDenoiser, part: str) -> str:
@@ -94,6 +95,7 @@ class Sudoku:
     name: str = "sudoku"
     conditions: tuple[bool, ...] = (False,)
     rates: tuple[float, ...] = (3e-4, 1e-4, 1e-3)
+    replicates: dict[str, int] = field(default_factory=lambda: {"validate": 2, "test": 8})
     fields: dict[str, Any] = field(
         default_factory=lambda: {
             "per_device_train_batch_size": 16,
@@ -159,7 +161,7 @@ class Sudoku:
         rows = subset(self.parts["train"], self.num_pairs, seed)
         return flip(rows, seed) if flipped else rows
 
-    def held_out(self, part: str) -> list[Row]:
+    def measured_on(self, part: str, seed: int) -> list[Row]:
         return self.parts[part]
 
     def solved(self, denoiser: HFDenoiser, part: str) -> str:
@@ -188,72 +190,56 @@ class UltraFeedback:
 
     folder: Path
     data: Path
-    epochs: int = 32
-    shape: tuple[str, ...] = ()  # further settings of the base model
-    num_pairs: int = 512
+    epochs: int = 16
+    shape: dict[str, int] = field(
+        default_factory=lambda: {
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_layers": 1,
+            "num_heads": 2,
+            "vocab_size": 1024,
+        }
+    )
+    num_pairs: int = 256
     validation: int = 200
     held: int = 200
     name: str = "ultrafeedback"
     conditions: tuple[bool, ...] = (False, True)
     rates: tuple[float, ...] = (1e-4, 1e-3)
+    replicates: dict[str, int] = field(default_factory=lambda: {"validate": 1, "test": 3, "right": 1, "wrong": 1})
     fields: dict[str, Any] = field(
         default_factory=lambda: {
             "per_device_train_batch_size": 16,
-            "max_length": 128,
-            "max_prompt_length": 48,
-            "max_tokens_per_forward": 32768,
-            "use_cpu": not torch.cuda.is_available(),
-            "bf16": torch.cuda.is_available(),
+            "max_length": 64,
+            "max_prompt_length": 24,
+            "max_tokens_per_forward": 2048,  # fits the caches of a core
+            "use_cpu": True,
+            "bf16": False,
+            "dataloader_pin_memory": False,
         }
     )
 
     @classmethod
     def tiny(cls, folder: Path, data: Path) -> "UltraFeedback":
-        shape = (
-            "--hidden_size",
-            "16",
-            "--intermediate_size",
-            "32",
-            "--num_layers",
-            "1",
-            "--vocab_size",
-            "300",
-            "--max_steps",
-            "2",
-        )
-        small = cls(folder, data, 1, shape, num_pairs=32, validation=4, held=4, conditions=(True,), rates=(1e-4,))
+        small = cls(folder, data, 1, num_pairs=32, validation=4, held=4, conditions=(True,), rates=(3e-4,))
+        shape = {**small.shape, "hidden_size": 16, "intermediate_size": 32, "vocab_size": 300}
         short = {"per_device_train_batch_size": 8, "max_length": 24, "max_prompt_length": 8}
-        return replace(small, fields={**small.fields, **short, "use_cpu": True, "bf16": False})
-
-    @classmethod
-    def on_cores(cls, folder: Path, data: Path) -> "UltraFeedback":
-        """The same for CPU cores: a model of 0.3M parameters, shorter rows, fewer pairs, larger rates."""
-        shape = ("--hidden_size", "64", "--intermediate_size", "192", "--num_layers", "2", "--vocab_size", "1024")
-        small = cls(folder, data, 32, shape, num_pairs=256, name="ultrafeedback_on_cores", rates=(3e-4, 3e-3))
-        short = {"max_length": 64, "max_prompt_length": 24, "max_tokens_per_forward": 8192}
-        return replace(small, fields={**small.fields, **short, "use_cpu": True, "bf16": False})
+        return replace(small, shape=shape, fields={**small.fields, **short})
 
     @property
     def prepared(self) -> bool:
         return (self.folder / "base" / "trainer_state.json").is_file()
 
     def prepare(self) -> None:
-        """SFT from scratch on the chosen answers, as in ultrafeedback_small; the weights are kept in bf16 to travel."""
-        base = self.folder / "base"
-        config = HERE.parent / "ultrafeedback_small" / "sft.yaml"
-        fields = (
-            "--dataset_name",
-            self.data / "train.jsonl.gz",
-            "--output_dir",
-            base,
-            "--num_train_epochs",
-            self.epochs,
-        )
-        device = ("--bf16", str(self.fields["bf16"]).lower(), "--use_cpu", str(self.fields["use_cpu"]).lower())
-        length = ("--max_length", self.fields["max_length"], "--max_prompt_length", self.fields["max_prompt_length"])
-        command("sft", "--config", config, *fields, *device, *length, *self.shape, "--disable_tqdm", "true")
-        weights = base / "model.safetensors"
-        save_file({name: part.bfloat16() for name, part in load_file(weights).items()}, weights, {"format": "pt"})
+        """SFT from scratch, as in ultrafeedback_small, but on both answers of the rows that no measure is taken on:
+        after SFT on chosen ones alone, an answer is told from another by whether the model has seen it."""
+        config, rows = HERE.parent / "ultrafeedback_small" / "sft.yaml", self.folder / "sft.jsonl"
+        kept = self.rows("train.jsonl.gz")[self.validation :]
+        write_rows(rows, [{**row, "chosen": row[name]} for row in kept for name in ("chosen", "rejected")])
+        fields = {**self.shape, "dataset_name": rows, "output_dir": self.folder / "base"}
+        fields |= {"num_train_epochs": self.epochs, "bf16": "false", "use_cpu": "true", "disable_tqdm": "true"}
+        fields |= {name: self.fields[name] for name in ("max_length", "max_prompt_length")}
+        command("sft", "--config", config, *(part for name, value in fields.items() for part in (f"--{name}", value)))
 
     @cache  # noqa: B019 - as long as the worker
     def rows(self, file: str) -> list[Row]:
@@ -267,10 +253,13 @@ class UltraFeedback:
         file = "train_flipped20.jsonl.gz" if flipped else "train.jsonl.gz"
         return subset(self.rows(file)[self.validation :], self.num_pairs, seed)
 
-    def held_out(self, part: str) -> list[Row]:
+    def measured_on(self, part: str, seed: int) -> list[Row]:
         if part == "test":
             return self.rows("eval.jsonl.gz")[: self.held]
-        return self.rows("train.jsonl.gz")[: min(self.validation, self.held)]
+        if part == "validate":
+            return self.rows("train.jsonl.gz")[: self.validation]
+        both = zip(self.pairs(seed, False), self.pairs(seed, True), strict=True)
+        return [row for row, given in both if (row == given) == (part == "right")]
 
     def solved(self, denoiser: HFDenoiser, part: str) -> str:
         return ""

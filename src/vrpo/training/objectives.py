@@ -22,12 +22,14 @@ from vrpo.temperature import Constant, Custom, RewardScaling, Temperature
 
 @dataclass(frozen=True)
 class _Loss:
-    """How a loss of pairs is made of the configuration, which fields it owns, and what it is a function of."""
+    """How a loss of pairs is made of the configuration, which fields it owns, and what it is a function of: `single`,
+    of the log-ratio of each answer by itself, not of their difference."""
 
     make: Callable[["ObjectiveConfig"], PairLoss]
     fields: tuple[str, ...] = ()
     per_token: bool = False
     reference: bool = True
+    single: bool = False
 
 
 _PAIR_LOSSES = {
@@ -38,8 +40,8 @@ _PAIR_LOSSES = {
     "hinge": _Loss(lambda config: Hinge()),
     "simpo": _Loss(lambda config: Sigmoid(gamma=config.simpo_gamma), ("simpo_gamma",), per_token=True, reference=False),
     "orpo": _Loss(lambda config: ORPO(), per_token=True, reference=False),
-    "apo_zero": _Loss(lambda config: APOZero()),
-    "apo_down": _Loss(lambda config: APODown()),
+    "apo_zero": _Loss(lambda config: APOZero(), single=True),
+    "apo_down": _Loss(lambda config: APODown(), single=True),
     "exo_pair": _Loss(lambda config: ReverseKL(config.label_smoothing), ("label_smoothing",)),
     "dmpo_rkl": _Loss(lambda config: ReverseKL(config.dmpo_alpha), ("dmpo_alpha",)),
 }
@@ -290,6 +292,12 @@ class ObjectiveConfig:
                 having = " or ".join(loss for loss, fields in owners.items() if name in fields)
                 raise ValueError(f"{name} belongs to loss_type {having}; {', '.join(names)} has none")
 
+    def _against_zero(self, name: str) -> bool:
+        """Whether a loss compares each answer's log-ratio with 0."""
+        return (name in _PAIR_LOSSES and _PAIR_LOSSES[name].single) or (
+            name == "kto" and self.kto_baseline == "mismatched"
+        )
+
     def _check_temperature(self) -> None:
         scaling = self.temperature == "reward_scaling"
         if scaling and self.structure != "pairs":
@@ -313,6 +321,12 @@ class ObjectiveConfig:
             raise ValueError(f"ref_pool must be one of {', '.join(_POOLS)}, not {self.ref_pool!r}")
         if self.ref_weighting not in ("fixed", "arwc"):
             raise ValueError(f"ref_weighting must be fixed or arwc, not {self.ref_weighting!r}")
+        if self.reference_free and (alone := [name for _, name in self.losses if self._against_zero(name)]):
+            other = ", or kto_baseline=batch_mean" if alone[0] == "kto" else ""
+            raise ValueError(
+                f"reference_free: {alone[0]} compares each answer's log-ratio with 0, and a bound without a reference "
+                f"is so far below 0 that its slope vanishes: give a reference{other}"
+            )
         for name, neutral in _SEVERAL.items():
             if getattr(self, name) == neutral:
                 continue
