@@ -203,6 +203,8 @@ def test_a_custom_temperature_is_the_beta_of_each_pair() -> None:
 
 def test_the_first_slope() -> None:
     """What num_draws=auto starts from. Kills: DPO's for all losses; that of the chosen answer,
-    which is 0 for apo_down and stops training."""
+    which is 0 for apo_down and stops training; weights left out."""
     for loss, slope in (("sigmoid", 0.1), ("hinge", 0.2), ("ipo_sum", 5.0), ("apo_zero", 0.05), ("apo_down", 0.05)):
         assert settings(loss).first_slope == pytest.approx(slope)
+    both = settings(["sigmoid", "hinge", "sft"], loss_weights=[0.5, 2.0, 1.0])
+    assert both.first_slope == pytest.approx(0.5 * 0.1 + 2.0 * 0.2)

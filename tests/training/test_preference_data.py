@@ -164,6 +164,19 @@ def test_rows_of_two_kinds(tmp_path: Path) -> None:
         VRPOTrainer("a/model", args=vrpo_config(tmp_path), train_dataset=pairs(2), eval_dataset=ranked(2))
 
 
+@pytest.mark.parametrize("rewards", [[3.0, 3.0, 2.0, 1.0], [3.0, 2.0, 4.0, 1.0]])
+def test_lists_of_token_ids_need_an_order_too(rewards: list[float], tmp_path: Path) -> None:
+    """Kills: ties, or another order, of rows that were tokenised elsewhere, learnt as if they were the order given."""
+    rows = ranked(3, rewards=True)
+    config = vrpo_config(tmp_path, loss_type="plackett_luce")
+    VRPOTrainer(tiny(), args=config, train_dataset=rows)
+    given = [*rows["rewards"]]
+    bad = rows.remove_columns("rewards").add_column("rewards", [given[0], rewards, given[2]])
+    with pytest.raises(ValueError, match="row 1: field 'rewards' must fall from answer to answer"):
+        VRPOTrainer(tiny(), args=config, train_dataset=bad)
+    VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=bad)  # a loss of pairs takes both
+
+
 def test_evaluation_of_labels_is_by_label(tmp_path: Path) -> None:
     """Means and errors over the desirable answers and over the others, in batches that hold one label only or both.
     Kills: means over batches; a column that is left out where a batch lacks a label; zeros that count."""

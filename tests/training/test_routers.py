@@ -135,6 +135,7 @@ def test_adapters_use_two_passes_and_leave_routers_alone(tmp_path: Path) -> None
     [
         ({"router_aux_loss_coef": -1.0}, "negative"),
         ({"router_aux_loss_coef": 0.1, "gradient_passes": "one"}, "gradient_passes=one"),
+        ({"router_aux_loss_coef": 0.1, "loss_type": "kto"}, "set kto_baseline to batch_mean"),
     ],
 )
 def test_settings_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:

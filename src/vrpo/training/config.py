@@ -150,7 +150,7 @@ class DiffusionConfig(TrainingArguments):
             try:
                 self.sampling_plan(getattr(self, name))
             except ValueError as error:
-                raise ValueError(f"{name} = {getattr(self, name)}: {error}") from error
+                raise ValueError(f"plan={self.plan} with {name} = {getattr(self, name)}: {error}") from error
 
     def training_plan(self, block_size: int | None = None) -> Plan:
         """The plan of a training step."""

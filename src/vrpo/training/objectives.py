@@ -178,11 +178,12 @@ class ObjectiveConfig:
 
     @property
     def first_slope(self) -> float:
-        """The larger |d loss / d log-ratio| of the two answers, of the first loss of pairs, where both ratios are 0."""
-        name = next(name for _, name in self.losses if name in _PAIR_LOSSES)
+        """The larger |d loss / d log-ratio| of the two answers, of all losses of pairs by their weights, where both
+        ratios are 0."""
         ratios = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
-        loss = _PAIR_LOSSES[name].make(self)(ratios[0], ratios[1], self.beta)
-        (slopes,) = torch.autograd.grad(loss.sum(), ratios)
+        pairs = [(weight, _PAIR_LOSSES[name].make(self)) for weight, name in self.losses if name in _PAIR_LOSSES]
+        total = torch.stack([weight * loss(ratios[0], ratios[1], self.beta) for weight, loss in pairs]).sum()
+        (slopes,) = torch.autograd.grad(total, ratios)
         return float(slopes.abs().max())
 
     @property

@@ -4,8 +4,9 @@ batches.
 What deliberately does not live here: what a row must contain (data/formats.py), any loss (losses.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from datasets import Dataset
@@ -143,7 +144,13 @@ class PreferenceData:
         return tokenize_preferences(rows, tokenizer, **options)[0]
 
     def completed(self, examples: Dataset) -> Dataset:
-        """Examples with what the loss needs beside their own answers."""
+        """Examples with what the loss needs beside their own answers.
+
+        Raises:
+            ValueError: lists without an order, for plackett_luce.
+        """
+        if self.config.structure == "rankings" and "rewards" in examples.column_names:
+            _check_order(examples["rewards"])
         if not self.mismatched or f"other_{self.ids_column}" in examples.column_names:
             return examples
         return with_other_answers(examples)
@@ -152,6 +159,17 @@ class PreferenceData:
 def _kind_of(columns: list[str]) -> Kind:
     known = (kind for kind, names in _IDS.items() if names[0] in columns)
     return next(known, None) or kind_of(columns)
+
+
+def _check_order(rewards: Iterable[Sequence[float]]) -> None:
+    """
+    Raises:
+        ValueError: answers of a list that are tied, or not best first.
+    """
+    for index, numbers in enumerate(rewards):
+        if any(better <= worse for better, worse in pairwise(numbers)):
+            raise ValueError(f"row {index}: field 'rewards' must fall from answer to answer for plackett_luce, and is "
+                             f"{list(numbers)}: put the best answer first, and leave out tied ones")  # fmt: skip
 
 
 def _check_lists(config: VRPOConfig) -> None:
