@@ -19,7 +19,8 @@ from objectives import ARMS, OBJECTIVES
 HERE = Path(__file__).parent
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, 97.5 %, by degrees of freedom
 Z = 1.960
-COMPARED = (("n8", "n1"), ("default", "n1"), ("n8", "n1_same_steps"))
+SAME_STEPS = ("n8", "n1_same_steps")
+COMPARED = (("n8", "n1"), ("default", "n1"), SAME_STEPS)
 MARKS = r"(<!-- tables of result\.json -->\n).*(<!-- end -->)"
 Run = dict[str, Any]
 Marks = list[list[int]]  # by seed, by problem
@@ -30,6 +31,10 @@ TITLES = {
     ("ultrafeedback", True): "UltraFeedback, 20 % of the labels flipped: share of held-out pairs ordered rightly",
 }
 SHORT = {name: arm.label for name, arm in ARMS.items()}
+FITS = (
+    "Share of the training pairs that the policy orders as their labels say, of pairs with right labels and with wrong "
+    "ones, mean over seeds, at each rate:"
+)
 
 
 def packed(marks: str) -> str:
@@ -81,6 +86,12 @@ class Column:
         square = self.over_seeds**2 / len(values) + Z**2 * variance(problems) / len(problems)
         return mean(problems), math.sqrt(square)
 
+    def of_subsets(self, objective: str) -> tuple[float, float]:
+        """Mean and half a 95 % interval where each seed has problems of its own, so that the chance of seeds contains
+        that of problems."""
+        values = [mean(row) for row in self.marks[objective]]
+        return mean(values), self.over_seeds / math.sqrt(len(values))
+
 
 def minus(one: Marks, other: Marks) -> Marks:
     return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(one, other, strict=True)]
@@ -107,6 +118,11 @@ class Cell:
     @property
     def marks(self) -> Marks:
         return [bits(run, "test") for run in self.chosen]
+
+    def fitted(self, part: str, rate: float) -> Marks:
+        """A 1 for each training pair of a part that is ordered as its label says, where labels are flipped."""
+        runs = [run for _, run in sorted(self.runs[rate].items())]
+        return [[mark if part == "right" else 1 - mark for mark in unpacked(run[part]["ordered"])] for run in runs]
 
     def figure(self, name: str) -> float:
         return mean(run["test"][name] for run in self.chosen)
@@ -247,6 +263,31 @@ def noise_table(cells: Cells, base: float) -> list[str]:
     return table(head, rows)
 
 
+def fit(cells: Cells, arm: str, part: str, rate: float) -> Column:
+    """How many labels of the training pairs are learnt."""
+    return Column({name: own[arm].fitted(part, rate) for name, own in cells.items() if arm in own})
+
+
+def fit_table(cells: Cells) -> list[str]:
+    """Of runs with flipped labels: how many of the right labels are learnt, and of the wrong ones."""
+    head = ["objective", "rate", *(f"{part} labels: {SHORT[arm]}" for part in ("right", "wrong") for arm in ARMS)]
+    head += [f"{part}: {difference_label(*SAME_STEPS)}" for part in ("right", "wrong")]
+    rows = []
+    for objective in ordered(cells):
+        own = cells[objective]
+        for rate in own["n8"].runs:
+            row = [objective, f"{rate:g}"]
+            for part in ("right", "wrong"):
+                shares = {arm: fit(cells, arm, part, rate).marks.get(objective) for arm in ARMS}
+                row += ["" if marks is None else f"{mean(map(mean, marks)):.3f}" for marks in shares.values()]
+            for part in ("right", "wrong"):
+                one, other = (fit(cells, arm, part, rate).marks for arm in SAME_STEPS)
+                column = Column({name: minus(one[name], other[name]) for name in other})
+                row.append(show(column.of_subsets(objective), sign=True) if objective in other else "")
+            rows.append(row)
+    return table(head, rows)
+
+
 def by_rate(cell: Cell) -> str:
     return ", ".join(
         f"{mean(mean(bits(run, 'test')) for run in seeds.values()):.3f}" for _, seeds in sorted(cell.runs.items())
@@ -269,6 +310,7 @@ def section(result: dict[str, Any], task: str, flipped: bool) -> list[str]:
         "",
         *gains_table(cells),
         *noise_table(cells, base),
+        *([FITS, "", *fit_table(cells)] if flipped else []),
     ]
 
 
@@ -323,6 +365,29 @@ def slopes(axis: Any, names: list[str], cells: Cells) -> None:
     axis.axvline(1, color="0.5", linewidth=0.8)
 
 
+def fit_picture(result: dict[str, Any], folder: Path) -> None:
+    """Right labels learnt against wrong ones: a panel for each rate, a point for each objective and arm."""
+    cells = cells_of(result["runs"], "ultrafeedback", True)
+    if not cells:
+        return
+    rates = list(next(iter(cells.values()))["n8"].runs)
+    figure = Figure(figsize=(7 * len(rates), 7), layout="constrained")
+    panels = figure.subplots(1, len(rates), squeeze=False, sharex=True, sharey=True)[0]
+    for axis, rate in zip(panels, rates, strict=True):
+        for (arm, label), marker in zip(SHORT.items(), "osD^", strict=True):
+            right, wrong = (fit(cells, arm, part, rate).marks for part in ("right", "wrong"))
+            points = [(mean(map(mean, wrong[name])), mean(map(mean, right[name])), name) for name in right]
+            axis.plot(*zip(*(point[:2] for point in points), strict=True), marker, markersize=5, alpha=0.8, label=label)
+            for x, y, name in points:
+                axis.annotate(name, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=6, va="center")
+        axis.set(title=f"learning rate {rate:g}", xlabel="wrong labels learnt", ylabel="right labels learnt")
+        axis.axline((0.5, 0.5), slope=-1, color="0.7", linestyle="--", linewidth=0.8)
+        axis.axline((0.5, 0.5), slope=1, color="0.7", linewidth=0.8)
+        axis.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(folder / "fit.png", dpi=110)
+
+
 def settings_table() -> list[str]:
     rows = [
         [
@@ -353,7 +418,11 @@ def write(result: dict[str, Any], folder: Path) -> None:
     for key in TITLES:
         lines += section(result, *key)
     picture(result, folder)
-    text = "\n".join([*lines, "![scores, differences and slopes](zoo.png)", ""])
+    fit_picture(result, folder)
+    lines += ["![scores, differences and slopes](zoo.png)", ""]
+    if (folder / "fit.png").is_file():
+        lines += ["![labels learnt](fit.png)", ""]
+    text = "\n".join(lines)
     page = folder / "README.md"
     if not page.is_file():
         page.write_text("<!-- tables of result.json -->\n<!-- end -->\n")

@@ -118,8 +118,8 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
             )
         if self.router_aux_loss_coef and self.structure == "labels" and self.kto_baseline == "mismatched":
             raise ValueError(
-                "router_aux_loss_coef weighs the routers by the rows that learn, and the mismatched rows of kto's baseline "
-                "do not: set kto_baseline to batch_mean"
+                "router_aux_loss_coef weighs the routers by the rows that learn, and the mismatched rows of kto's "
+                "baseline do not: set kto_baseline to batch_mean"
             )
         if self.precompute_ref_log_probs and not self.share_draws:
             raise ValueError("precompute_ref_log_probs replays the policy's draws, which share_draws=false has not")
