@@ -56,7 +56,7 @@ def test_loss_zoo_slopes_and_variances(monkeypatch: pytest.MonkeyPatch) -> None:
     change = (policy - reference).sum(-1)
     h = change[:, :2] - change[:, 2:]
     assert found["slope_n8"] == pytest.approx(float(0.7 * torch.sigmoid(-0.7 * h).mean()))
-    assert found["slope_n64"] == pytest.approx(float(0.7 * torch.sigmoid(-0.7 * h.mean(0)).mean()))
+    assert found["slope_all"] == pytest.approx(float(0.7 * torch.sigmoid(-0.7 * h.mean(0)).mean()))
     assert found["variance_n8"] == pytest.approx(float(h.var(0).mean()))
     assert found["variance_alone_n8"] != pytest.approx(found["variance_n8"])
     assert found["ordered"] == "".join(str(int(value > 0)) for value in h.mean(0).tolist())
@@ -66,7 +66,7 @@ def test_loss_zoo_slopes_and_variances(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_of(arm: str, rate: float, seed: int, solved: str, **changes: Any) -> dict[str, Any]:
     job = {"task": "sudoku", "objective": "sigmoid", "arm": arm, "rate": rate, "seed": seed, "flipped": False}
     marks = {"solved": solved, "ordered": solved, "margin": 1.0, "chosen_change": 0.0, "tokens": 17.0}
-    figures = {f"{name}_{draws}": 0.5 for name in ("variance", "slope") for draws in ("n1", "n8", "n64", "default")}
+    figures = {f"{name}_{draws}": 0.5 for name in ("variance", "slope") for draws in ("n1", "n8", "all", "default")}
     test = {**marks, **figures}
     return {"job": job, "log": [[0.5, 1.0]], "validate": {**marks}, "test": test, **changes}
 
@@ -113,6 +113,35 @@ def test_loss_zoo_intervals_pool_the_chance_of_seeds(monkeypatch: pytest.MonkeyP
     assert column.interval("steady") == (0.5, pytest.approx(column.over_seeds / 2**0.5))
     assert report.Column({"one": [[1, 0]]}).over_seeds == 0
     assert report.Column({}).interval("none") is None
+
+
+def test_loss_zoo_labels_learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of two seeds with pairs of their own, right and wrong labels apart. Kills: a wrong label counted as learnt where
+    the true order is; problems of several seeds taken for the same; seeds that are not paired; the chosen rate alone."""
+    report = module("report", monkeypatch)
+    arms = {"n8": "1110", "n1": "1111", "default": "1100", "n1_same_steps": "1000"}
+    runs = [run_of(arm, rate, seed, "01") for arm in arms for rate in (1e-4, 1e-3) for seed in (1, 2)]
+    for run in runs:
+        job = run["job"]
+        job |= {"task": "ultrafeedback", "flipped": True}
+        right = arms[job["arm"]][: 2 + job["seed"]] if job["rate"] == 1e-4 else "0000"
+        run |= {"right": {"ordered": right}, "wrong": {"ordered": "001" if job["seed"] == 1 else "0"}}
+        run["test"]["solved"] = run["validate"]["solved"] = ""
+    report.report(runs, {"ultrafeedback": ""}, tmp_path)
+    cells = report.cells_of(json.loads((tmp_path / "result.json").read_text())["runs"], "ultrafeedback", True)
+    assert report.fit(cells, "n8", "right", 1e-4).marks["sigmoid"] == [[1, 1, 1], [1, 1, 1, 0]]
+    assert report.fit(cells, "n8", "wrong", 1e-4).marks["sigmoid"] == [[1, 1, 0], [1]]
+    page = (tmp_path / "README.md").read_text().split("\n")
+    first, second = (
+        line.split(" | ") for line in page if line.startswith(("| sigmoid | 0.0001", "| sigmoid | 0.001 "))
+    )
+    half = 12.706 * (1 / 2 * (2 / 3 - 1 / 2) ** 2) ** 0.5 / 2**0.5
+    assert first[2:6] == ["0.875", "1.000", "0.583", "0.292"]
+    assert first[6:10] == ["0.833"] * 4
+    assert first[10] == f"+0.583 [{7 / 12 - half:.3f}, {7 / 12 + half:.3f}]"
+    assert first[11] == "+0.000 [0.000, 0.000] |"
+    assert second[2:6] == ["0.000"] * 4
+    assert (tmp_path / "fit.png").is_file()
 
 
 @pytest.mark.slow

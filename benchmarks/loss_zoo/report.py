@@ -148,7 +148,8 @@ Cells = dict[str, dict[str, Cell]]  # by objective, by arm
 
 
 def cells_of(runs: Iterable[Run], task: str, flipped: bool) -> Cells:
-    """Whole seeds only: those for which an objective has all its arms and rates."""
+    """Whole seeds only: those for which an objective has all its arms and rates; the arm of the same steps may be
+    missing."""
     found: dict[str, dict[tuple[str, float, int], Run]] = defaultdict(dict)
     for run in runs:
         job = run["job"]
@@ -157,7 +158,8 @@ def cells_of(runs: Iterable[Run], task: str, flipped: bool) -> Cells:
     cells = {}
     rates = {rate for own in found.values() for _, rate, _ in own}
     for objective, own in found.items():
-        arms = [arm for arm in ARMS if ARMS[arm].num_times > 1 or not OBJECTIVES[objective].grouped]
+        needed = {"n8", "default"} | (set() if OBJECTIVES[objective].grouped else {"n1"})
+        arms = [arm for arm in ARMS if arm in needed | {arm for arm, *_ in own}]
         seeds = sorted({seed for *_, seed in own})
         whole = [seed for seed in seeds if all((arm, rate, seed) in own for arm in arms for rate in rates)]
         if whole:
@@ -381,7 +383,6 @@ def fit_picture(result: dict[str, Any], folder: Path) -> None:
             for x, y, name in points:
                 axis.annotate(name, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=6, va="center")
         axis.set(title=f"learning rate {rate:g}", xlabel="wrong labels learnt", ylabel="right labels learnt")
-        axis.axline((0.5, 0.5), slope=-1, color="0.7", linestyle="--", linewidth=0.8)
         axis.axline((0.5, 0.5), slope=1, color="0.7", linewidth=0.8)
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize=8)

@@ -59,7 +59,7 @@ class Job:
         return f"{self.task}/{labels}/{self.objective}/{self.arm}/{self.rate:g}/{self.seed}"
 
 
-def jobs_of(task: Task, objectives: list[str], seeds: list[int]) -> list[Job]:
+def jobs_of(task: Task, objectives: list[str], arms: list[str], seeds: list[int]) -> list[Job]:
     """Seeds outermost, then objectives, so that a study that is cut off has whole comparisons; what needs groups of
     draws is left out where there is one draw."""
     return [
@@ -68,7 +68,7 @@ def jobs_of(task: Task, objectives: list[str], seeds: list[int]) -> list[Job]:
         for flipped in task.conditions
         for objective in objectives
         for rate in task.rates
-        for arm in ARMS
+        for arm in arms
         if ARMS[arm].num_times > 1 or not OBJECTIVES[objective].grouped
     ]
 
@@ -284,6 +284,7 @@ def parsed() -> argparse.Namespace:
     add("--earlier", type=Path, nargs="*", default=[], help="Results of earlier calls: what is in them is not made.")
     add("--workers", nargs="+", default=["sudoku=1", "ultrafeedback=1"], help="Processes that prefer each task.")
     add("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     add("--seeds", nargs="+", type=int, default=list(SEEDS))
     add("--deadline_seconds", type=float, default=float("inf"), help="No run begins later than that.")
     add("--stage", default="all", choices=("all", "prepare", "train", "report"))
@@ -314,7 +315,7 @@ def main() -> int:
     results.parent.mkdir(parents=True, exist_ok=True)
     files = [*given.earlier, results]
     seeds = [1] if given.tiny else given.seeds
-    wanted = {task.name: jobs_of(task, given.objectives, seeds) for task in tasks}
+    wanted = {task.name: jobs_of(task, given.objectives, given.arms, seeds) for task in tasks}
     if given.stage != "report":
         done = read(files)
         left = {name: [job for job in jobs if job.name not in done] for name, jobs in wanted.items()}

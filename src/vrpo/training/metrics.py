@@ -39,10 +39,10 @@ def pair_metrics(
     rewards/* are beta times what the loss compares: B_policy - B_reference, pooled over references, per token if the
     loss is; without a reference, B_policy. elbo/* are the policy's bounds in nats, summed over tokens; elbo/*_change
     the bounds' distance to the first reference (absent without one). score/variance is the estimated Monte Carlo
-    variance of the score, to first order where references are pooled, and without the noise of ARWC's weights (absent
-    with fewer than two independent draws, where it is not estimable); score/saturated the share of pairs with |score| > 4; rewards/accuracies counts a margin
-    of exactly 0 as one half; draws/values_per_pair and draws/per_pair the draws of both answers whose values were
-    computed, and those that were run for the gradient.
+    variance of the score, to first order where references are pooled and without the noise of ARWC's weights (absent
+    with fewer than two independent draws, where it is not estimable); score/saturated the share of pairs whose |score|
+    is above 4; rewards/accuracies counts a margin of exactly 0 as one half; draws/values_per_pair and draws/per_pair
+    the draws of both answers whose values were computed, and those that were run for the gradient.
 
     Args:
         judged: the loss whose rewards these are: a `losses.Preference` or `losses.PlackettLuce`.
