@@ -117,7 +117,7 @@ def test_loss_zoo_intervals_pool_the_chance_of_seeds(monkeypatch: pytest.MonkeyP
 
 def test_loss_zoo_labels_learnt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of two seeds with pairs of their own, right and wrong labels apart. Kills: a wrong label counted as learnt where
-    the true order is; problems of several seeds taken for the same; seeds that are not paired; the chosen rate alone."""
+    the true order is; problems of several seeds taken for the same; seeds that are not paired; one rate for both."""
     report = module("report", monkeypatch)
     arms = {"n8": "1110", "n1": "1111", "default": "1100", "n1_same_steps": "1000"}
     runs = [run_of(arm, rate, seed, "01") for arm in arms for rate in (1e-4, 1e-3) for seed in (1, 2)]

@@ -150,3 +150,30 @@ def test_examples_of_the_page_are_legal(block: str, tmp_path: Path) -> None:
     ours = {name: value for name, value in values.items() if name in {field.name for field in fields(VRPOConfig)}}
     config = VRPOConfig(output_dir=str(tmp_path), **ours)
     assert config.training_objective(config._assumed_references) is not None
+
+
+def test_intervals_in_the_text_are_measured(stored: dict[str, Any]) -> None:
+    """Of every `value [low, high]` outside the tables. Kills: a figure of an earlier run left in a sentence."""
+    measured: list[tuple[float, float, float]] = []
+
+    def gather(found: object) -> None:
+        if isinstance(found, dict) and {"value", "low", "high"} <= found.keys():
+            measured.append((found["value"], found["low"], found["high"]))
+        elif isinstance(found, dict):
+            for each in found.values():
+                gather(each)
+
+    def same(value: float, shown: str, factor: int) -> bool:
+        digits = len(shown.partition(".")[2])
+        return abs(factor * value - float(shown)) < 0.501 * 10**-digits
+
+    gather(stored)
+    prose = "\n".join(line for line in PAGE.read_text().splitlines() if not line.startswith("|"))
+    shown = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", prose)
+    assert len(shown) >= 9
+    for three in shown:
+        assert any(
+            all(same(value, text, factor) for value, text in zip(one, three, strict=True))
+            for one in measured
+            for factor in (1, 100)
+        ), f"{three} is not in noise.json"
