@@ -38,6 +38,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str,
     return json.loads((folder / "result.json").read_text()), (folder / "table.md").read_text(), done.stdout
 
 
+@pytest.mark.slow
 def test_gpu_8b_measures_every_row(tiny: tuple[dict[str, Any], str, str]) -> None:
     """Kills: a step whose API has moved; passes counted wrongly (a reference left out; a value pass not noticed)."""
     result, *_ = tiny
@@ -57,6 +58,7 @@ def test_gpu_8b_measures_every_row(tiny: tuple[dict[str, Any], str, str]) -> Non
         assert row["executed_flops_per_second"] > 1.2 * row["flops_per_second"]  # checkpointing
 
 
+@pytest.mark.slow
 def test_gpu_8b_says_what_it_found(tiny: tuple[dict[str, Any], str, str]) -> None:
     result, table, printed = tiny
     goals = result["goals"]
@@ -231,6 +233,7 @@ def test_model_matrix_gpu_measures_every_row(matrix: tuple[list[dict[str, Any]],
     assert table.count("| forward |") == 2 + 2  # of families; of the two numbers of tokens
 
 
+@pytest.mark.slow
 def test_model_matrix_counts_the_weights(matrix: tuple[list[dict[str, Any]], str], monkeypatch: Any) -> None:
     """Kills: a tied head counted twice; key heads taken for heads; the experts of one token taken for all of them."""
     monkeypatch.syspath_prepend(str(GPU))

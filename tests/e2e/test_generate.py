@@ -230,6 +230,7 @@ def test_a_mistake_can_be_corrected(model: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one(model: str, tmp_path: Path) -> None:
     """Kills: parts that nobody makes, or that both make; streams that depend on the process."""
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"

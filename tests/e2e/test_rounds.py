@@ -231,6 +231,7 @@ def launched(*arguments: str) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_rounds(config: dict[str, Any]) -> None:
     """Samples and pairs are those of one process, and so is the model, to float32 rounding. Kills: processes that take
     each other for strangers and each do all of the work; a stage begun before the last one has ended everywhere."""
@@ -251,6 +252,7 @@ def test_two_processes_share_the_rounds(config: dict[str, Any]) -> None:
     assert Path("loop/evaluation/eval.md").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_answers(config: dict[str, Any]) -> None:
     """`vrpo generate` on its own. Kills: each process answering everything."""
     given = ["generate", "--model_name_or_path", "first", "--prompts", "prompts.jsonl", "--max_new_tokens", "6"]

@@ -50,6 +50,7 @@ def fit(folder: Path, rows: Dataset, **fields: Any) -> tuple[SFTTrainer, list[fl
     return trainer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 def test_learns_prompts_and_completions(tmp_path: Path) -> None:
     """4 answers of one word, learnt by heart and generated. Kills: a prompt that is scored, or that the response does
     not see; the sign of the loss."""
