@@ -27,32 +27,24 @@ class Held:
 
     batch: dict[str, Tensor]
     max_tokens: int
-    bf16: bool
 
     @classmethod
     def of(cls, denoiser: HFDenoiser, rows: Any, fields: dict[str, Any]) -> "Held":
         cut = {"max_length": fields["max_length"], "max_prompt_length": fields.get("max_prompt_length")}
         common = {"truncation_mode": "keep_end", "eos_padding": None, "on_bad_rows": "drop", "strings_as_chat": False}
         examples, _ = tokenize_preferences(rows, denoiser.tokenizer, **cut, **common, mask_id=denoiser.mask_id)
-        return cls(
-            PreferenceCollator(denoiser.pad_id)(list(examples)), fields["max_tokens_per_forward"], fields["bf16"]
-        )
-
-    def on(self, device: torch.device) -> dict[str, Tensor]:
-        return {name: part.to(device) for name, part in self.batch.items()}
+        return cls(PreferenceCollator(denoiser.pad_id)(list(examples)), fields["max_tokens_per_forward"])
 
     @torch.no_grad()
     def terms(self, denoiser: HFDenoiser, plan: Plan, replicates: int) -> Tensor:
         """Terms [R, N, K] of the rows under R sets of draws."""
-        device = next(denoiser.module.parameters()).device
         denoiser.module.eval()
-        batch, found = self.on(device), []
+        found = []
         for replicate in range(replicates):
-            tokens = tokens_of(batch, seed=0, epoch=FIRST - replicate)
-            draws = plan(tokens, pairs_of(batch))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                found.append(elbo(denoiser, tokens, draws, max_tokens=self.max_tokens).terms)
-        return torch.stack(found).cpu()
+            tokens = tokens_of(self.batch, seed=0, epoch=FIRST - replicate)
+            draws = plan(tokens, pairs_of(self.batch))
+            found.append(elbo(denoiser, tokens, draws, max_tokens=self.max_tokens).terms)
+        return torch.stack(found)
 
 
 def margins(change: Tensor, pairs: Pairs) -> Tensor:

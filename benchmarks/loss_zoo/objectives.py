@@ -1,8 +1,8 @@
 """The table of the study: objectives with their settings, arms, learning rates and seeds.
 
 beta is one value per objective and task, chosen so that all objectives aim at margins of one order: on Sudoku a few
-nats of the summed score (answers of 17 tokens), on UltraFeedback about ten (answers of 30 to 127 tokens). AdamW takes
-no notice of a loss's scale, so what beta decides is where the loss flattens. Learning rates are a grid.
+nats of the summed score (answers of 17 tokens), on UltraFeedback up to ten (answers of 37 tokens, their mean). AdamW
+takes no notice of a loss's scale, so what beta decides is where the loss flattens. Learning rates are a grid.
 """
 
 from dataclasses import dataclass
@@ -45,13 +45,13 @@ OBJECTIVES: dict[str, Objective] = {
     "smoothed": Objective({"loss_type": "sigmoid", "label_smoothing": FLIPPED}, 1.0, 0.1, _AS_DPO),
     "robust": Objective({"loss_type": "robust", "label_smoothing": FLIPPED}, 1.0, 0.1, _AS_DPO),
     "ipo": Objective(
-        {"loss_type": "ipo"}, 1.7, 5.0, "tau of scores per token; 1 / (2 tau) is 5 nats of 17 tokens, 10 of 100"
+        {"loss_type": "ipo"}, 1.7, 5.0, "tau of scores per token; 1 / (2 tau) is 5 nats of 17 tokens, 3.7 of 37"
     ),
     "simpo": Objective(
         {"loss_type": "simpo", "simpo_gamma": 0.5},
         10.0,
         5.0,
-        "on scores per token: 1.7 nats of 17, 20 of 100",
+        "on scores per token: 1.7 nats of 17, 7.4 of 37",
         referenced=False,
     ),
     "kto": Objective(

@@ -131,7 +131,7 @@ class Base:
 
 
 def plan_of(task: Task, name: str) -> Any:
-    """The plan of that name with eight draws. On the task's device, since accelerate knows one for a process."""
+    """The plan of that name with eight draws."""
     return VRPOConfig(output_dir=tempfile.gettempdir(), plan=name, num_times=8, **task.fields).training_plan()
 
 
