@@ -108,7 +108,7 @@ def refusal(loss: str, rows: str, temperature: str, reference: str, plan: str, s
         "and there is none": free and reference == "moving",
         NO_SUCH: not free and reference == "none",
         "scales by the rewards of a pair's two answers": temperature == "reward_scaling" and loss in _WHOLE,
-        "log-ratio with 0": reference == "free" and loss in ("apo_zero", "apo_down", "kto"),
+        "single log-ratios with 0": reference == "free" and loss in ("apo_zero", "apo_down", "kto"),
         "compares the two answers of a pair": reference == "arwc" and loss in _WHOLE,
         "needs independent groups of draws": plan == "exact" and slope != "plain",
         "estimates of plan=nested may be above 1": loss == "orpo"

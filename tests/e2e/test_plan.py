@@ -89,7 +89,6 @@ def test_a_loss_without_reference_runs_none(planned: Callable[..., Any]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_it_says_which_switch_to_flip(planned: Callable[..., Any]) -> None:
     """Kills: advice that does not lower the peak, or goes on although it fits; a verdict that is always yes."""
     code, out, err, found = planned("--device", "h100")

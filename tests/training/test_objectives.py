@@ -58,7 +58,7 @@ def reason(loss: str, temperature: str, reference: str, plan: str) -> str | None
     """Why a combination is illegal, as a part of what is said; None: it is legal."""
     pairs = loss not in ("kto", "plackett_luce")
     if reference == "none" and loss in SINGLE_ANSWERS and (temperature != "reward_scaling" or pairs):
-        return f"reference_free: {loss} compares each answer's log-ratio with 0"
+        return f"reference_free: {loss} compares single log-ratios with 0"
     if temperature == "reward_scaling" and not pairs:
         return "temperature=reward_scaling scales by the rewards of a pair"
     if reference not in ("one", "none", "cached") and loss in FREE:
@@ -138,9 +138,16 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
             {"ref_pool": "harmonic", "ref_weighting": "arwc", "ref_weights": [0.5, 0.5]},
             "ref_weighting=arwc makes the weights itself",
         ),
-        ({"reference_free": True, "loss_type": ["sigmoid", "apo_down"]}, "reference_free: apo_down compares each"),
+        (
+            {"reference_free": True, "loss_type": ["sigmoid", "apo_down"]},
+            "reference_free: apo_down compares single log-ratios",
+        ),
+        (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 1.0], "num_draws": "auto"},
+            "num_draws=auto goes by the",
+        ),
         ({"reference_free": True, "loss_type": "kto"}, "give a reference, or kto_baseline=batch_mean"),
-        ({"reference_free": True, "loss_type": "apo_zero"}, "its slope vanishes: give a reference"),
+        ({"reference_free": True, "loss_type": "apo_zero"}, "this comparison has no slope: give a reference"),
         ({"reference_free": True, "ref_pool": "harmonic"}, "ref_pool is about references, and sigmoid has none here"),
         ({"slope": "halves", "num_times": 3, "plan": "fixed_count"}, "even number of independent groups"),
         ({"plan": "exact", "slope": "cross_fit"}, "needs independent groups of draws"),

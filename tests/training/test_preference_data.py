@@ -164,17 +164,30 @@ def test_rows_of_two_kinds(tmp_path: Path) -> None:
         VRPOTrainer("a/model", args=vrpo_config(tmp_path), train_dataset=pairs(2), eval_dataset=ranked(2))
 
 
+def with_rewards(rewards: list[Any] | None) -> Dataset:
+    """Lists of two, four and three answers, with such rewards of the second."""
+    rows = ranked(3, rewards=True)
+    first, _, last = rows["rewards"]
+    return rows.remove_columns("rewards").add_column("rewards", [first, rewards, last])
+
+
 @pytest.mark.parametrize("rewards", [[3.0, 3.0, 2.0, 1.0], [3.0, 2.0, 4.0, 1.0]])
 def test_lists_of_token_ids_need_an_order_too(rewards: list[float], tmp_path: Path) -> None:
     """Kills: ties, or another order, of rows that were tokenised elsewhere, learnt as if they were the order given."""
-    rows = ranked(3, rewards=True)
     config = vrpo_config(tmp_path, loss_type="plackett_luce")
-    VRPOTrainer(tiny(), args=config, train_dataset=rows)
-    given = [*rows["rewards"]]
-    bad = rows.remove_columns("rewards").add_column("rewards", [given[0], rewards, given[2]])
+    VRPOTrainer(tiny(), args=config, train_dataset=ranked(3, rewards=True))
     with pytest.raises(ValueError, match="row 1: field 'rewards' must fall from answer to answer"):
-        VRPOTrainer(tiny(), args=config, train_dataset=bad)
-    VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=bad)  # a loss of pairs takes both
+        VRPOTrainer(tiny(), args=config, train_dataset=with_rewards(rewards))
+    VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=with_rewards(rewards))  # a loss of pairs takes both
+
+
+@pytest.mark.parametrize("rewards", [[3.0, 2.0, 1.0], [3.0, 2.0, float("nan"), 1.0], [3.0, 2.0, 1.0, None], None])
+@pytest.mark.parametrize("loss", ["plackett_luce", "sigmoid"])
+def test_lists_of_token_ids_need_a_reward_for_each_answer(loss: str, rewards: list[Any] | None, tmp_path: Path) -> None:
+    """Kills: rewards that slip to the next row's answers; a number that is none, which is no tie and falls nowhere."""
+    config = vrpo_config(tmp_path, loss_type=loss)
+    with pytest.raises(ValueError, match="row 1: field 'rewards' needs a number for each of 4 answers"):
+        VRPOTrainer(tiny(), args=config, train_dataset=with_rewards(rewards))
 
 
 def test_evaluation_of_labels_is_by_label(tmp_path: Path) -> None:

@@ -22,14 +22,14 @@ from vrpo.temperature import Constant, Custom, RewardScaling, Temperature
 
 @dataclass(frozen=True)
 class _Loss:
-    """How a loss of pairs is made of the configuration, which fields it owns, and what it is a function of: `single`,
-    of the log-ratio of each answer by itself, not of their difference."""
+    """How a loss of pairs is made of the configuration, which fields it owns, and what it is a function of;
+    `against_zero`: it compares the log-ratio of a single answer with 0."""
 
     make: Callable[["ObjectiveConfig"], PairLoss]
     fields: tuple[str, ...] = ()
     per_token: bool = False
     reference: bool = True
-    single: bool = False
+    against_zero: bool = False
 
 
 _PAIR_LOSSES = {
@@ -40,8 +40,8 @@ _PAIR_LOSSES = {
     "hinge": _Loss(lambda config: Hinge()),
     "simpo": _Loss(lambda config: Sigmoid(gamma=config.simpo_gamma), ("simpo_gamma",), per_token=True, reference=False),
     "orpo": _Loss(lambda config: ORPO(), per_token=True, reference=False),
-    "apo_zero": _Loss(lambda config: APOZero(), single=True),
-    "apo_down": _Loss(lambda config: APODown(), single=True),
+    "apo_zero": _Loss(lambda config: APOZero(), against_zero=True),
+    "apo_down": _Loss(lambda config: APODown(), against_zero=True),
     "exo_pair": _Loss(lambda config: ReverseKL(config.label_smoothing), ("label_smoothing",)),
     "dmpo_rkl": _Loss(lambda config: ReverseKL(config.dmpo_alpha), ("dmpo_alpha",)),
 }
@@ -179,7 +179,7 @@ class ObjectiveConfig:
     @property
     def first_slope(self) -> float:
         """The larger |d loss / d log-ratio| of the two answers, of all losses of pairs by their weights, where both
-        ratios are 0."""
+        ratios are 0: where num_draws=auto starts from. Log-ratios per token count like sums."""
         ratios = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
         pairs = [(weight, _PAIR_LOSSES[name].make(self)) for weight, name in self.losses if name in _PAIR_LOSSES]
         total = torch.stack([weight * loss(ratios[0], ratios[1], self.beta) for weight, loss in pairs]).sum()
@@ -294,8 +294,8 @@ class ObjectiveConfig:
                 raise ValueError(f"{name} belongs to loss_type {having}; {', '.join(names)} has none")
 
     def _against_zero(self, name: str) -> bool:
-        """Whether a loss compares each answer's log-ratio with 0."""
-        return (name in _PAIR_LOSSES and _PAIR_LOSSES[name].single) or (
+        """Whether a loss compares the log-ratio of a single answer with 0."""
+        return (name in _PAIR_LOSSES and _PAIR_LOSSES[name].against_zero) or (
             name == "kto" and self.kto_baseline == "mismatched"
         )
 
@@ -325,8 +325,8 @@ class ObjectiveConfig:
         if self.reference_free and (alone := [name for _, name in self.losses if self._against_zero(name)]):
             other = ", or kto_baseline=batch_mean" if alone[0] == "kto" else ""
             raise ValueError(
-                f"reference_free: {alone[0]} compares each answer's log-ratio with 0, and a bound without a reference "
-                f"is so far below 0 that its slope vanishes: give a reference{other}"
+                f"reference_free: {alone[0]} compares single log-ratios with 0, and a bound without a reference is so "
+                f"far below 0 that this comparison has no slope: give a reference{other}"
             )
         for name, neutral in _SEVERAL.items():
             if getattr(self, name) == neutral:

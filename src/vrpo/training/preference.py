@@ -227,7 +227,6 @@ class VRPOTrainer(DiffusionTrainer):
         objective = self.args.training_objective(len(self.references), self.added_up)
         given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
-        self.weigh_routers(tokens, draws.in_use, scale)
         if not self.one_pass:
             common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
             step = backward_by_draw(*given, thin=self.thin(tokens, structure, draws, scale), **common)
@@ -289,10 +288,18 @@ class VRPOTrainer(DiffusionTrainer):
         return next((each for each in self.callback_handler.callbacks if isinstance(each, DrawBudget)), None)
 
     def thin(self, tokens: Tokens, pairs: Preferences, draws: Draws, scale: float) -> Thin:
-        """Which draws of a batch have a gradient: all, or with num_draws=auto those that survive the roulette."""
+        """Which draws of a batch have a gradient: all, or with num_draws=auto those that survive the roulette. Routers
+        are weighed by them: rows whose slope is 0, as those of kto's baseline and pairs beyond a hinge, are not run."""
         budget = self.budget
         if budget is None:
-            return unchanged
+            if not self.args.router_aux_loss_coef:
+                return unchanged
+
+            def weighed(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+                self.weigh_routers(tokens, (slope != 0) & draws.in_use, scale)
+                return slope
+
+            return weighed
         if not isinstance(pairs, Pairs):
             raise ValueError("num_draws=auto spends gradients pair by pair, and the rows are no pairs: leave it out")
         roulette = Roulette(budget.threshold)

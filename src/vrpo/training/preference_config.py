@@ -116,11 +116,6 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
                 "gradient_passes=one multiplies gradients by slopes afterwards, and the routers' loss has none: leave "
                 "it out with router_aux_loss_coef"
             )
-        if self.router_aux_loss_coef and self.structure == "labels" and self.kto_baseline == "mismatched":
-            raise ValueError(
-                "router_aux_loss_coef weighs the routers by the rows that learn, and the mismatched rows of kto's "
-                "baseline do not: set kto_baseline to batch_mean"
-            )
         if self.precompute_ref_log_probs and not self.share_draws:
             raise ValueError("precompute_ref_log_probs replays the policy's draws, which share_draws=false has not")
         if self.ref_terms_dir is not None and not self.precompute_ref_log_probs:
@@ -145,6 +140,10 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
             raise ValueError("gradient_passes=one: kto's baseline couples all rows of a batch; leave it out")
         if self.structure != "pairs" and self.num_draws == "auto":
             raise ValueError("num_draws=auto spends gradients pair by pair: not with kto and plackett_luce")
+        if self.num_draws == "auto" and not self.first_slope:
+            raise ValueError(
+                "num_draws=auto goes by the slopes of preference losses, whose weights are 0: leave it out"
+            )
         if "orpo" in names and (self.plan == "nested" or self.slope == "jackknife" or self.slope == "halves"):
             raise ValueError(
                 "orpo takes odds of a likelihood, and estimates of plan=nested may be above 1, where there are none; "

@@ -4,9 +4,10 @@ batches.
 What deliberately does not live here: what a row must contain (data/formats.py), any loss (losses.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 from datasets import Dataset
@@ -147,10 +148,11 @@ class PreferenceData:
         """Examples with what the loss needs beside their own answers.
 
         Raises:
-            ValueError: lists without an order, for plackett_luce.
+            ValueError: rewards of lists that the loss cannot use.
         """
-        if self.config.structure == "rankings" and "rewards" in examples.column_names:
-            _check_order(examples["rewards"])
+        if self.kind == "rankings" and "rewards" in examples.column_names:
+            ids = examples.select_columns(["completions_ids", "rewards"])
+            _check_rewards(ids, ordered=self.config.structure == "rankings")
         if not self.mismatched or f"other_{self.ids_column}" in examples.column_names:
             return examples
         return with_other_answers(examples)
@@ -161,15 +163,20 @@ def _kind_of(columns: list[str]) -> Kind:
     return next(known, None) or kind_of(columns)
 
 
-def _check_order(rewards: Iterable[Sequence[float]]) -> None:
+def _check_rewards(lists: Iterable[Mapping[str, Any]], *, ordered: bool) -> None:
     """
     Raises:
-        ValueError: answers of a list that are tied, or not best first.
+        ValueError: a list without a number for each answer; if `ordered`, of answers that are tied or not best first.
     """
-    for index, numbers in enumerate(rewards):
-        if any(better <= worse for better, worse in pairwise(numbers)):
-            raise ValueError(f"row {index}: field 'rewards' must fall from answer to answer for plackett_luce, and is "
-                             f"{list(numbers)}: put the best answer first, and leave out tied ones")  # fmt: skip
+    for index, row in enumerate(lists):
+        rewards, count = row["rewards"], len(row["completions_ids"])
+        if rewards is None or len(rewards) != count or any(each is None or not isfinite(each) for each in rewards):
+            raise ValueError(f"row {index}: field 'rewards' needs a number for each of {count} answers, not {rewards}")
+        if ordered and any(better <= worse for better, worse in pairwise(rewards)):
+            raise ValueError(
+                f"row {index}: field 'rewards' must fall from answer to answer for plackett_luce, and is {rewards}: "
+                "put the best answer first, and leave out tied ones"
+            )
 
 
 def _check_lists(config: VRPOConfig) -> None:
