@@ -1,4 +1,5 @@
-"""What is measured of a policy on held-out pairs: margins, the noise of the score, and what is left of a loss's slope.
+"""What is measured of a policy on pairs, held out or trained on: margins, the noise of the score, and what is left of a
+loss's slope.
 
 Terms are taken under draws that are the same for every run: a task's `replicates` times the paper's plan with n = 8, of
 which the draws one by one are eight times as many estimates with n = 1. Nothing here trains.
@@ -23,7 +24,7 @@ Objective = Callable[[Tensor, Tensor, Pairs], Tensor]
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out pairs as a batch."""
+    """Pairs as a batch."""
 
     batch: dict[str, Tensor]
     max_tokens: int

@@ -1,6 +1,6 @@
 """The table of the study: objectives with their settings, arms, learning rates and seeds.
 
-beta is one value per objective and task, chosen so that all objectives aim at margins of one order: on Sudoku a few
+beta is one value per objective and task, chosen so that most objectives aim at margins of one order: on Sudoku a few
 nats of the summed score (answers of 17 tokens), on UltraFeedback up to ten (answers of 37 tokens, their mean). AdamW
 takes no notice of a loss's scale, so what beta decides is where the loss flattens. Learning rates are a grid.
 """

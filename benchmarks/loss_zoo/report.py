@@ -6,24 +6,18 @@ python benchmarks/loss_zoo/report.py       # the page again, from result.json al
 import json
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, variance
+from statistics import mean
 from typing import Any
 
+from cells import Cell, Cells, Column, Run, bits, cells_of, gains, minus, packed, scores, unpacked
 from matplotlib.figure import Figure
 from objectives import ARMS, OBJECTIVES
 
 HERE = Path(__file__).parent
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # Student's t, 97.5 %, by degrees of freedom
-Z = 1.960
 SAME_STEPS = ("n8", "n1_same_steps")
 COMPARED = (("n8", "n1"), ("default", "n1"), SAME_STEPS)
 MARKS = r"(<!-- tables of result\.json -->\n).*(<!-- end -->)"
-Run = dict[str, Any]
-Marks = list[list[int]]  # by seed, by problem
 TITLES = {
     ("sudoku", False): "Sudoku: share of test puzzles solved",
     ("sudoku", True): "Sudoku, 20 % of the labels flipped: share of test puzzles solved",
@@ -31,164 +25,8 @@ TITLES = {
     ("ultrafeedback", True): "UltraFeedback, 20 % of the labels flipped: share of held-out pairs ordered rightly",
 }
 SHORT = {name: arm.label for name, arm in ARMS.items()}
-FITS = (
-    "Share of the training pairs that the policy orders as their labels say, of pairs with right labels and with wrong "
-    "ones, mean over seeds, at each rate:"
-)
-
-
-def packed(marks: str) -> str:
-    """Marks of 0 and 1 as their number and a hexadecimal number; "" stays."""
-    return f"{len(marks)}:{int(marks, 2):x}" if marks else ""
-
-
-def unpacked(marks: str) -> list[int]:
-    count, _, digits = marks.partition(":")
-    return [int(mark) for mark in f"{int(digits, 16):0{count}b}"]
-
-
-def bits(run: Run, part: str) -> list[int]:
-    """What is counted: problems solved, where a verifier can tell, else pairs ordered rightly."""
-    return unpacked(run[part]["solved"] or run[part]["ordered"])
-
-
-def student(freedom: int) -> float:
-    """97.5 % quantile of Student's t; beyond the table by its expansion, which is then within 1 %."""
-    if freedom in T:
-        return T[freedom]
-    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One quantity of all objectives: marks, or differences of marks. The chance of seeds is taken to be the same for
-    all of them, and estimated from all together: three seeds of one objective say next to nothing about it."""
-
-    marks: dict[str, Marks]
-
-    @property
-    def over_seeds(self) -> float:
-        """Half a 95 % interval of a single seed; 0 where there is one seed."""
-        several = [[mean(row) for row in each] for each in self.marks.values() if len(each) > 1]
-        freedom = sum(len(seeds) - 1 for seeds in several)
-        if not freedom:
-            return 0.0
-        pooled = sum(variance(seeds) * (len(seeds) - 1) for seeds in several) / freedom
-        return student(freedom) * math.sqrt(pooled)
-
-    def interval(self, objective: str) -> tuple[float, float] | None:
-        """Mean over seeds and problems, and half a 95 % interval with the chance of both: half widths added in
-        squares."""
-        if objective not in self.marks:
-            return None
-        values = self.marks[objective]
-        problems = [mean(column) for column in zip(*values, strict=True)]
-        square = self.over_seeds**2 / len(values) + Z**2 * variance(problems) / len(problems)
-        return mean(problems), math.sqrt(square)
-
-    def of_subsets(self, objective: str) -> tuple[float, float]:
-        """Mean and half a 95 % interval where each seed has problems of its own, so that the chance of seeds contains
-        that of problems."""
-        values = [mean(row) for row in self.marks[objective]]
-        return mean(values), self.over_seeds / math.sqrt(len(values))
-
-
-def minus(one: Marks, other: Marks) -> Marks:
-    return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(one, other, strict=True)]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of an objective under an arm, by rate and seed; `base`: the score before training."""
-
-    runs: dict[float, dict[int, Run]]
-
-    @property
-    def rate(self) -> float:
-        """Of the highest mean score on the validation part; the smaller one of equals."""
-        scores = {
-            rate: mean(mean(bits(run, "validate")) for run in seeds.values()) for rate, seeds in self.runs.items()
-        }
-        return max(sorted(scores), key=lambda rate: scores[rate])
-
-    @property
-    def chosen(self) -> list[Run]:
-        return [run for _, run in sorted(self.runs[self.rate].items())]
-
-    @property
-    def marks(self) -> Marks:
-        return [bits(run, "test") for run in self.chosen]
-
-    def fitted(self, part: str, rate: float) -> Marks:
-        """A 1 for each training pair of a part that is ordered as its label says, where labels are flipped."""
-        runs = [run for _, run in sorted(self.runs[rate].items())]
-        return [[mark if part == "right" else 1 - mark for mark in unpacked(run[part]["ordered"])] for run in runs]
-
-    def figure(self, name: str) -> float:
-        return mean(run["test"][name] for run in self.chosen)
-
-    def collapsed(self, base: float) -> tuple[int, int]:
-        """Runs of all rates and seeds that ended with less than half of what was there before, or broke the model."""
-        runs = [run for seeds in self.runs.values() for run in seeds.values()]
-        return sum(has_collapsed(run, base) for run in runs), len(runs)
-
-
-def has_collapsed(run: Run, base: float) -> bool:
-    """A number that is none; half of the solved problems lost; or, where nothing is solved, chosen answers that have
-    lost a nat per token."""
-    numbers = [value for entry in run["log"] for value in entry]
-    if not all(math.isfinite(float(value)) for value in numbers):
-        return True
-    if run["test"]["solved"]:
-        return mean(bits(run, "test")) < base / 2
-    return run["test"]["chosen_change"] / run["test"]["tokens"] < -1
-
-
-Cells = dict[str, dict[str, Cell]]  # by objective, by arm
-
-
-def cells_of(runs: Iterable[Run], task: str, flipped: bool) -> Cells:
-    """Whole seeds only: those for which an objective has all its arms and rates; the arm of the same steps may be
-    missing."""
-    found: dict[str, dict[tuple[str, float, int], Run]] = defaultdict(dict)
-    for run in runs:
-        job = run["job"]
-        if (job["task"], job["flipped"]) == (task, flipped):
-            found[job["objective"]][job["arm"], job["rate"], job["seed"]] = run
-    cells = {}
-    rates = {rate for own in found.values() for _, rate, _ in own}
-    for objective, own in found.items():
-        needed = {"n8", "default"} | (set() if OBJECTIVES[objective].grouped else {"n1"})
-        arms = [arm for arm in ARMS if arm in needed | {arm for arm, *_ in own}]
-        seeds = sorted({seed for *_, seed in own})
-        whole = [seed for seed in seeds if all((arm, rate, seed) in own for arm in arms for rate in rates)]
-        if whole:
-            cells[objective] = {
-                arm: Cell({rate: {seed: own[arm, rate, seed] for seed in whole} for rate in sorted(rates)})
-                for arm in arms
-            }
-    return cells
-
-
-def rival(cells: Cells, objective: str) -> Cell | None:
-    """One draw of the objective; of the plain loss, where the objective itself needs several."""
-    plain = objective if "n1" in cells[objective] else objective.removesuffix("_jackknife")
-    return cells[plain].get("n1") if plain in cells else None
-
-
-def scores(cells: Cells, arm: str) -> Column:
-    return Column({objective: own[arm].marks for objective, own in cells.items() if arm in own})
-
-
-def gains(cells: Cells, arm: str, against: str) -> Column:
-    """An arm minus another, paired by seed and problem."""
-    found = {}
-    for objective, own in cells.items():
-        other = rival(cells, objective) if against == "n1" else own.get(against)
-        if other is not None:
-            seeds = min(len(own[arm].marks), len(other.marks))
-            found[objective] = minus(own[arm].marks[:seeds], other.marks[:seeds])
-    return Column(found)
+RIGHT_LABELS = "Labels learnt: share of the training pairs that the policy orders as their labels say (8 draws)."
+FLIPPED_LABELS = RIGHT_LABELS.replace("pairs", "pairs, with right labels and with wrong ones,")
 
 
 def ordered(cells: Cells) -> list[str]:
@@ -233,7 +71,7 @@ def noise_of(cell: Cell, objective: str, arm: str) -> float:
 
 
 def kept(cell: Cell, draws: str) -> str:
-    """Mean slope of the loss at estimates with so few draws, over that with 64."""
+    """Mean slope of the loss at estimates with so few draws, over that with all of them."""
     values = [run["test"] for run in cell.chosen]
     if f"slope_{draws}" not in values[0]:
         return ""
@@ -265,29 +103,37 @@ def noise_table(cells: Cells, base: float) -> list[str]:
     return table(head, rows)
 
 
-def fit(cells: Cells, arm: str, part: str, rate: float) -> Column:
-    """How many labels of the training pairs are learnt."""
-    return Column({name: own[arm].fitted(part, rate) for name, own in cells.items() if arm in own})
+def learnt(cells: Cells, arm: str, part: str, rate: float) -> Column:
+    """Labels of a part of the training pairs that the policies have learnt."""
+    return Column({name: own[arm].learnt(part, rate) for name, own in cells.items() if arm in own})
 
 
-def fit_table(cells: Cells) -> list[str]:
-    """Of runs with flipped labels: how many of the right labels are learnt, and of the wrong ones."""
-    head = ["objective", "rate", *(f"{part} labels: {SHORT[arm]}" for part in ("right", "wrong") for arm in ARMS)]
-    head += [f"{part}: {difference_label(*SAME_STEPS)}" for part in ("right", "wrong")]
+def learnt_table(cells: Cells, rate: float, parts: dict[str, str]) -> list[str]:
+    """At one rate, of the parts with these titles."""
+    columns = {(part, arm): learnt(cells, arm, part, rate) for part in parts for arm in ARMS}
+    head = ["objective", *(f"{title}: {SHORT[arm]}" for title in parts.values() for arm in ARMS)]
+    head += [f"{title}: {difference_label(*SAME_STEPS)}" for title in parts.values()]
+    differences = []
+    for part in parts:
+        one, other = (columns[part, arm].marks for arm in SAME_STEPS)
+        differences.append(Column({name: minus(one[name], other[name]) for name in other}))
     rows = []
-    for objective in ordered(cells):
-        own = cells[objective]
-        for rate in own["n8"].runs:
-            row = [objective, f"{rate:g}"]
-            for part in ("right", "wrong"):
-                shares = {arm: fit(cells, arm, part, rate).marks.get(objective) for arm in ARMS}
-                row += ["" if marks is None else f"{mean(map(mean, marks)):.3f}" for marks in shares.values()]
-            for part in ("right", "wrong"):
-                one, other = (fit(cells, arm, part, rate).marks for arm in SAME_STEPS)
-                column = Column({name: minus(one[name], other[name]) for name in other})
-                row.append(show(column.of_subsets(objective), sign=True) if objective in other else "")
-            rows.append(row)
+    for name in ordered(cells):
+        marks = [column.marks.get(name) for column in columns.values()]
+        shares = ["" if each is None else f"{mean(map(mean, each)):.3f}" for each in marks]
+        rows.append([name, *shares, *(show(column.of_subsets(name), sign=True) for column in differences)])
     return table(head, rows)
+
+
+def learnt_tables(cells: Cells, flipped: bool) -> list[str]:
+    some = next(iter(next(iter(cells.values())).values()))
+    if "right" not in next(iter(next(iter(some.runs.values())).values())):
+        return []
+    parts = {"right": "right labels", "wrong": "wrong labels"} if flipped else {"all": "labels"}
+    lines = [FLIPPED_LABELS if flipped else RIGHT_LABELS, ""]
+    for rate in some.runs:
+        lines += [f"Learning rate {rate:g}:", "", *learnt_table(cells, rate, parts)]
+    return lines
 
 
 def by_rate(cell: Cell) -> str:
@@ -312,7 +158,7 @@ def section(result: dict[str, Any], task: str, flipped: bool) -> list[str]:
         "",
         *gains_table(cells),
         *noise_table(cells, base),
-        *([FITS, "", *fit_table(cells)] if flipped else []),
+        *learnt_tables(cells, flipped),
     ]
 
 
@@ -367,26 +213,28 @@ def slopes(axis: Any, names: list[str], cells: Cells) -> None:
     axis.axvline(1, color="0.5", linewidth=0.8)
 
 
-def fit_picture(result: dict[str, Any], folder: Path) -> None:
-    """Right labels learnt against wrong ones: a panel for each rate, a point for each objective and arm."""
+def learnt_picture(result: dict[str, Any], path: Path) -> bool:
+    """Right labels learnt against wrong ones: a panel for each rate, a point for each objective and arm. Whether there
+    are any."""
     cells = cells_of(result["runs"], "ultrafeedback", True)
     if not cells:
-        return
+        return False
     rates = list(next(iter(cells.values()))["n8"].runs)
     figure = Figure(figsize=(7 * len(rates), 7), layout="constrained")
     panels = figure.subplots(1, len(rates), squeeze=False, sharex=True, sharey=True)[0]
     for axis, rate in zip(panels, rates, strict=True):
         for (arm, label), marker in zip(SHORT.items(), "osD^", strict=True):
-            right, wrong = (fit(cells, arm, part, rate).marks for part in ("right", "wrong"))
-            points = [(mean(map(mean, wrong[name])), mean(map(mean, right[name])), name) for name in right]
-            axis.plot(*zip(*(point[:2] for point in points), strict=True), marker, markersize=5, alpha=0.8, label=label)
-            for x, y, name in points:
-                axis.annotate(name, (x, y), xytext=(4, 0), textcoords="offset points", fontsize=6, va="center")
-        axis.set(title=f"learning rate {rate:g}", xlabel="wrong labels learnt", ylabel="right labels learnt")
+            right, wrong = (learnt(cells, arm, part, rate).marks for part in ("right", "wrong"))
+            points = {name: (mean(map(mean, wrong[name])), mean(map(mean, right[name]))) for name in right}
+            axis.plot(*zip(*points.values(), strict=True) if points else ([], []), marker, markersize=5, label=label)
+            for name, at in points.items():
+                axis.annotate(name, at, xytext=(4, 0), textcoords="offset points", fontsize=6, va="center")
         axis.axline((0.5, 0.5), slope=1, color="0.7", linewidth=0.8)
+        axis.set(title=f"learning rate {rate:g}", xlabel="wrong labels learnt", ylabel="right labels learnt")
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
-    figure.savefig(folder / "fit.png", dpi=110)
+    figure.savefig(path, dpi=110)
+    return True
 
 
 def settings_table() -> list[str]:
@@ -419,10 +267,9 @@ def write(result: dict[str, Any], folder: Path) -> None:
     for key in TITLES:
         lines += section(result, *key)
     picture(result, folder)
-    fit_picture(result, folder)
     lines += ["![scores, differences and slopes](zoo.png)", ""]
-    if (folder / "fit.png").is_file():
-        lines += ["![labels learnt](fit.png)", ""]
+    if learnt_picture(result, folder / "learnt.png"):
+        lines += ["![right labels learnt against wrong ones](learnt.png)", ""]
     text = "\n".join(lines)
     page = folder / "README.md"
     if not page.is_file():

@@ -231,8 +231,8 @@ class UltraFeedback:
         return (self.folder / "base" / "trainer_state.json").is_file()
 
     def prepare(self) -> None:
-        """SFT from scratch, as in ultrafeedback_small, but on both answers of the rows that no measure is taken on:
-        after SFT on chosen ones alone, an answer is told from another by whether the model has seen it."""
+        """SFT from scratch, as in ultrafeedback_small, but on none of the held-out rows, and on both answers of the
+        others: so that which one the model has seen says nothing about which one is preferred."""
         config, rows = HERE.parent / "ultrafeedback_small" / "sft.yaml", self.folder / "sft.jsonl"
         kept = self.rows("train.jsonl.gz")[self.validation :]
         write_rows(rows, [{**row, "chosen": row[name]} for row in kept for name in ("chosen", "rejected")])

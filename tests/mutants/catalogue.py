@@ -2352,9 +2352,14 @@ EXPERTS = [  # mixtures of experts: layout, products, the routers' loss
         ROUTERS,
     ),
     Mutant(
-        "preference steps without the loss of routers",
+        "the loss of routers over rows that do not learn",
         "training/preference.py",
-        (("        self.weigh_routers(tokens, draws.in_use, scale)\n", ""),),
+        (
+            (
+                "self.weigh_routers(tokens, (slope != 0) & draws.in_use, scale)",
+                "self.weigh_routers(tokens, draws.in_use, scale)",
+            ),
+        ),
         ROUTERS,
     ),
     Mutant(
