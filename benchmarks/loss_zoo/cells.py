@@ -97,7 +97,10 @@ class Cell:
 
     @property
     def marks(self) -> Marks:
-        return [bits(run, "test") for run in self.chosen]
+        return self.marks_at(self.rate)
+
+    def marks_at(self, rate: float) -> Marks:
+        return [bits(run, "test") for _, run in sorted(self.runs[rate].items())]
 
     def learnt(self, part: str, rate: float) -> Marks:
         """A 1 for each training pair of a part, or of `all`, that is ordered as its label says: of the `wrong` ones,

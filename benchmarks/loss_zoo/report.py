@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from objectives import ARMS, OBJECTIVES
 
 HERE = Path(__file__).parent
+ARMS_SHOWN = ("n1", "n8", "default", "n1_same_steps")
 SAME_STEPS = ("n8", "n1_same_steps")
 COMPARED = (("n8", "n1"), ("default", "n1"), SAME_STEPS)
 MARKS = r"(<!-- tables of result\.json -->\n).*(<!-- end -->)"
@@ -48,7 +49,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def gains_table(cells: Cells) -> list[str]:
-    arms = ("n1", "n8", "default")
+    arms = ARMS_SHOWN
     head = ["objective", *(SHORT[arm] for arm in arms), *(difference_label(*pair) for pair in COMPARED)]
     levels = {arm: scores(cells, arm) for arm in arms}
     differences = [gains(cells, *pair) for pair in COMPARED]
@@ -79,9 +80,18 @@ def kept(cell: Cell, draws: str) -> str:
 
 
 def noise_table(cells: Cells, base: float) -> list[str]:
-    head = ["objective", "margin's variance: n = 1", "n = 8", "default", "slope kept with 1 draw", "with 8"]
-    head += ["margin, nats: n = 1", "n = 8", "chosen, nats: n = 1", "n = 8", "collapsed: n = 1", "n = 8", "default"]
-    head += ["solved or ordered at each rate: n = 1", "n = 8"]
+    head = [
+        "objective",
+        "margin's variance: n = 1",
+        "n = 8",
+        "default",
+        "n = 1, same steps",
+        "slope kept with 1 draw",
+        "with 8",
+    ]
+    head += ["margin, nats: n = 1", "n = 8", "n = 1, same steps", "chosen, nats: n = 1", "n = 8", "n = 1, same steps"]
+    head += ["collapsed: n = 1", "n = 8", "default", "n = 1, same steps"]
+    head += ["solved or ordered at each rate: n = 1", "n = 8", "n = 1, same steps"]
     rows = []
     for objective in ordered(cells):
         own = cells[objective]
@@ -89,15 +99,15 @@ def noise_table(cells: Cells, base: float) -> list[str]:
         rows.append(
             [
                 objective,
-                *(f"{noise_of(own[arm], objective, arm):.3g}" if arm in own else "" for arm in ("n1", "n8", "default")),
+                *(f"{noise_of(own[arm], objective, arm):.3g}" if arm in own else "" for arm in ARMS_SHOWN),
                 *(kept(one, draws) if one else "" for draws in ("n1", "n8")),
                 *(
                     f"{own[arm].figure(name):.1f}" if arm in own else ""
                     for name in ("margin", "chosen_change")
-                    for arm in ("n1", "n8")
+                    for arm in ("n1", "n8", "n1_same_steps")
                 ),
-                *("{}/{}".format(*own[arm].collapsed(base)) if arm in own else "" for arm in ("n1", "n8", "default")),
-                *(by_rate(own[arm]) if arm in own else "" for arm in ("n1", "n8")),
+                *("{}/{}".format(*own[arm].collapsed(base)) if arm in own else "" for arm in ARMS_SHOWN),
+                *(by_rate(own[arm]) if arm in own else "" for arm in ("n1", "n8", "n1_same_steps")),
             ]
         )
     return table(head, rows)
@@ -136,6 +146,20 @@ def learnt_tables(cells: Cells, flipped: bool) -> list[str]:
     return lines
 
 
+def rates_table(cells: Cells) -> list[str]:
+    """Eight draws minus one at the same steps and the same rate; nothing where that arm did not run."""
+    rates = list(next(iter(cells.values()))["n8"].runs)
+    columns = []
+    for rate in rates:
+        one, other = (
+            {name: own[arm].marks_at(rate) for name, own in cells.items() if arm in own} for arm in SAME_STEPS
+        )
+        columns.append(Column({name: minus(one[name], other[name]) for name in other}))
+    names = [name for name in ordered(cells) if name in columns[0].marks]
+    rows = [[name, *(show(column.interval(name), sign=True) for column in columns)] for name in names]
+    return table(["objective", *(f"{difference_label(*SAME_STEPS)}, at {rate:g}" for rate in rates)], rows)
+
+
 def by_rate(cell: Cell) -> str:
     return ", ".join(
         f"{mean(mean(bits(run, 'test')) for run in seeds.values()):.3f}" for _, seeds in sorted(cell.runs.items())
@@ -157,6 +181,7 @@ def section(result: dict[str, Any], task: str, flipped: bool) -> list[str]:
         f"{len(some.marks[0])} problems. Beside each score the rate that the validation part chose.",
         "",
         *gains_table(cells),
+        *rates_table(cells),
         *noise_table(cells, base),
         *learnt_tables(cells, flipped),
     ]
