@@ -3486,6 +3486,41 @@ READABLE = [
         (("    if len(kinds) > 1:\n        del kinds[_EMPTY]  # it is of any kind\n", ""),),
         ("tests/data/test_variants.py",),
     ),
+    Mutant(
+        "rewards of token ids unseen unless ordered",
+        "training/preference_data.py",
+        (
+            (
+                '        if self.kind == "rankings" and "rewards"',
+                '        if self.config.structure == "rankings" and "rewards"',
+            ),
+        ),
+        ("tests/training/test_preference_data.py",),
+    ),
+    Mutant(
+        "rewards of token ids that may tie",
+        "training/preference_data.py",
+        (("better <= worse for", "better < worse for"),),
+        ("tests/training/test_preference_data.py",),
+    ),
+    Mutant(
+        "apo_down without a reference",
+        "training/objectives.py",
+        (("_Loss(lambda config: APODown(), against_zero=True)", "_Loss(lambda config: APODown())"),),
+        TRAINING_OBJECTIVES,
+    ),
+    Mutant(
+        "kto of the batch's mean needs a reference",
+        "training/objectives.py",
+        (('name == "kto" and self.kto_baseline == "mismatched"', 'name == "kto"'),),
+        TRAINING_OBJECTIVES,
+    ),
+    Mutant(
+        "the first slope without weights",
+        "training/objectives.py",
+        (("[weight * loss(ratios[0]", "[loss(ratios[0]"),),
+        TRAINING_OBJECTIVES,
+    ),
 ]
 
 MUTANTS = [

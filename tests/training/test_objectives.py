@@ -171,6 +171,7 @@ def test_fields_become_the_objective() -> None:
     assert settings("simpo", simpo_gamma=1.5).objective().parts[0][1] == Preference(Sigmoid(0.0, 1.5), beta, free, True)
     assert settings("dmpo_rkl").objective().parts[0][1] == Preference(ReverseKL(0.01), beta)
     assert settings("exo_pair", label_smoothing=0.2).objective().parts[0][1] == Preference(ReverseKL(0.2), beta)
+    assert settings("kto", reference_free=True, kto_baseline="batch_mean").objective().parts[0][1].pool == free
     assert settings("hinge", reference_free=True).objective().parts[0][1] == Preference(Hinge(), beta, free)
     assert settings("ipo_sum").objective().parts[0][1] == Preference(IPO(), beta)
     kto = settings("kto", desirable_weight=1.5, undesirable_weight=0.5, kto_baseline="batch_mean", sft_coef=0.1)
