@@ -2,11 +2,14 @@
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from vrpo.data.whole import write_whole
+from vrpo.data import whole
+from vrpo.data.whole import locked, write_whole
 
 
 def dead() -> int:
@@ -45,3 +48,29 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     write_whole(path, lambda part: part.write_text("new"))
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+HOLD = (  # the file alone: `vrpo.data` takes seconds to import
+    "import pathlib, runpy, sys\n"
+    "with runpy.run_path(sys.argv[1])['locked'](pathlib.Path(sys.argv[2])):\n"
+    "    print('held', flush=True)\n"
+    "    sys.stdin.read()\n"
+)
+
+
+@pytest.mark.parametrize("name", [".", "answers.jsonl"])
+def test_one_process_at_a_time(tmp_path: Path, name: str) -> None:
+    """Kills: no lock, one that outlives a killed process, one that a run inside a run stumbles over."""
+    command = [sys.executable, "-c", HOLD, whole.__file__, str(tmp_path / name)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match=rf"another run \(process {other.pid}\) is writing here"):
+        locked(tmp_path / name).__enter__()
+    with locked(tmp_path / "another"):
+        pass
+    other.kill()
+    other.communicate()
+    with locked(tmp_path / name), locked(tmp_path / name):
+        assert subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,14 @@
 """Files and folders that are there as a whole or not at all, whatever is killed while they are written."""
 
+import errno
+import fcntl
 import glob
 import os
 import platform
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -38,6 +42,58 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
     path.replace(old)
     part.replace(path)
     shutil.rmtree(old)
+
+
+@contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """While this holds, no other process holds the same file or folder.
+
+    The kernel gives the lock up when its process ends, however it ends. What this process holds already is held, so a
+    command may run inside another one. Of several processes of one run only the main one should ask.
+
+    Args:
+        place: a folder that exists, or a file that may be written later.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    file = place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
+    descriptor = _lock(file, place)
+    if descriptor is None:
+        yield
+        return
+    try:
+        os.write(descriptor, f"{os.getpid()} {platform.node()}".encode())
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(file: Path, place: Path) -> int | None:
+    """The open lock file; None if this process holds it already, or nobody can."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)  # the process before unlinked it meanwhile
+        except OSError as error:
+            process, _, node = os.read(descriptor, 1000).decode(errors="replace").partition(" ")
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError) and (process, node) == (str(os.getpid()), platform.node()):
+                return None
+            if isinstance(error, BlockingIOError):
+                whose = f"process {process}" + (f" of {node}" if node != platform.node() else "")
+                raise ValueError(
+                    f"{place}: another run ({whose}) is writing here. Wait for it or choose another output."
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            warnings.warn(f"{place}: this file system has no locks. Start one run at a time here.", stacklevel=3)
+            return None
 
 
 def _begun(path: Path) -> Path:
