@@ -1575,7 +1575,7 @@ REWARDS = [
     Mutant(
         "empty answers follow instructions",
         "rewards/instructions.py",
-        (("return bool(text.strip()) and CHECKS", "return CHECKS"),),
+        (("return done and bool(text.strip())", "return done"),),
         ("tests/rewards/test_instructions.py",),
     ),
     Mutant(

@@ -30,6 +30,9 @@ def judge(text, row=ROW):
         "<answer>$44 + 19 + 35$</answer>",
         "<answer>\\left(44 + 19\\right) + 35</answer>",
         "<answer>-(-44 - 19) + 35</answer>",
+        "**44 + 19 + 35**",
+        "__44 + 19 + 35__",
+        "<answer>[44 + 19] + \uff13\uff15.</answer>",
     ],
 )
 def test_right_answers(text):

@@ -1,7 +1,9 @@
 """The endpoint judge against a server on this machine that misbehaves as servers do."""
 
+import gzip
 import json
 import math
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +147,11 @@ def test_a_judge_that_likes_a_position_gives_ties(start: Callable[..., Server], 
         (200, {}, b"<html>try again</html>"),
         (200, {}, b'{"choices": []}'),
         (200, {}, b'{"choices": [{"message": {"content": [1]}}]}'),
+        (200, {}, b"[" * 100_000),
+        (200, {}, b"\xff\xfe\xfa"),
+        (200, {"Content-Encoding": "gzip"}, gzip.compress(b"{}")),
+        (200, {"X-Long": "x" * 70_000}, b"{}"),
+        (200, {f"X-{number}": "x" for number in range(200)}, b"{}"),
         None,
     ],
 )
@@ -176,6 +183,42 @@ def test_a_slow_server_is_asked_again(start: Callable[..., Server]) -> None:
     server = start(slow_once)
     assert EndpointJudge(endpoint(server, timeout=0.2), concurrency=1)([pair("xx", "x")]) == [1.0]
     assert len(server.got) == 3
+
+
+ENDLESS = {
+    "body": (b"HTTP/1.1 200 OK\r\n\r\n", b" " * 100_000, 0),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b" " * 0x10000 + b"\r\n", 0),
+    "drops": (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" ", 0.02),
+    "headers": (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x", 0.02),
+    "refusal": (b"HTTP/1.1 400 No\r\n\r\n", b"x", 0.02),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_reply_without_end(kind: str) -> None:
+    """Kills: a reply that fills the memory, and one that holds the run with a byte now and then."""
+    begin, more, pause = ENDLESS[kind]
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(100_000)
+            try:
+                self.request.sendall(begin)
+                while True:
+                    self.request.sendall(more)
+                    time.sleep(pause)
+            except OSError:
+                return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        asked = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", "m", retries=0, timeout=0.3)
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match=r"no whole reply within 0.3 seconds|more than 16 MiB"):
+            asked.ask(asked.body("?"))
+        assert time.monotonic() - begun < 2
+        server.shutdown()
 
 
 def test_a_refusal_is_final_and_shows_no_key(start: Callable[..., Server]) -> None:

@@ -65,7 +65,7 @@ CASES = [
         "detectable_format:json_format",
         {},
         ['{"a": 1}', '```json\n{"a": [1]}\n```', "[1]\n"],
-        ['Here: {"a": 1}', "{'a': 1}", '"text"', "{", "[" * 5000, "```"],
+        ['Here: {"a": 1}', "{'a': 1}", '"text"', "{", "[" * 5000, "```", '{"a": NaN}', "[-Infinity]"],
     ),
     (
         "detectable_format:multiple_sections",
@@ -189,6 +189,27 @@ def test_without_the_library(monkeypatch):
     with pytest.raises(ValueError, match=r"vrpo\[eval\]"):
         Instructions()([Answer("q", "ja", row)])
     instructions._detectors.cache_clear()
+
+
+def test_lines_that_end_in_another_way():
+    """Kills: CRLF that joins paragraphs."""
+    row = {
+        "instruction_id_list": ["length_constraints:nth_paragraph_first_word", "detectable_format:number_bullet_lists"],
+        "kwargs": [{"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "two"}, {"num_bullets": 2}],
+    }
+    for text in ("* one\n\ntwo\n* three", "* one\r\n\r\ntwo\r\n* three", "* one\r\rtwo\r* three"):
+        assert Instructions()([Answer("q", text, row)])[0].reward == 1, text
+
+
+def test_a_language_that_is_never_found():
+    """Kills: 0 for every answer, whatever it is; an error that comes only with the answers."""
+    pytest.importorskip("langdetect")
+    row = {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "zh"}]}
+    for text in ("", "\u4f60\u597d"):
+        with pytest.raises(
+            ValueError, match=r"answer 0: instruction 'language:.*'zh': langdetect never finds it.* zh-cn"
+        ):
+            Instructions()([Answer("q", text, row)])
 
 
 def test_shares_and_all_or_nothing():

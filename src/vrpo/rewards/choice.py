@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vrpo.rewards.extract import before_end, boxed, plain, said, tagged
+from vrpo.rewards.extract import before_end, boxed, plain, said, tagged, typed
 from vrpo.rewards.fields import field_of
 from vrpo.rewards.verdict import Answer, Verdict
 
-_REASON = r"\s+(?:[-\u2013\u2014]|(?:because|since|as)\b)"
+_REASON = r",?\s+(?:[-\u2013\u2014]|(?:because|since|as)\b)"
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Choice:
 
 def letter_of(text: str, letters: str) -> str | None:
     """The letter an answer chooses, by the order of `Choice`; None if it chooses none."""
-    text = before_end(text).strip()
+    text = typed(before_end(text)).strip()
     one = f"[{re.escape(letters)}]"
     small = f"[{re.escape(letters + letters.lower())}]"
     for part in (tagged(text), *reversed(boxed(text)), said(text)):
         if part is not None and (letter := _stated(part, one, small)):
             return letter
-    first = re.match(rf"\W{{0,3}}({one})(?:[.):*]|\s*$|\s*\n)", text)
+    first = re.match(rf"\W{{0,3}}({one})(?:[.):*]|\s*$|\s*\n|,?\s+because\b)", text)
     if first:
         return first[1]
     alone = re.findall(rf"^[^\w\n]{{0,10}}({one})[^\w\n]{{0,10}}$", text, re.MULTILINE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from vrpo.rewards.extract import before_end, boxed, exact, last_line, tagged
+from vrpo.rewards.extract import before_end, boxed, exact, last_line, tagged, typed
 from vrpo.rewards.fields import field_of, has_fields
 from vrpo.rewards.numeric import written
 from vrpo.rewards.verdict import Answer, Verdict
@@ -104,11 +104,13 @@ def expression_of(text: str) -> str | None:
 
 
 def plain_expression(text: str) -> str:
-    """LaTeX and typographical signs as Python's operators."""
-    text = _FRACTION.sub(r"((\1)/(\2))", text)
+    """LaTeX and typographical signs as Python's operators; emphasis and a full stop at the end are dropped."""
+    text = _FRACTION.sub(r"((\1)/(\2))", typed(text))
     for sign, operator in _WRITTEN.items():
         text = text.replace(sign, operator)
-    return " ".join(_ORNAMENT.sub(" ", text).split())
+    text = re.sub(r"(?<=[0-9)])\.$", "", " ".join(_ORNAMENT.sub(" ", text).split()))
+    text = re.sub(r"(?<=[0-9)\]])\s*x\s*(?=[0-9(\[])", "*", text).replace("[", "(").replace("]", ")")
+    return text[2:-2] if text.startswith("**") and text.endswith("**") else text
 
 
 def value_of(expression: str) -> tuple[Fraction, list[int]]:

@@ -10,12 +10,16 @@ import json
 import math
 import os
 import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any, Literal, NoReturn, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -48,6 +52,7 @@ _VERDICT = re.compile(r"[\s*_]*verdict:[\s*_]*(A|B|tie)[\s*_.]*", re.IGNORECASE)
 _VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _OF_ONE_QUESTION = (400, 413, 422)  # statuses of what is too long or filtered, and of a field that is not known
 _SHOWN = 200  # characters of a server's message
+_LARGEST = 1 << 24  # bytes of a reply
 
 
 @runtime_checkable
@@ -77,6 +82,57 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Limited(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Connections that are cut when the time for a whole reply is over, whatever drips from them meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[socket.socket] = []
+        self.over = False
+
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(partial(self._made, http.client.HTTPConnection), req)  # type: ignore[arg-type]
+
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(partial(self._made, http.client.HTTPSConnection), req)  # type: ignore[arg-type]
+
+    def _made(self, kind: Any, *args: Any, **options: Any) -> Any:
+        made = kind(*args, **options)
+        made._create_connection = self._connected
+        return made
+
+    def _connected(self, *args: Any, **options: Any) -> socket.socket:
+        connected = socket.create_connection(*args, **options)
+        self.held.append(connected.dup())  # TLS takes the socket itself away
+        if self.over:
+            self.cut()
+        return connected
+
+    def cut(self) -> None:
+        self.over = True
+        for each in self.held:
+            with suppress(OSError):  # gone already
+                each.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """
+        Raises:
+            _Again: the time was over.
+        """
+        clock = threading.Timer(seconds, self.cut)
+        clock.daemon = True
+        clock.start()
+        try:
+            yield
+        finally:
+            clock.cancel()
+            for each in self.held:
+                each.close()
+            if self.over:
+                raise _Again(f"no whole reply within {seconds:g} seconds")
+
+
 class _Again(Exception):
     """A failure that may pass. `after`: seconds that the server asks to wait."""
 
@@ -98,7 +154,7 @@ class Endpoint:
         key_variable: name of the environment variable that holds the key; None: no key is sent.
         extra: more fields of the request, or other values of those that we send; None: the field is left out, such as a
             temperature for models that refuse one.
-        timeout: seconds without a sign of the server.
+        timeout: seconds for a whole reply.
         retries: how often a request is made again after 408, 429, a 5xx, a timeout, a broken connection or a reply that
             is no chat completion; the wait doubles from `first_wait` seconds up to `longest_wait`, or is as long as the
             server says, up to the same.
@@ -166,17 +222,22 @@ class Endpoint:
         request = urllib.request.Request(
             self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers, method="POST"
         )
-        try:
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
-                return bytes(response.read())
-        except urllib.error.HTTPError as error:
-            self._refused(error)
-        except (OSError, http.client.HTTPException) as error:  # timeouts and broken connections among them
-            raise _Again(f"{type(error).__name__}: {error}") from None
+        limited = _Limited()
+        with limited.within(self.timeout):
+            try:
+                with urllib.request.build_opener(_NoRedirect, limited).open(request, timeout=self.timeout) as response:
+                    data = bytes(response.read(_LARGEST + 1))
+            except urllib.error.HTTPError as error:
+                self._refused(error)
+            except (OSError, http.client.HTTPException) as error:  # timeouts and broken connections among them
+                raise _Again(f"{type(error).__name__}: {error}") from None
+        if len(data) > _LARGEST:
+            raise _Again(f"the reply has more than {_LARGEST >> 20} MiB")
+        return data
 
     def _refused(self, error: urllib.error.HTTPError) -> NoReturn:
         try:
-            said = error.read().decode(errors="replace")
+            said = error.read(_LARGEST).decode(errors="replace")
         except (OSError, http.client.HTTPException):
             said = ""
         message = f"status {error.code}: {' '.join(_without(self._key(), said).split())[:_SHOWN]}"
@@ -202,8 +263,8 @@ def _seconds(header: str | None) -> float:
 def _text_of(data: bytes) -> str:
     try:
         content = json.loads(data)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise _Again(f"the reply is no chat completion: {data!r}") from None
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        raise _Again(f"the reply is no chat completion: {data[: 10 * _SHOWN]!r}") from None
     if content is None:
         return ""
     if not isinstance(content, str):

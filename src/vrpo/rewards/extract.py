@@ -7,6 +7,7 @@ task, in which order (numeric.py, mathematics.py, choice.py, countdown.py, sudok
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -20,26 +21,46 @@ _MARKED = re.compile(r"####[ \t]*([^\n]+)")
 _SAID = re.compile(r"answer\s+is\s*:?|answer\s*:", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _FRACTION = re.compile(
-    r"(?P<before>(?<=[0-9}])\s?)?\\[dt]?frac\s?(?:\{([0-9]{1,30})\}|([0-9]))\s?(?:\{([0-9]{1,30})\}|([0-9]))"
+    r"(?P<before>(?<=[0-9}])\s?)?\\[dtc]?frac\s?(?:\{\s*([-\u2212]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*\}|([0-9]))\s?"
+    r"(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))"
 )
-_NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)}])(?<![0-9]\s)[-\u2212\u2013](?=[$€£0-9.]))?[$€£]?\s?"
+_NUMBER = re.compile(  # one of more than 400 digits is none, not its beginning
+    r"(?<![0-9])(?P<sign>(?<![\w)}])(?<![0-9]\s)[-\u2212\u2013](?=[$€£0-9.]))?[$€£]?\s?"
     r"(?:(?P<mixed>[0-9]{1,30})\s(?P<top>[0-9]{1,30})/(?P<bottom>[0-9]{1,30})"
-    r"|(?P<whole>[0-9]{1,3}(?:,[0-9]{3}){1,9}|[0-9]{1,30})(?P<point>\.[0-9]{1,30})?"
-    r"(?:[eE](?P<e>[+-]?[0-9]{1,2})(?!\w)|\s?(?:\\times|\\cdot|[\u00d7*])\s?10\^\{?(?P<ten>-?[0-9]{1,2})(?![0-9])\}?"
-    r"|/(?P<over>[0-9]{1,30}))?"
-    r"|(?P<only>\.[0-9]{1,30}))"
+    r"|(?P<whole>[0-9]{1,3}(?:,[0-9]{3}){1,99}(?!,?[0-9]{3})(?![0-9])|[0-9]{1,400}+(?![0-9]))(?P<point>\.[0-9]{1,400}+(?![0-9]))?"
+    r"(?:[eE](?P<e>[+-]?[0-9]{1,3})(?!\w)|\s?(?:\\times|\\cdot|[\u00d7*])\s?10\^\{?(?P<ten>-?[0-9]{1,3})(?![0-9])\}?"
+    r"|\^\{?(?P<power>-?[0-9]{1,3})(?![0-9])\}?|/(?P<over>[0-9]{1,400}+(?![0-9])))?"
+    r"|(?<!\.)(?P<only>\.[0-9]{1,400}+(?![0-9])))"
+)
+_LONGEST_POWER = 1000  # digits
+_EMPHASIS = re.compile(
+    r"(?<![^\W_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![^\W_]|\{)|(?<=[-\u2212\u2013])\*{1,3}(?=[0-9$.])"
+)
+_GROUPS = re.compile(r"(?<=[0-9])(?:\\,|['\u2019_\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\\,(?=[0-9])")
+_POWER = re.compile(r"[²³¹⁰⁴-⁹⁻]+")
+_NEGATIVE = re.compile(
+    r"\bnegative\s+(?=[$€£]?\.?[0-9])|(?:^|(?<=[:=(])|(?<=\bis))\s*minus\s+(?=[$€£]?\.?[0-9])", re.IGNORECASE
 )
 
 
 def before_end(text: str) -> str:
-    """Up to the first literal end token (<|eot_id|>, <|endoftext|>, </s>, ...): what follows it was never meant."""
+    r"""Up to the first literal end token (<|eot_id|>, <|endoftext|>, </s>, ...): what follows it was never meant; with
+    every line's end as \n."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     return _END.split(text, maxsplit=1)[0]
 
 
 def boxed(text: str) -> list[str]:
-    r"""The contents of the last 20 \boxed{...}, in order; one that is never closed ends with its line, or at "<"."""
-    return [_braced(text, match.end()) for match in list(_BOX.finditer(text))[-_MOST_BOXES:]]
+    r"""The contents of the last 20 \boxed{...}, in order; one that is never closed ends with its line, or at "<".
+
+    A box within another one is a part of it."""
+    found, end = [], 0
+    for match in list(_BOX.finditer(text))[-_MOST_BOXES:]:
+        if match.start() >= end:
+            content = _braced(text, match.end())
+            end = match.end() + len(content)
+            found.append(_BOX.sub("{", content))
+    return found
 
 
 def _braced(text: str, start: int) -> str:
@@ -84,10 +105,37 @@ def fenced(text: str) -> list[str]:
 
 
 def plain(text: str) -> str:
-    r"""LaTeX around numbers removed: \text{...} and its kin keep their contents, \$ \% \, \! {,} become plain."""
+    r"""Numbers as a keyboard has them. LaTeX: \text{...} and its kin keep their contents, \$ \% \, \! {,} become plain.
+    Marks between thousands go, "negative 3" is -3, and characters are `typed`."""
     text = re.sub(r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s*\{([^{}]*)\}", r" \1 ", text)
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\$", "$").replace("\\%", "%")
-    return re.sub(r"(?<=[0-9])\\,(?=[0-9])", "", text)
+    return _NEGATIVE.sub(" -", typed(_GROUPS.sub("", text)))
+
+
+def typed(text: str) -> str:
+    """Markdown's emphasis dropped; wide letters, other alphabets' digits, small fractions and powers as one types
+    them."""
+    text = _EMPHASIS.sub("", text)
+    return text if text.isascii() else _POWER.sub(r"^\g<0>", text).translate(_KEYBOARD)
+
+
+class _Keyboard(dict[int, str]):
+    """What one types for a character that no keyboard has, kept once it was looked up."""
+
+    def __missing__(self, code: int) -> str:
+        written = chr(code)
+        kind = unicodedata.decomposition(written).partition(" ")[0]
+        if kind in ("<super>", "<wide>"):
+            found = unicodedata.normalize("NFKC", written).replace("\u2212", "-")
+        elif kind == "<fraction>":
+            found = " " + unicodedata.normalize("NFKC", written).replace("\u2044", "/")
+        else:
+            found = str(unicodedata.digit(written)) if written.isdecimal() else written
+        self[code] = found
+        return found
+
+
+_KEYBOARD = _Keyboard()
 
 
 def numbers(text: str) -> Iterator[Fraction]:
@@ -98,10 +146,13 @@ def numbers(text: str) -> Iterator[Fraction]:
     """
     for match in _NUMBER.finditer(_FRACTION.sub(_slashed, plain(text))):
         sign = -1 if match["sign"] else 1
-        if match["mixed"] is None:
-            yield sign * _magnitude(match)
-        else:
-            yield from (sign * number for number in _mixed(*(int(match[name]) for name in ("mixed", "top", "bottom"))))
+        try:
+            if match["mixed"] is None:
+                yield sign * _magnitude(match)
+            else:
+                yield from (sign * one for one in _mixed(*(int(match[name]) for name in ("mixed", "top", "bottom"))))
+        except ZeroDivisionError:
+            continue  # 1/0 is no number
 
 
 def _slashed(match: re.Match[str]) -> str:
@@ -114,12 +165,15 @@ def _mixed(whole: int, top: int, bottom: int) -> tuple[Fraction, ...]:
     """2 1/2 is one number; 2 3/2 are two."""
     if top < bottom:
         return (whole + Fraction(top, bottom),)
-    return Fraction(whole), Fraction(top, bottom or 1)
+    return (Fraction(whole), Fraction(top, bottom)) if bottom else (Fraction(whole),)
 
 
 def _magnitude(match: re.Match[str]) -> Fraction:
     digits = (match["whole"] or "0").replace(",", "") + (match["point"] or match["only"] or "")
-    return Fraction(digits) * Fraction(10) ** int(match["e"] or match["ten"] or 0) / (int(match["over"] or 1) or 1)
+    power = int(match["power"] or 1)
+    if len(digits) * abs(power) > _LONGEST_POWER:
+        return Fraction(digits)
+    return Fraction(digits) ** power * Fraction(10) ** int(match["e"] or match["ten"] or 0) / int(match["over"] or 1)
 
 
 def exact(value: Any) -> Fraction | None:

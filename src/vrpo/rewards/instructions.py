@@ -65,9 +65,12 @@ def followed(name: str, arguments: Mapping[str, Any], text: str, where: str) -> 
         raise ValueError(f"{where}: unknown instruction {name!r}")
     try:
         given = {key: value for key, value in arguments.items() if value is not None}  # tables fill in null
-        return bool(text.strip()) and CHECKS[name](text, given)
+        done = CHECKS[name](text, given)
+        return done and bool(text.strip())
     except KeyError as error:
         raise ValueError(f"{where}: instruction {name!r} lacks its argument {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: instruction {name!r}: {error}") from error
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{where}: instruction {name!r} cannot use its arguments {arguments!r}: {error}") from error
 
@@ -86,6 +89,10 @@ def _occurrences(word: str, text: str) -> int:
 def _language(text: str, code: str) -> bool:
     """Whether langdetect, from a fixed seed, finds this language; in small letters: its profiles know few capitals."""
     factory = _detectors()
+    if code not in factory.langlist:
+        raise ValueError(
+            f"language {code!r}: langdetect never finds it. It knows {', '.join(sorted(factory.langlist))}"
+        )
     detector = factory.create()
     detector.append(text.lower())
     probabilities = detector.get_probabilities() if any(character.isalpha() for character in text) else []
@@ -190,9 +197,17 @@ def json_format(text: str, _: Mapping[str, Any]) -> bool:
     if inside.startswith("```") and inside.endswith("```"):
         inside = inside.removesuffix("```").partition("\n")[2]
     try:
-        return isinstance(json.loads(inside), dict | list)
+        return isinstance(json.loads(inside, parse_constant=_no_json), dict | list)
     except (ValueError, RecursionError):
         return False
+
+
+def _no_json(constant: str) -> Any:
+    """
+    Raises:
+        ValueError: NaN and Infinity are Python's words, not JSON's.
+    """
+    raise ValueError(constant)
 
 
 def title(text: str, _: Mapping[str, Any]) -> bool:

@@ -1,7 +1,11 @@
 r"""Answers that are mathematical expressions, compared by the library math-verify (which brings sympy)."""
 
+import logging
+import re
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +13,32 @@ from vrpo.rewards.extract import before_end, boxed, tagged
 from vrpo.rewards.fields import field_of
 from vrpo.rewards.verdict import Answer, Verdict
 
-_LONGEST = 2000  # characters from the end, in which an expression is looked for
+_LONGEST = 100_000  # characters from the end, in which an expression is looked for
+_SPACING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[,;!: ]|[\s$~]")
+_DOTS = re.compile(r"\\(?:[cl]?dots[bcimo]?)(?![a-z])|\.{3}|…|(?<=,)(?=,)")  # the library drops dots between two commas
+_BASED = re.compile(r"(?<![\w\\])([0-9][0-9A-Za-z]*)_\{?\s*([0-9]{1,2})\s*\}?")
+_NAMED_BASE = re.compile(r"_\{?\s*\\(?:text|mathrm)\{\s*(?:base\s*)?(\w+)\s*\}\s*\}?")  # which the library drops
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+
+class _TooLongError(BaseException):
+    """Time is up: nothing that the library catches."""
 
 
 @dataclass(frozen=True)
 class Symbolic:
     r"""1 if the expression an answer gives equals the row's, as math-verify sees it: 1/2 = \frac{1}{2} = 0.5.
 
+    What it takes for equal must be so exactly (equality.py), because it rounds: 3/10^17 is not 1/10^17. Numerals with
+    bases must agree in both, 2516_9 is not 2516_8, and may leave the base out. Sequences with dots must have the same
+    terms.
+
     The expression is looked for in the last <answer> tag, or, without one, in the text up to the first end token: the
     last \boxed{...} in it, or else what math-verify finds.
 
-    `field`: where the row has the truth, LaTeX without dollar signs. `seconds`: for reading an expression and for
-    comparing two; longer counts as not equal. Only in the main thread (the library uses an alarm): elsewhere there is
-    no limit.
+    `field`: where the row has the truth, LaTeX without dollar signs. `seconds`: for reading an expression and comparing
+    it; longer counts as not equal, and the reason says so. Only in the main thread (it takes an alarm): elsewhere there
+    is no limit.
 
     Raises:
         ValueError: a row's field is missing or is no expression; or math-verify is not installed.
@@ -36,20 +53,43 @@ class Symbolic:
 
     def _judge(self, library: Any, answer: Answer, index: int) -> Verdict:
         given = str(field_of(answer.row, self.field, index))
-        truth = self._parsed(library, rf"\boxed{{{given}}}")
-        if not truth:
-            raise ValueError(f"answer {index}: its row's field {self.field!r} is no expression: {given!r}")
-        found = self._parsed(library, expression_of(answer.text))
-        if not found:
-            return Verdict(0.0, None, "no expression found")
-        right = bool(library.verify(truth, found, timeout_seconds=self._limit()))
+        truth: list[Any] = []
+        try:
+            with _at_most(self.seconds):
+                truth = _parsed(library, rf"\boxed{{{given}}}")
+                if not truth:
+                    raise ValueError(f"answer {index}: its row's field {self.field!r} is no expression: {given!r}")
+                found = _parsed(library, expression_of(answer.text)[-_LONGEST:])
+                if not found:
+                    return Verdict(0.0, None, "no expression found")
+                right = _equal(library, truth, found)
+        except _TooLongError:
+            if not truth:
+                raise ValueError(f"answer {index}: its row's {given!r} takes over {self.seconds} s to read") from None
+            return Verdict(0.0, None, f"reading and comparing it took more than {self.seconds} seconds")
         return Verdict(float(right), str(found[-1]), None if right else f"not {given}")
 
-    def _parsed(self, library: Any, text: str) -> list[Any]:
-        return library.parse(text[-_LONGEST:], parsing_timeout=self._limit())
 
-    def _limit(self) -> int | None:
-        return self.seconds if threading.current_thread() is threading.main_thread() else None
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """
+    Raises:
+        _TooLongError: the block takes longer, and this is the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _library() -> Any:
@@ -57,7 +97,40 @@ def _library() -> Any:
         import math_verify
     except ImportError as error:
         raise ValueError('symbolic mathematics needs math-verify: pip install "vrpo[eval]"') from error
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # its warnings are that its own limit of time is off
     return math_verify
+
+
+def _parsed(library: Any, text: str) -> list[Any]:
+    """What the library finds: an expression if it can read it, then its text."""
+    text = _NAMED_BASE.sub(lambda match: f"_{{{_BASES.get(match[1], match[1])}}}", text)
+    found: list[Any] = library.parse(text, parsing_timeout=None)
+    return found
+
+
+def _equal(library: Any, truth: list[Any], found: list[Any]) -> bool:
+    mine, theirs = (_SPACING.sub("", str(each[-1])) for each in (truth, found))
+    if mine == theirs:
+        return True
+    if _DOTS.search(mine) or _DOTS.search(theirs):
+        return _equal_terms(library, mine, theirs)
+    bases, others = _BASED.findall(mine), _BASED.findall(theirs)
+    if bases and others and bases != others:
+        return False
+    if not library.verify(truth, found, timeout_seconds=None):
+        return False
+    from vrpo.rewards.equality import same
+
+    return same(truth[0], found[0])
+
+
+def _equal_terms(library: Any, mine: str, theirs: str) -> bool:
+    """Of sequences with dots: term by term."""
+    one, other = (_DOTS.sub(r"\\ldots", text).split(",") for text in (mine, theirs))
+    return len(one) == len(other) and all(
+        a == b or (r"\ldots" not in a + b and _equal(library, *(_parsed(library, rf"\boxed{{{x}}}") for x in (a, b))))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def expression_of(text: str) -> str:

@@ -1,5 +1,6 @@
 r"""Answers that are a number: GSM8K and the like."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -60,6 +61,7 @@ def _stated(text: str | None) -> Fraction | None:
     """The first number after the last "=", or, if nothing is there, the first number."""
     if text is None:
         return None
+    text = re.sub(r"^\s*([-\u2212])\s+(?=[$0-9.])|(?<=[=])\s*([-\u2212])\s+(?=[$0-9.])", "-", text)
     return next((n for part in (text.rpartition("=")[2], text) for n in numbers(part)), None)
 
 
@@ -67,5 +69,8 @@ def written(number: Fraction) -> str:
     """A number as people write it: 18, 0.5, 1/3."""
     if number.denominator == 1:
         return str(number.numerator)
-    decimal = float(number)
-    return str(decimal) if Fraction(str(decimal)) == number else str(number)
+    try:
+        decimal = str(float(number))
+        return decimal if Fraction(decimal) == number else str(number)
+    except (OverflowError, ValueError):  # beyond floating point
+        return str(number)

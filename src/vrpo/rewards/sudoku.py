@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vrpo.rewards.extract import before_end, boxed, tagged
+from vrpo.rewards.extract import before_end, boxed, tagged, typed
 from vrpo.rewards.fields import field_of, has_fields
 from vrpo.rewards.verdict import Answer, Verdict
 
@@ -85,7 +85,7 @@ def puzzle_of(row: Mapping[str, Any], index: int) -> tuple[str, str]:
 
 def grid_of(text: str) -> str | None:
     """The 16 digits an answer gives; None if it gives none."""
-    text = before_end(text)
+    text = typed(before_end(text))
     inside = tagged(text)
     boxes = boxed(text)
     part = inside if inside is not None else boxes[-1] if boxes else None
