@@ -91,10 +91,10 @@ class _Limited(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         self.over = False
 
     def http_open(self, req: Any) -> Any:
-        return self.do_open(partial(self._made, http.client.HTTPConnection), req)  # type: ignore[arg-type]
+        return self.do_open(partial(self._made, http.client.HTTPConnection), req)
 
     def https_open(self, req: Any) -> Any:
-        return self.do_open(partial(self._made, http.client.HTTPSConnection), req)  # type: ignore[arg-type]
+        return self.do_open(partial(self._made, http.client.HTTPSConnection), req)
 
     def _made(self, kind: Any, *args: Any, **options: Any) -> Any:
         made = kind(*args, **options)
