@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint suite wheel mutants slow clean
+.PHONY: demo test lint suite wheel pages mutants slow clean
 
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/vrpo demo --output_dir demo  # small matrices: a second thread mostly waits
@@ -27,7 +27,14 @@ wheel: $(STAMP)
 	$(BIN)/pip --python build/wheel/venv/bin/python install -q --no-deps build/wheel/*.whl
 	cd build/wheel/empty && PYTHONPATH=$$(../../../$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
 		../venv/bin/python -P -c "import vrpo, sys; assert 'build/wheel/venv' in vrpo.__file__, vrpo.__file__; \
-		from vrpo import DPO, FixedCount, VRPOTrainer, elbo, generate, load; print('wheel imports:', vrpo.__version__)"
+		from vrpo import DPO, FixedCount, VRPOTrainer, elbo, generate, load; print('wheel imports:', vrpo.__version__); \
+		from vrpo.cli import main; assert main(['train', '--help']) == 0" > help.txt
+	grep -q -e --num_times build/wheel/empty/help.txt
+	head -1 build/wheel/empty/help.txt
+
+# The help of each command, made of its parser; tests/e2e/test_door.py compares.
+pages: $(STAMP)
+	$(BIN)/python -c "from vrpo.commands.page import write_pages; write_pages()"
 
 # What the suite would miss: every mutant must be killed. Minutes; also run by `make slow`.
 mutants: $(STAMP)

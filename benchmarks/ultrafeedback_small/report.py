@@ -39,8 +39,8 @@ def evaluation(policy: Path, base: Path, data: Path, beta: float, cache: Path) -
     trainer._eval_reference = BASE_TERMS  # the base's terms on these draws are the same for every policy
     found: dict[str, list[float]] = {}
     with torch.no_grad(), trainer.accelerator.autocast():
-        for index, batch in enumerate(trainer.get_eval_dataloader()):
-            for name, values in trainer.batch_metrics(trainer.denoiser.module, batch, index).items():
+        for batch in trainer.get_eval_dataloader():
+            for name, values in trainer.batch_metrics(trainer.denoiser.module, batch).items():
                 found.setdefault(name, []).extend(values.tolist())
     cache.write_text(json.dumps(found))
     return found

@@ -192,13 +192,13 @@ def backward_in_one_pass(
         slope = _slope(objective, terms, reference_terms, structure)
         for unit, gradient in buffers:
             own = slope[unit]
-            if bool((own != own[0]).any()):
+            if not torch.allclose(own, own[:1], rtol=0, atol=0, equal_nan=True):
                 raise ValueError("the slopes of one row's draws differ: use backward_by_draw, or by_group")
             _accumulate(parameters, gradient, scale * float(own[0]))
             applied[unit] = own
     loss = objective(terms, reference_terms, structure)
     whole = _slope(objective, terms, reference_terms, structure) * draws.in_use
-    if not torch.allclose(whole, applied, rtol=1e-9, atol=0):
+    if not torch.allclose(whole, applied, rtol=1e-9, atol=0, equal_nan=True):
         raise ValueError("the objective couples rows of different families: use backward_by_draw")
     return Step(loss, terms, reference_terms, draws.in_use)
 

@@ -315,3 +315,14 @@ def test_machine_paths_are_not_needed(write, monkeypatch):
     path = Path(write(pair()))
     monkeypatch.chdir(path.parent)
     assert load_rows("train.jsonl")["origin"][:] == ["train.jsonl:1"]
+
+
+@pytest.mark.parametrize("file", ["state.json", "dataset_dict.json"])
+def test_a_saved_dataset_names_only_its_own_files(tmp_path: Path, file: str) -> None:
+    """Kills: a table of somebody else's, read because a file names it."""
+    rows = Dataset.from_list([pair()])
+    (rows if file == "state.json" else DatasetDict(train=rows)).save_to_disk(tmp_path / "one")
+    named = {"state.json": {"_data_files": [{"filename": "../two/x.arrow"}]}, "dataset_dict.json": {"splits": [".."]}}
+    (tmp_path / "one" / file).write_text(json.dumps(named[file]))
+    with pytest.raises(ValueError, match=f"{file} names '[.][.]"):
+        load_rows(str(tmp_path / "one"))

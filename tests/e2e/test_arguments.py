@@ -11,8 +11,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from vrpo.commands import train as command
-from vrpo.commands.arguments import DataArguments, ModelArguments, ScratchArguments, SFTDataArguments, parse
-from vrpo.commands.rounds import RoundArguments
+from vrpo.commands.arguments import (
+    ModelArguments,
+    PreferenceDataArguments,
+    RoundArguments,
+    ScratchArguments,
+    SFTDataArguments,
+    parse,
+)
 from vrpo.models import load as loading
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
@@ -20,7 +26,7 @@ from vrpo.training.preference_config import VRPOConfig
 RECIPES = Path(__file__).parents[2] / "recipes"
 ACCELERATE = RECIPES / "accelerate"
 CLASSES = {
-    "train": (DataArguments, ModelArguments, RoundArguments, VRPOConfig),
+    "train": (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig),
     "sft": (SFTDataArguments, ModelArguments, ScratchArguments, SFTConfig),
 }
 
@@ -32,7 +38,7 @@ def fields(tmp_path: Path) -> Callable[..., Any]:
     def of(yaml: str, *arguments: str) -> Any:
         path = tmp_path / "run.yaml"
         path.write_text(f"dataset_name: data\noutput_dir: {tmp_path / 'out'}\nuse_cpu: true\n{yaml}")
-        return parse(CLASSES["train"], ["--config", str(path), *arguments], prog="vrpo train", description="")
+        return parse(CLASSES["train"], ["--config", str(path), *arguments], prog="vrpo train")
 
     return of
 
@@ -140,7 +146,7 @@ def test_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         given = [*words[at + 2 :], "--use_cpu", "true"]
         named = Path(given[given.index("--config") + 1]).resolve()
         assert distributed or named == recipe or named.parent == recipe.parent != RECIPES
-        data, *_, config = parse(CLASSES[words[at + 1]], given, prog="vrpo", description="")
+        data, *_, config = parse(CLASSES[words[at + 1]], given, prog="vrpo")
         if at:  # the paper's batch of 64 pairs
             processes = load_config_from_file(launch.config_file).num_processes
             assert processes * config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
@@ -170,7 +176,7 @@ def test_the_extra_is_named_if_missing(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(loading, "find_spec", lambda package: None)
     words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft", bits]
     with pytest.raises(ValueError, match=r"vrpo\[quant\]"):
-        getattr(command, name)([*words, "--model_name_or_path", "nowhere"])
+        getattr(command, name)(*parse(CLASSES[name], [*words, "--model_name_or_path", "nowhere"], prog=""))
 
 
 def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,4 +184,4 @@ def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(command, "quantization", lambda model, config: object())
     words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft"]
     with pytest.raises(ValueError, match="from_scratch goes without"):
-        command.sft([*words, "--from_scratch", "--load_in_8bit"])
+        command.sft(*parse(CLASSES["sft"], [*words, "--from_scratch", "--load_in_8bit"], prog=""))

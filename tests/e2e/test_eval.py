@@ -143,6 +143,7 @@ def test_a_preset_is_printed_and_overridden(
     ("given", "message"),
     [
         ([], "give --tasks, or --task name=path"),
+        (["--tasks", "../../gsm8k"], "--tasks ../../gsm8k: give the task's name"),
         (["--task", "chess=x.jsonl"], "--task chess=x.jsonl: expected name=path"),
         (["--task", "gsm8k=nowhere.jsonl", "--max_new_tokens", "8"], "gsm8k: no such file: nowhere.jsonl"),
         (["--task", "mbpp=x.json"], "add --confirm_run_unsafe_code"),

@@ -82,5 +82,5 @@ def test_blocks_are_told_once_by_a_command(golden: Path, tmp_path: Path) -> None
     assert main([*run, str(tmp_path / "none")]) == 2
     assert main([*run, str(tmp_path / "whole"), "--block_size", "4"]) == 0
     assert load(tmp_path / "whole").block_size == 4
-    (fields,) = parse((ModelArguments,), ["--block_size", "4"], prog="", description="")
+    (fields,) = parse((ModelArguments,), ["--block_size", "4"], prog="")
     assert fields.loading["block_size"] == 4

@@ -330,7 +330,7 @@ CORE = [
     Mutant(
         "coupled families not noticed",
         "preference.py",
-        (("if not torch.allclose(whole, applied, rtol=1e-9, atol=0):", "if False:"),),
+        (("if not torch.allclose(whole, applied, rtol=1e-9, atol=0, equal_nan=True):", "if False:"),),
         PREFERENCE,
     ),
     Mutant(
@@ -1968,14 +1968,14 @@ KILLED = [  # what a kill leaves
     ),
     Mutant(
         "half a checkpoint left where it is written again",
-        "training/checkpoints.py",
-        (("_steps(path) > first and not _is_whole(path)", "_steps(path) > first and False"),),
+        "training/saving.py",
+        (("if self.args.should_save and folder.exists():", "if False:"),),
         ("tests/training/test_resume.py",),
     ),
     Mutant(
         "half a checkpoint taken for one",
         "training/checkpoints.py",
-        (("        return False\n", "        return True\n"),),
+        (('if path.stat().st_size != said["bytes"]:', "if False:"),),
         RESUME,
     ),
     Mutant(
@@ -1987,13 +1987,13 @@ KILLED = [  # what a kill leaves
     Mutant(
         "half a removed checkpoint kept",
         "training/checkpoints.py",
-        (("[: max(surplus, 0)]:\n        shutil.rmtree(path)\n", "[: max(surplus, 0)]:\n        pass\n"),),
+        (("  # first: half of it is none\n        shutil.rmtree(path)\n", "\n"),),
         RESUME,
     ),
     Mutant(
         "fields of a log in the order of their making",
-        "training/base.py",
-        (("json.dumps(entry, sort_keys=True)", "json.dumps(entry)"),),
+        "training/logs.py",
+        (("sort_keys=True, ", ""),),
         RESUME,
     ),
     Mutant(
@@ -2440,8 +2440,8 @@ LAYOUT = [  # saving what others wrote, adapters' names, export
     ),
     Mutant(
         "the trainer writes its own tokenizer files",
-        "training/base.py",
-        (("            beside.write(self.args.folder if output_dir", "            (self.args.folder if output_dir"),),
+        "training/saving.py",
+        (("            beside.write(folder)\n", ""),),
         SIDE_FILES,
     ),
     Mutant(
@@ -2593,7 +2593,7 @@ DATA_VARIANTS = [  # labelled answers, ranked lists, rewards and weights
     Mutant(
         "kto: an answer to the prompt itself as one to another",
         "data/mismatched.py",
-        (("place + 1 if prompts[place + 1] != prompts[place] else following[place + 1]", "place + 1"),),
+        (("following[behind] if prompts[behind] == prompts[place] else behind", "behind"),),
         VARIANT_BATCHES,
     ),
     Mutant(
@@ -3369,7 +3369,12 @@ REFERENCES = [  # which models a run is compared with
     Mutant(
         "fingerprints without their order",
         "training/references.py",
-        (("map(str.__add__, kinds, prints)", "sorted(map(str.__add__, kinds, prints))"),),
+        (
+            (
+                "(_fingerprint(member, policy) for member in self.members)",
+                "sorted(_fingerprint(member, policy) for member in self.members)",
+            ),
+        ),
         REFERENCES_TESTS,
     ),
     Mutant(

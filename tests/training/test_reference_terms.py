@@ -1,5 +1,7 @@
 """Precomputed reference terms: the live run's, replayed; what does not belong to a run is noticed."""
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,12 @@ import torch
 
 from tests.training.runs import distance, lora, moved, pairs, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
+from vrpo.models.adapter import with_adapter
+from vrpo.models.hf import HFDenoiser
 from vrpo.reference import FrozenReference
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.reference_terms import KnownTerms, entry_names
+from vrpo.training.references import Member, References
 from vrpo.types import Labels, Rankings
 
 PLANS = [{}, {"plan": "balanced", "num_times": 4, "eval_num_times": 4}]
@@ -81,18 +86,80 @@ def test_interrupted_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert distance(whole, again) == 0
 
 
+def masked_by_7(denoiser: HFDenoiser) -> HFDenoiser:
+    denoiser.module.config.mask_token_id = 7
+    return replace(denoiser, mask_id=7)
+
+
+def shifted(denoiser: HFDenoiser) -> HFDenoiser:
+    denoiser.module.config.shift_logits = True
+    return denoiser
+
+
+def with_another_element(denoiser: HFDenoiser) -> HFDenoiser:
+    with torch.no_grad():
+        denoiser.module.get_input_embeddings().weight[-1, -1] += 1
+    return denoiser
+
+
+def adapted(denoiser: HFDenoiser, seed: int = 1) -> HFDenoiser:
+    return with_adapter(denoiser, lora(), seed)
+
+
 @pytest.mark.parametrize(
-    ("fields", "said"),
-    [({"num_times": 3}, "plan is now FixedCount(num_times=3"), ({"ref_model": True}, "references is now")],
+    ("change", "fields", "said"),
+    [
+        (None, {"num_times": 3}, "plan is now FixedCount(num_times=3"),
+        (None, {"bf16": True}, "precision is now bf16 and was as stored"),
+        (masked_by_7, {}, "mask_token_id=7"),
+        (shifted, {}, "shift_logits=True"),
+        (with_another_element, {}, "references is now"),
+        (adapted, {}, "references is now"),
+    ],
+    ids=["plan", "precision", "mask token", "alignment", "one element", "adapter"],
 )
-def test_terms_of_another_run_are_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
-    """Kills: terms of another model or plan replayed."""
-    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms")}
-    run(tmp_path / "a", **terms)
-    options = {"ref_model": tiny(seed=3)} if fields.pop("ref_model", False) else {}
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (parentheses)
-        train(VRPOTrainer, vrpo_config(tmp_path / "b", **terms, **fields), pairs(8), **options)
-    assert said in str(caught.value)
+def test_terms_of_another_run_are_refused(tmp_path: Path, change: Any, fields: dict[str, Any], said: str) -> None:
+    """Kills: terms of another model, convention, plan or precision replayed; a fingerprint of a sample of elements."""
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path)}
+    first = VRPOTrainer(tiny(), tiny(seed=3), vrpo_config(tmp_path / "a", **terms), train_dataset=pairs(2))
+    first._precompute()
+    other = tiny(seed=3) if change is None else change(tiny(seed=3))
+    policy = tiny() if change not in (masked_by_7, shifted) else change(tiny())
+    second = VRPOTrainer(policy, other, vrpo_config(tmp_path / "b", **terms, **fields), train_dataset=pairs(2))
+    with pytest.raises(ValueError, match=re.escape(said)):
+        second._precompute()
+
+
+def test_an_adapter_of_a_reference_is_in_its_fingerprint() -> None:
+    """Kills: one key for two adapters on one base; and for the initial policy, a key that its adapter changes."""
+    one, other = (adapted(tiny(), seed) for seed in (1, 2))
+    own = [References((Member(each),)).fingerprints(tiny()) for each in (one, other)]
+    assert own[0] != own[1]
+    initial = [References((Member(None),)).fingerprints(each) for each in (one, other)]
+    assert initial[0] == initial[1]
+
+
+def test_an_evaluation_is_of_its_own_rows(tmp_path: Path) -> None:
+    """Before training, where policy and reference are one. Kills: reference terms kept by the number of a batch."""
+    trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(2), eval_dataset=pairs(3))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2))
+    trainer.eval_dataset = pairs(6).select([3, 4, 5])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(("name", "said"), [("*.safetensors", "is broken"), ("settings.json", "is not what was")])
+def test_half_a_file_of_terms(tmp_path: Path, name: str, said: str) -> None:
+    """Kills: a traceback of the reader."""
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path)}
+    for expected in (None, said):
+        trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path / "a", **terms), train_dataset=pairs(2))
+        if expected is None:
+            trainer._precompute()
+            (file,) = (tmp_path / "train").glob(name)
+            file.write_bytes(file.read_bytes()[:20])
+        else:
+            with pytest.raises(ValueError, match=f"{re.escape(str(file))} {expected}"):
+                trainer._precompute()
 
 
 def test_other_draws_are_other_entries(tmp_path: Path) -> None:

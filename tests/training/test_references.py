@@ -29,6 +29,7 @@ from vrpo.estimator import elbo
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import FrozenReference, Several
+from vrpo.training.checkpoints import manifest_of, seal
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.reference_terms import TermStore
 from vrpo.training.references import frozen_copy
@@ -298,10 +299,12 @@ def test_a_moved_reference_resumes(tmp_path: Path) -> None:
         assert log_lines(tmp_path) == expected
     checkpoint = tmp_path / "checkpoint-4"
     fields |= {"sync_ref_model": False, "ref_model_sync_steps": 512, "ref_model_mixup_alpha": 0.6}
+    fields |= {"resume_with_changes": True}
     with pytest.raises(ValueError, match=rf"{FILE}: the reference was moved by sync_ref_model, which is off now"):
         go(str(checkpoint))
     fields |= SYNC
     (checkpoint / FILE).unlink()
+    seal(checkpoint, manifest_of(checkpoint)["run"], [])
     with pytest.raises(ValueError, match=rf"checkpoint-4/{FILE} is missing"):
         go(str(checkpoint))
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tests.training.runs import (
 )
 from vrpo.commands.train import run
 from vrpo.models.load import load
-from vrpo.training.checkpoints import checkpoint_of, clear_halves, last_checkpoint
+from vrpo.training.checkpoints import checkpoint_of, last_checkpoint, manifest_of, problem_of, seal
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
@@ -140,9 +142,9 @@ def names(folder: Path) -> list[str]:
 
 def test_one_command_begins_and_goes_on(tmp_path: Path) -> None:
     """auto, in the middle of the second epoch: from no checkpoint, from one that is half there, from the last. Kills: a
-    checkpoint without its state taken for one; an evaluation "on start" in the middle; one step too many for a run
-    that was killed after its last checkpoint; samples that begin a second time in the same file;
-    fields in another order."""
+    checkpoint without its state taken for one, or what is left of it kept; an evaluation "on start" in the middle; one
+    step too many for a run that was killed after its last checkpoint; samples that begin a second time in the same
+    file; fields in another order."""
     sampled = {"sample_steps": 2, "num_samples": 2, "sample_max_new_tokens": 4}
     expected = command(tmp_path, **sampled)
     files = {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "samples.jsonl")}
@@ -154,6 +156,7 @@ def test_one_command_begins_and_goes_on(tmp_path: Path) -> None:
             if broken and step >= broken:
                 state.write_bytes(state.read_bytes()[:100])
                 (state.parent / "scheduler.pt").unlink()
+                (state.parent / "left").touch()
         with (tmp_path / "samples.jsonl").open("a") as file:
             file.write('{"step": 6, "prom')
         assert command(tmp_path, **sampled) == expected
@@ -174,32 +177,149 @@ def test_a_rotation_is_finished(tmp_path: Path) -> None:
     assert names(tmp_path) == everything
 
 
+def made(folder: Path, step: int, **files: str) -> Path:
+    """A whole checkpoint of a few bytes."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    for name, text in {"rng_state.pth": "numbers", "trainer_state.json": "{}", **files}.items():
+        (checkpoint / name).write_text(text)
+    seal(checkpoint, {}, [])
+    return checkpoint
+
+
 def test_which_checkpoint(tmp_path: Path) -> None:
-    """Kills: checkpoints in the order of their names; `true` that begins anew."""
-    for step in (2, 10, 9):
+    """Kills: checkpoints in the order of their names; `true` that begins anew; one without a manifest taken for one."""
+    for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     (tmp_path / "checkpoint-new").mkdir()
-    assert checkpoint_of(sft_config(tmp_path)) is None
-    assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="auto")) is None
+    assert checkpoint_of(None, tmp_path) is checkpoint_of("auto", tmp_path) is checkpoint_of(False, tmp_path) is None
     with pytest.raises(ValueError, match="holds no checkpoint that is whole; auto begins without one"):
-        checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="true"))
-    for step, content in ((2, "{}"), (9, "{}"), (10, '{"half": ')):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
-    for word in ("auto", "true"):
-        assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint=word)) == str(tmp_path / "checkpoint-9")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert checkpoint_of(sft_config(tmp_path, resume_from_checkpoint="elsewhere")) == "elsewhere"
+        checkpoint_of("true", tmp_path)
+    made(tmp_path, 9)
+    for word in ("auto", "true", True):
+        assert checkpoint_of(word, tmp_path) == tmp_path / "checkpoint-9"
+    made(tmp_path, 11)
+    assert last_checkpoint(tmp_path) == checkpoint_of(str(tmp_path / "checkpoint-11"), tmp_path / "elsewhere")
+    for name, said in (("nowhere", "no such folder"), ("checkpoint-10", "it has no manifest.json")):
+        with pytest.raises(ValueError, match=f"--resume_from_checkpoint {tmp_path / name}: {said}"):
+            checkpoint_of(str(tmp_path / name), tmp_path)
 
 
-@pytest.mark.parametrize("last", [None, 4])
-def test_halves_are_cleared(tmp_path: Path, last: int | None) -> None:
-    """Only what comes after the checkpoint that the run goes on from. Kills: peft adds to half a card."""
-    for number in (2, 4, 6):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-        (tmp_path / f"checkpoint-{number}" / "README.md").touch()
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
-    config = sft_config(tmp_path)
-    clear_halves(config, None if last is None else tmp_path / f"checkpoint-{last}")
-    left = {path.name for path in tmp_path.glob("checkpoint-*")}
-    assert left == {"checkpoint-4", *([] if last is None else ["checkpoint-2"])}
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]), " has [0-9]+ bytes of [0-9]+"),
+        (lambda file: file.write_bytes(bytes(file.stat().st_size)), " has other bytes than were written"),
+        (lambda file: file.unlink(), " is missing"),
+    ],
+    ids=["halved", "zeroed", "gone"],
+)
+def test_no_file_of_a_checkpoint_is_taken_as_it_comes(tmp_path: Path, change: Any, said: str) -> None:
+    """Kills: a file that the manifest does not know; sizes without digests."""
+    written = dict.fromkeys(("optimizer.pt", "model.safetensors", "reference.safetensors"), "0123456789")
+    for name in ("rng_state.pth", "trainer_state.json", *written):
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        tmp_path.mkdir()
+        first, last = made(tmp_path, 2), made(tmp_path, 4, **written)
+        change(last / name)
+        assert re.match(name + said, str(problem_of(last)))
+        assert last_checkpoint(tmp_path) == first
+
+
+def test_every_file_of_a_run_is_in_its_manifest(tmp_path: Path) -> None:
+    """A reference that moves and an adapter among them. Kills: what is written after the manifest; a file that only its
+    owner can read, beside others that all can."""
+    fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    moved = {"sync_ref_model": True, "ref_model_sync_steps": 1}
+    train(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, **moved), pairs(8))
+    train(VRPOTrainer, vrpo_config(tmp_path / "b", **fields), pairs(8), peft_config=lora())
+    for name, expected in (("a", {"model.safetensors", "reference.safetensors"}), ("b", {"adapter_model.safetensors"})):
+        checkpoint = tmp_path / name / "checkpoint-2"
+        files = set(manifest_of(checkpoint)["files"])
+        state = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "training_args.bin"}
+        assert expected | state <= files == {path.name for path in checkpoint.iterdir()} - {"manifest.json"}
+        assert problem_of(checkpoint) is None
+        modes = {path.stat().st_mode for path in (tmp_path / name).rglob("*") if path.is_file()}
+        assert len(modes) == 1
+
+
+def test_a_checkpoint_without_an_optimizer_is_none_to_go_on_from(tmp_path: Path) -> None:
+    fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2, "save_only_model": True}
+    train(SFTTrainer, sft_config(tmp_path, **fields), answers(8))
+    with pytest.raises(ValueError, match="it has no state of the optimizer"):
+        train(SFTTrainer, sft_config(tmp_path, **fields), answers(8), resume=str(tmp_path / "checkpoint-2"))
+
+
+# Another run ----------------------------------------------------------------------------------------------------------
+
+ONE_STEP = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("begun")
+    train(VRPOTrainer, vrpo_config(folder, **ONE_STEP), pairs(8), eval_dataset=pairs(3))
+    return folder / "checkpoint-1"
+
+
+def going_on(checkpoint: Path, folder: Path, change: str, **fields: Any) -> Any:
+    given = {
+        "rows": pairs(8).select(range(4)) if change == "half" else pairs(8),
+        "denoiser": tiny(layers=1) if change == "layers" else tiny(),
+        "ref_model": tiny(seed=3) if change == "reference" else None,
+        "peft_config": lora() if change == "adapter" else None,
+        "eval_dataset": pairs(4) if change == "evaluation" else pairs(3),
+    }
+    if change == "order":
+        given["rows"] = pairs(8).select([1, 0, *range(2, 8)])
+    if change == "a token":
+        given["rows"] = pairs(8).map(lambda row: {"chosen_ids": [11, *row["chosen_ids"][1:]]})
+    config = vrpo_config(folder, **{**ONE_STEP, **fields})
+    return train(VRPOTrainer, config, given.pop("rows"), resume=str(checkpoint), **given)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("half", "training rows was '8 rows"),
+        ("order", "training rows was '8 rows"),
+        ("a token", "training rows was '8 rows"),
+        ("evaluation", "evaluation rows was '3 rows"),
+        ("layers", "layout was"),
+        ("reference", "is of a run that began with other models: references was"),
+        ("adapter", "frozen weights was None"),
+        ({"seed": 8}, "seed was 7 and is 8; draw_seed was 7"),
+        ({"beta": 0.5}, "beta was 1.0 and is 0.5"),
+        ({"loss_type": ["ipo"]}, "loss_type was"),
+        ({"num_times": 3}, "num_times was 2 and is 3"),
+        ({"gradient_accumulation_steps": 2}, "examples in a step was 4 and is 8"),
+        ({"learning_rate": 0.2}, "learning_rate was 0.1 and is 0.2"),
+        ({"max_steps": 3}, "max_steps was 2 and is 3"),
+    ],
+    ids=str,
+)
+def test_another_run_is_refused(begun: Path, tmp_path: Path, change: Any, said: str) -> None:
+    """Kills: a run that goes on as another one without a word; a traceback for weights of another shape."""
+    fields = change if isinstance(change, dict) else {}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        going_on(begun, tmp_path, "" if fields else change, **fields)
+
+
+def test_what_a_run_may_change(begun: Path, tmp_path: Path) -> None:
+    """What is learnt does not depend on it: another folder, other packs and micro-batches, fewer logs."""
+    fields = {"max_tokens_per_forward": 40, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    going_on(begun, tmp_path, "", logging_steps=2, save_strategy="no", **fields)
+
+
+def test_changes_that_are_asked_for(begun: Path, tmp_path: Path) -> None:
+    """They are on the card, and in the checkpoints that follow; another anchor is refused all the same."""
+    changed = {"learning_rate": 0.2, "resume_with_changes": True}
+    trainer = going_on(begun, tmp_path, "half", **changed)
+    trainer.create_model_card()
+    assert "Gone on from checkpoint-1: learning_rate was 0.1 and is 0.2." in (tmp_path / "README.md").read_text()
+    last = manifest_of(tmp_path / "checkpoint-2")
+    assert any("training rows" in change for change in last["changes"])
+    assert last["run"]["learning_rate"] == 0.2
+    with pytest.raises(ValueError, match="began with other models"):
+        going_on(begun, tmp_path, "reference", **changed)

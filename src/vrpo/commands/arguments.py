@@ -1,49 +1,16 @@
 """Fields of the training commands: one flat namespace over several dataclasses, as in TRL."""
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
-from vrpo.commands.config_file import Parser, unknown_field, with_config
+from vrpo.commands.config_file import Parser, with_config
 from vrpo.models.precision import weights_dtype
-from vrpo.training.config import DiffusionConfig
 
-_COMMON = (  # fields of transformers.TrainingArguments that --help shows; --help_all shows all of them
-    "output_dir",
-    "learning_rate",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "gradient_checkpointing_kwargs",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta2",
-    "bf16",
-    "seed",
-    "logging_steps",
-    "eval_strategy",
-    "eval_steps",
-    "save_strategy",
-    "save_steps",
-    "resume_from_checkpoint",
-    "report_to",
-    "push_to_hub",
-)
-_FIXED = (  # fields of ours that have one sensible value, which --help need not repeat
-    "remove_unused_columns",
-    "logging_nan_inf_filter",
-    "ddp_find_unused_parameters",
-    "ddp_broadcast_buffers",
-)
 _HELP = {  # in place of transformers'
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
     "gradient_checkpointing_kwargs": "Its options as JSON, or as a mapping in YAML: use_reentrant.",
@@ -55,6 +22,11 @@ _HELP = {  # in place of transformers'
 MASK_HELP = "The mask token of a model whose folder does not say it (docs/models.md)."
 SHIFT_HELP = "Of a causal model turned bidirectional: its logits are the next token's. None: as config.json says."
 
+OF_ROUNDS = {  # what a round itself says to a stage
+    "generate": ("model_name_or_path", "output", "seed"),
+    "pairs": ("samples", "output", "report"),
+    "evaluate": ("models", "output_dir"),
+}
 POLICY = "policy"  # in a list of references: the initial policy
 BLOCK_HELP = "Tokens per block of a block diffusion model whose folder does not say it; saved with the model."
 
@@ -211,6 +183,49 @@ class ScratchArguments:
     tie_embeddings: bool = field(default=False, metadata={"help": "Share embedding and head weights."})
 
 
+@dataclass
+class RoundArguments:
+    """On-policy rounds, instead of a dataset."""
+
+    rounds: int | None = field(
+        default=None, metadata={"help": "Generate, judge, pair and train so many times, into output_dir/round_1, ..."}
+    )
+    generate: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Rounds: fields of `vrpo generate` as a mapping: prompts, num_samples, ..."}
+    )
+    pairs: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Rounds: fields of `vrpo pairs`, as a mapping: judge, rule."}
+    )
+    evaluate: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Rounds: fields of `vrpo eval`, as a mapping; before and after, at the end."}
+    )
+    refresh_reference: bool = field(
+        default=False, metadata={"help": "Rounds: the reference is the model of the round before, not the first one."}
+    )
+    prompts_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Rounds: prompts of a round, which later ones do not see again. None: all, in every round."},
+    )
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("generate", "pairs", "evaluate") if getattr(self, name) is not None]
+        alone = [name for name in ("refresh_reference", "prompts_per_round") if getattr(self, name)]
+        if self.rounds is None and (given or alone):
+            raise ValueError(f"{(given or alone)[0]} goes with rounds, which is not given")
+        if self.rounds is None:
+            return
+        for name in ("rounds", "prompts_per_round"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("generate", "pairs"):
+            if getattr(self, name) is None:
+                raise ValueError(f"rounds needs a mapping {name}: the fields of `vrpo {name}`")
+        for name in given:
+            taken = [each for each in OF_ROUNDS[name] if each in getattr(self, name)]
+            if taken:
+                raise ValueError(f"{name}: {taken[0]} is what the rounds themselves say, leave it out")
+
+
 class FieldParser(HfArgumentParser, Parser):
     """transformers' parser of dataclasses, with one-line errors, and with lists and mappings where a field's type has
     them beside a string (report_to, gradient_checkpointing_kwargs).
@@ -226,7 +241,7 @@ class FieldParser(HfArgumentParser, Parser):
         for action in self._actions:
             hint = hints.get(action.dest)
             if _admits(hint, dict) and action.type is not str:
-                action.type = json.loads
+                action.type = mapping
             if _admits(hint, list) and action.nargs is None:
                 action.nargs = "+"
                 self.one_or_more.append(action.dest)
@@ -246,30 +261,29 @@ def _admits(hint: Any, kind: type) -> bool:
     return any((get_origin(part) or part) is kind for part in (hint, *get_args(hint)))
 
 
-def parse(classes: Sequence[Any], argv: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
+def mapping(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"takes a mapping, as JSON or in YAML, not {text}")
+    return found
+
+
+def field_parser(classes: Sequence[Any], prog: str) -> FieldParser:
+    """The parser of the dataclasses' fields and of --config. Help is in pages/."""
+    parser = FieldParser(list(classes), prog=prog, allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", help="YAML file of fields; the command line overrides it.")
+    return parser
+
+
+def parse(classes: Sequence[Any], argv: Sequence[str], *, prog: str) -> tuple[Any, ...]:
     """Instances of the dataclasses from `--config file.yaml` and `--field value` arguments.
 
     Raises:
         ValueError: an argument or a field of the file is unknown or has a wrong type.
     """
-    parser = FieldParser(list(classes), prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of fields; the command line overrides it.")
-    parser.add_argument("--help_all", action="store_true", help="Also show every field of transformers' arguments.")
-    if "--help_all" in argv:
-        argv = ["--help"]
-    else:
-        _hide_rare(parser)
+    parser = field_parser(classes, prog)
     given = with_config(parser, argv, mappings=parser.mappings)
-    for word in parser.parse_known_args(given)[1]:
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        raise ValueError(f"{word}: {unknown_field(name, [action.dest for action in parser._actions])}")
-    *values, _rest = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
+    parser.parse_args(given)
+    *values, _ = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     return tuple(values)
-
-
-def _hide_rare(parser: argparse.ArgumentParser) -> None:
-    rare = {item.name for item in dataclasses.fields(TrainingArguments)} - set(_COMMON)
-    rare -= set(DiffusionConfig.__annotations__) - set(_FIXED)
-    for action in parser._actions:
-        if action.dest in rare or (action.option_strings and action.option_strings[0].startswith("--no_")):
-            action.help = argparse.SUPPRESS

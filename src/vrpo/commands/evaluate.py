@@ -14,7 +14,8 @@ import torch
 from accelerate import PartialState
 
 import vrpo
-from vrpo.commands.arguments import parse
+from vrpo.commands.arguments import field_parser, parse
+from vrpo.commands.config_file import Parser
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
 from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
 from vrpo.diagnostics.eval_picture import eval_picture
@@ -49,13 +50,17 @@ def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[
     Raises:
         ValueError: naming the field, the file or the row.
     """
-    (args,) = parse((EvalArguments,), argv, prog="vrpo eval", description=evaluate.__doc__ or "")
+    (args,) = parse((EvalArguments,), argv, prog="vrpo eval")
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     models, planned, runner = several(args.models), plan_of(args), _Harness(args)
     for model in models:
         model.require(args.mask_token_id)
     runner.check([task.name for task in planned if task.own is None], models)
     return args, models, planned, runner
+
+
+def flags() -> Parser:
+    return field_parser((EvalArguments,), "vrpo eval")
 
 
 def _announced(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned]) -> str:

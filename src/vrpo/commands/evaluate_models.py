@@ -1,17 +1,17 @@
 """The models of `vrpo eval`: how they are named, which files they are, and that one of them is loaded at a time."""
 
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
+from xxhash import xxh3_128
 
+from vrpo.models.fingerprint import file_digest
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, mask_id_of
 
-_BLOCKS, _BLOCK = 64, 4096  # of each file of weights, that are read for a fingerprint
-_OF_TRAINING = ("trainer_state.json", "training_args.bin")  # beside a model that was trained: times, where it was
+_OF_TRAINING = ("trainer_state.json", "training_args.bin", "manifest.json")  # beside a trained model: when, where
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,15 @@ def several(texts: list[str]) -> list[NamedModel]:
 
 
 def files_fingerprint(path: str | None) -> str | None:
-    """A hash of a folder's weights and configuration (sizes, and a sample of each file); of a hub name, the name."""
+    """A hash of a folder's weights and configuration; of a hub name, the name."""
     if path is None or not Path(path).is_dir():
         return path
-    found = blake2b(digest_size=8)
+    found = xxh3_128()
     for file in sorted(Path(path).iterdir()):
         wanted = file.suffix in (".safetensors", ".bin", ".json") and file.name not in _OF_TRAINING
-        if not wanted or not file.is_file():
-            continue
-        size = file.stat().st_size
-        found.update(f"{file.name} {size}".encode())
-        with file.open("rb") as content:
-            for block in range(_BLOCKS if size > _BLOCKS * _BLOCK else 1):
-                content.seek(block * (size // _BLOCKS))
-                found.update(content.read(_BLOCK if size > _BLOCKS * _BLOCK else size))
-    return found.hexdigest()
+        if wanted and file.is_file():
+            found.update(f"{file.name} {file_digest(file)} ".encode())
+    return str(found.hexdigest())
 
 
 @dataclass

@@ -139,6 +139,9 @@ def plan_of(args: EvalArguments) -> list[Planned]:
     names = list(dict.fromkeys([*(args.tasks or []), *files]))
     if not names:
         raise ValueError("give --tasks, or --task name=path")
+    for name in names:  # a folder of the output
+        if set("/\\") & set(name) or name.startswith("."):
+            raise ValueError(f"--tasks {name}: give the task's name, and the folder of its YAML as --include_path")
     return [_planned(args, name, files) for name in names]
 
 

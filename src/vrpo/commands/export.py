@@ -22,7 +22,8 @@ _OF_A_MODEL = ("config.json", "adapter_config.json")  # a folder with one of the
 
 def export(argv: Sequence[str]) -> None:
     """Merge an adapter into its model and write the official layout: names, shards, the files beside the weights."""
-    args = _parsed(argv)
+    parser = flags()
+    args = parser.parse_args(with_config(parser, argv))
     base, adapter = _parts(args)
     folder = _output(args, [base, adapter])
     write = _write_adapter if args.adapter_only else _write_model
@@ -108,8 +109,8 @@ def _say(folder: Path) -> None:
     print(f"written: {folder}", file=sys.stderr)
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="vrpo export", description=export.__doc__, allow_abbrev=False)
+def flags() -> Parser:
+    parser = Parser(prog="vrpo export", allow_abbrev=False)
     add = parser.add_argument
     add("--config", help="YAML file of these fields; the command line overrides it.")
     add("--model_name_or_path", required=True, help="Hub name or folder: a model, or an adapter of ours, which names "
@@ -129,4 +130,4 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     add("--shift_logits", action=argparse.BooleanOptionalAction, help="Of a causal model turned bidirectional: its "
         "logits are those of the next token. Written to config.json.")  # fmt: skip
     add("--block_size", type=int, help=BLOCK_HELP)
-    return parser.parse_args(with_config(parser, argv))
+    return parser

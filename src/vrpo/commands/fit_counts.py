@@ -55,7 +55,7 @@ def fit_exponent(trainer: VRPOTrainer, num_pairs: int) -> None:
             "itself: give count_exponent"
         )
     args = trainer.args
-    if checkpoint_of(args) is not None:
+    if checkpoint_of(args.resume_from_checkpoint, args.folder) is not None:
         args.count_exponent = _fitted_before(args.folder / _FILE)
         return
     model: Any = trainer.model

@@ -203,7 +203,7 @@ def _loaded(args: argparse.Namespace, state: PartialState | None) -> HFDenoiser:
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, refused here if they are wrong: before a model is loaded, or a file begun."""
-    parser = _parser()
+    parser = flags()
     args = parser.parse_args(with_config(parser, argv))
     for name in ("num_samples", "batch_size", "trace_rows"):
         if getattr(args, name) < 1:
@@ -233,8 +233,8 @@ def _check_device(name: str) -> None:
         raise ValueError(f"--device {name}: there is no GPU here that this PyTorch can use")
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="vrpo generate", description=generate_command.__doc__, allow_abbrev=False)
+def flags() -> Parser:
+    parser = Parser(prog="vrpo generate", allow_abbrev=False)
     add = parser.add_argument
     add("--config", help="YAML file of these fields; the command line overrides it.")
     add("--model_name_or_path", required=True, help="Hub name or folder, official layout or an adapter of ours.")

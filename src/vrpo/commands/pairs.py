@@ -218,7 +218,7 @@ def _finite(value: Any) -> Any:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
+    parser = flags()
     args = parser.parse_args(with_config(parser, argv, mappings=("judge_arguments", "endpoint_extra")))
     for name in ("prompts_per_part", "batch_size", "max_length", "concurrency", "comparisons"):
         value = getattr(args, name)
@@ -235,8 +235,8 @@ def json_object(text: str) -> dict[str, Any]:
     return found
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="vrpo pairs", description=pairs.__doc__, allow_abbrev=False)
+def flags() -> Parser:
+    parser = Parser(prog="vrpo pairs", allow_abbrev=False)
     add = parser.add_argument
     add("--config", help="YAML file of these fields; the command line overrides it.")
     add("--samples", type=Path, required=True, help="What `vrpo generate --num_samples k --output FILE` wrote.")

@@ -7,8 +7,8 @@ records a step of these shapes; diagnostics/cost.py charges it to a machine. No 
 import copy
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import POLICY, ModelArguments, PreferenceDataArguments, parse
-from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, show, show_advice
+from vrpo.commands.arguments import POLICY, ModelArguments, PreferenceDataArguments
+from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, PlanArguments, show, show_advice
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
@@ -36,22 +36,6 @@ from vrpo.training.references import check_references
 from vrpo.types import Tokens
 
 
-@dataclass
-class PlanArguments:
-    """What to plan for."""
-
-    device: str | None = field(
-        default=None,
-        metadata={
-            "help": f"A GPU of the table ({', '.join(GPUS)}), whose times are floors from data sheets; or cpu, this "
-            "machine's, on which every operation is timed. None: the GPU that is here, if the table has it; else cpu."
-        },
-    )
-    sample_pairs: int = field(default=64, metadata={"help": "How many training pairs show the lengths."})
-    memory_gb: float | None = field(default=None, metadata={"help": "Memory to fit into. None: the device's."})
-    plan_file: str | None = field(default=None, metadata={"help": "Also write the plan to this JSON file."})
-
-
 @dataclass(frozen=True)
 class Batches:
     """Calls of the model in sampled batches, and those among them that keep their graphs."""
@@ -65,14 +49,8 @@ class Batches:
         return [call for batch in self.calls for call in batch]
 
 
-def plan(argv: Sequence[str]) -> None:
+def plan(wanted: PlanArguments, data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
     """Predict the peak memory and the time of a training step, before anything is loaded."""
-    wanted, data, model, config = parse(
-        (PlanArguments, PreferenceDataArguments, ModelArguments, VRPOConfig),
-        argv,
-        prog="vrpo plan",
-        description=plan.__doc__ or "",
-    )
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing")
     machine = machine_of(wanted)

@@ -2,15 +2,31 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
-from vrpo.diagnostics.cost import KINDS
+from vrpo.diagnostics.cost import GPUS, KINDS
 
 PROCESS = 0.56e9  # bytes of an interpreter with torch and transformers, or of a CUDA context, beside the tensors
 KERNELS = 0.1e9  # of the kernels oneDNN compiles per shape in bf16 on a CPU, soon; 0.2 when 1,024 are kept (step_cost)
+
+
+@dataclass
+class PlanArguments:
+    """What to plan for."""
+
+    device: str | None = field(
+        default=None,
+        metadata={
+            "help": f"A GPU of the table ({', '.join(GPUS)}), whose times are floors from data sheets; or cpu, this "
+            "machine's, on which every operation is timed. None: the GPU that is here, if the table has it; else cpu."
+        },
+    )
+    sample_pairs: int = field(default=64, metadata={"help": "How many training pairs show the lengths."})
+    memory_gb: float | None = field(default=None, metadata={"help": "Memory to fit into. None: the device's."})
+    plan_file: str | None = field(default=None, metadata={"help": "Also write the plan to this JSON file."})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 
-from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments
+from vrpo.commands.arguments import OF_ROUNDS, ModelArguments, PreferenceDataArguments, RoundArguments
 from vrpo.commands.evaluate import checked as evaluate_checked
 from vrpo.commands.evaluate import evaluate
 from vrpo.commands.generate import checked as generate_checked
@@ -36,11 +36,6 @@ from vrpo.rewards.verdict import Answer
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.training.preference_config import VRPOConfig
 
-_OURS = {  # what a round itself says to a stage
-    "generate": ("model_name_or_path", "output", "seed"),
-    "pairs": ("samples", "output", "report"),
-    "evaluate": ("models", "output_dir"),
-}
 _OF_TRAINING = (  # fields that a finished round must have been made with; others may change when the loop goes on
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "optim"),
     *("num_train_epochs", "max_steps", "seed", "max_length", "plan", "num_times", "num_masks", "num_draws", "slope"),
@@ -48,49 +43,6 @@ _OF_TRAINING = (  # fields that a finished round must have been made with; other
     *("pair_coupling", "share_draws", *(each.name for each in fields(ObjectiveConfig))),
 )
 TrainOnce = Callable[[PreferenceDataArguments, ModelArguments, VRPOConfig], None]
-
-
-@dataclass
-class RoundArguments:
-    """On-policy rounds, instead of a dataset."""
-
-    rounds: int | None = field(
-        default=None, metadata={"help": "Generate, judge, pair and train so many times, into output_dir/round_1, ..."}
-    )
-    generate: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo generate` as a mapping: prompts, num_samples, ..."}
-    )
-    pairs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo pairs`, as a mapping: judge, rule."}
-    )
-    evaluate: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo eval`, as a mapping; before and after, at the end."}
-    )
-    refresh_reference: bool = field(
-        default=False, metadata={"help": "Rounds: the reference is the model of the round before, not the first one."}
-    )
-    prompts_per_round: int | None = field(
-        default=None,
-        metadata={"help": "Rounds: prompts of a round, which later ones do not see again. None: all, in every round."},
-    )
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("generate", "pairs", "evaluate") if getattr(self, name) is not None]
-        alone = [name for name in ("refresh_reference", "prompts_per_round") if getattr(self, name)]
-        if self.rounds is None and (given or alone):
-            raise ValueError(f"{(given or alone)[0]} goes with rounds, which is not given")
-        if self.rounds is None:
-            return
-        for name in ("rounds", "prompts_per_round"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("generate", "pairs"):
-            if getattr(self, name) is None:
-                raise ValueError(f"rounds needs a mapping {name}: the fields of `vrpo {name}`")
-        for name in given:
-            taken = [each for each in _OURS[name] if each in getattr(self, name)]
-            if taken:
-                raise ValueError(f"{name}: {taken[0]} is what the rounds themselves say, leave it out")
 
 
 def rounds(
@@ -198,7 +150,7 @@ def _checked_stages(loop: RoundArguments, config: VRPOConfig, first: str) -> lis
         ValueError: naming the mapping, and the field or the line.
     """
     assert loop.rounds is not None
-    for name in _OURS:
+    for name in OF_ROUNDS:
         if getattr(loop, name) is not None:
             _once(partial(_write, _fields(config, name), yaml.safe_dump(getattr(loop, name), sort_keys=False)))
     folder = config.folder / "round_1"

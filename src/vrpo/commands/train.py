@@ -1,8 +1,7 @@
 """`vrpo sft` and `vrpo train`: from arguments to a trained, saved model."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, Value
@@ -14,12 +13,12 @@ from vrpo.commands.arguments import (
     DataArguments,
     ModelArguments,
     PreferenceDataArguments,
+    RoundArguments,
     ScratchArguments,
     SFTDataArguments,
-    parse,
 )
 from vrpo.commands.fit_counts import check_fit, fit_exponent
-from vrpo.commands.rounds import RoundArguments, rounds
+from vrpo.commands.rounds import rounds
 from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.json_rows import Wanted
@@ -30,7 +29,6 @@ from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
-from vrpo.training.checkpoints import checkpoint_of, clear_halves, finish_rotation
 from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
@@ -39,10 +37,8 @@ from vrpo.training.references import check_references
 from vrpo.training.sft import SFTTrainer
 
 
-def train(argv: Sequence[str]) -> None:
+def train(data: PreferenceDataArguments, model: ModelArguments, loop: RoundArguments, config: VRPOConfig) -> None:
     """Preference optimisation (VRPO) of a diffusion language model."""
-    classes = (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig)
-    data, model, loop, config = parse(classes, argv, prog="vrpo train", description=train.__doc__ or "")
     if loop.rounds is not None:
         if config.plan == "exact":
             raise ValueError("rounds write their answers with masks, which plan=exact has not: make the pairs yourself")
@@ -89,14 +85,8 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     evaluates(data, config)
 
 
-def sft(argv: Sequence[str]) -> None:
+def sft(data: SFTDataArguments, model: ModelArguments, scratch: ScratchArguments, config: SFTConfig) -> None:
     """Masked-diffusion supervised fine-tuning, or pretraining of a new model with --from_scratch."""
-    data, model, scratch, config = parse(
-        (SFTDataArguments, ModelArguments, ScratchArguments, SFTConfig),
-        argv,
-        prog="vrpo sft",
-        description=sft.__doc__ or "",
-    )
     if config.plan == "exact" and scratch.from_scratch:
         raise ValueError("from_scratch makes a diffusion model, and plan=exact is of a causal one: take another plan")
     check_kind(model, config)
@@ -118,15 +108,7 @@ def sft(argv: Sequence[str]) -> None:
 
 def run(trainer: DiffusionTrainer) -> None:
     """Train, from a checkpoint if asked, and leave model, tokenizer, card and state in output_dir."""
-    checkpoint = checkpoint_of(trainer.args)
-    last = None if checkpoint is None else Path(checkpoint)
-    if trainer.args.resume_from_checkpoint is not None and (last is None or last.parent == trainer.args.folder):
-        if trainer.is_world_process_zero():
-            clear_halves(trainer.args, last)
-            if last is not None:
-                finish_rotation(trainer.args, last)
-        trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     trainer.save_state()
     trainer.create_model_card()
     if trainer.is_fsdp_enabled:  # FSDP2 saves shards by default, from which nothing loads a model

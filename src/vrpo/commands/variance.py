@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, parse
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, field_parser, parse
+from vrpo.commands.config_file import Parser
 from vrpo.commands.variance_models import Models, models_of
 from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.data.collate import PreferenceCollator, tokens_of
@@ -119,9 +120,13 @@ class _Pair:
     tokens: Tokens
 
 
+def flags() -> Parser:
+    return field_parser((VarianceArguments,), "vrpo variance")
+
+
 def variance(argv: Sequence[str]) -> None:
     """Measure the noise of the preference gradient of a checkpoint: by budget, allocation and plan; draws or pairs."""
-    (args,) = parse((VarianceArguments,), argv, prog="vrpo variance", description=variance.__doc__ or "")
+    (args,) = parse((VarianceArguments,), argv, prog="vrpo variance")
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     paper = allocations(args.budgets)
     designs = merged([*paper, *named_designs(args.plans, args.plan_draws, max(args.budgets))])

@@ -80,7 +80,7 @@ def _config(name: str, budget: int) -> VRPOConfig:
             raise ValueError(f"plan {name!r}: {part!r} is not field=value with one of {', '.join(_FIELDS)}")
         given += [f"--{key}", value]
     try:
-        return parse((VRPOConfig,), [*given, "--num_times", str(budget)], prog="plan", description="")[0]
+        return parse((VRPOConfig,), [*given, "--num_times", str(budget)], prog="plan")[0]
     except ValueError as error:
         raise ValueError(f"plan {name!r}: {error}") from error
 

@@ -1,10 +1,12 @@
 """Data: rows -> examples -> Tokens and their structure.
 
 sources.py (files, folders, the hub), json_rows.py (files that may be broken), formats.py (TRL's formats), encode.py
-(chat templates, limits), tokenize.py (tables of token ids and the account of dropped rows), variants.py
-(of rows that are no pairs), mismatched.py (answers to other prompts), collate.py (batches).
+(chat templates, limits), tokenize.py (tables of token ids), variants.py (of rows that are no pairs), account.py
+(dropped and cut rows), cache.py (tables that are kept), mismatched.py (answers to other prompts), collate.py
+(batches).
 """
 
+from vrpo.data.account import DataReport, Dropped
 from vrpo.data.collate import (
     LabelCollator,
     PreferenceCollator,
@@ -16,7 +18,7 @@ from vrpo.data.collate import (
     tokens_of,
 )
 from vrpo.data.sources import load_rows, split_rows
-from vrpo.data.tokenize import DataReport, Dropped, tokenize_preferences, tokenize_sft
+from vrpo.data.tokenize import tokenize_preferences, tokenize_sft
 from vrpo.data.variants import tokenize_ranked, tokenize_unpaired
 
 __all__ = [

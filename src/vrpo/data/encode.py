@@ -4,12 +4,15 @@ Prompt and response are encoded separately, so that no token straddles the bound
 What deliberately does not live here: what a row must contain (formats.py), tables of rows (tokenize.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vrpo.data.formats import Message, Text, UnusableRow
+from vrpo.data.words import Words, encodes_words_alone
 
 
 @dataclass(frozen=True)
@@ -20,18 +23,37 @@ class Encoder:
     Messages go through the chat template: the prompt ends with the assistant's header, the answer is its content and
     end of turn exactly as the template renders them, or content and end-of-text if the template ends no turns.
     `dangling` is what the template appends after every conversation, asked or not (`dangling_header`); it is never
-    response.
+    response. `words`: those that were encoded, of a tokenizer that encodes each as if it stood alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
     dangling: str
     ends_turns: bool
+    words: Words | None
 
     def ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self.encoded([text])[0]
+
+    def encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens. All at once: a fast tokenizer uses every core, and is not
+        asked for anything but ids."""
+        if not texts:
+            return []
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            return [
+                list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            ]
+        return self._encoded_fast(list(texts)) if self.words is None else self.words.encoded(texts, self._encoded_fast)
+
+    def _encoded_fast(self, texts: list[str]) -> list[list[int]]:
+        backend: Any = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def prompt(self, prompt: Text) -> list[int]:
-        return self.ids(prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, header=True))
+        return self.ids(self.texts(prompt, [])[0])
 
     def answer(self, prompt: Text, answer: Text) -> list[int]:
         """Ids of an answer with its end token.
@@ -39,14 +61,29 @@ class Encoder:
         Raises:
             UnusableRow: the chat template renders the answer so that the prompt is no beginning of it.
         """
+        return self.closed(prompt, answer, self.ids(self.texts(prompt, [answer])[1]))
+
+    def texts(self, prompt: Text, answers: Sequence[Text]) -> list[str]:
+        """What is encoded: the prompt as it is rendered, and each answer to it.
+
+        Raises:
+            UnusableRow: as `answer`.
+        """
+        opened = prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, header=True)
+        return [opened, *(self._rendered(prompt, opened, answer) for answer in answers)]
+
+    def _rendered(self, prompt: Text, opened: str, answer: Text) -> str:
         if isinstance(prompt, str) or isinstance(answer, str):
-            return self.ended(self.ids(str(answer)))
-        opened = render(self.tokenizer, prompt, header=True)
+            return str(answer)
         closed = render(self.tokenizer, [*prompt, *answer], header=False).removesuffix(self.dangling)
         if not closed.startswith(opened):
             raise UnusableRow("chat template", "the rendered prompt is not the beginning of the rendered conversation")
-        rendered = closed[len(opened) :]
-        return self.ids(rendered) if self.ends_turns else self.ended(self.ids(rendered))
+        return closed[len(opened) :]
+
+    def closed(self, prompt: Text, answer: Text, ids: list[int]) -> list[int]:
+        """Ids of an answer with its end token, unless the chat template has written it."""
+        as_messages = not isinstance(prompt, str) and not isinstance(answer, str)
+        return ids if as_messages and self.ends_turns else self.ended(ids)
 
     def ended(self, ids: list[int]) -> list[int]:
         """`ids` with the end-of-text token, unless they end with it already."""
@@ -67,7 +104,8 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
             "tokenizer of an instruct model, or give prompts and answers as strings"
         )
     dangling = dangling_header(tokenizer) if chat else ""
-    return Encoder(tokenizer, dangling, chat and ends_turns(tokenizer, dangling))
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast) and encodes_words_alone(tokenizer.backend_tokenizer)
+    return Encoder(tokenizer, dangling, chat and ends_turns(tokenizer, dangling), Words() if fast else None)
 
 
 def ends_turns(tokenizer: PreTrainedTokenizerBase, dangling: str) -> bool:

@@ -1,21 +1,30 @@
 """JSON and parquet files as plain rows, and plain rows as a table: no row of a file can make this crash.
 
+Files are read twice, block by block, so that a table of any size takes the memory of a block: once for what its columns
+are, once to write it.
 A line that is no usable row is carried through with a `unusable`, so that it is counted, and can be named, later.
 What deliberately does not live here: which files to read (sources.py), what a row must contain (formats.py).
 """
 
 import gzip
 import json
+import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
+from datasets.table import MemoryMappedTable
 
+from vrpo.data.cache import digest_of, kept, key_of
 from vrpo.data.formats import LISTS, READ, as_messages
+from vrpo.data.whole import write_whole
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")
@@ -24,6 +33,8 @@ _BROKEN = "text that is not Unicode"
 _LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
 _EMPTY = "an empty list"
+_MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs put first
+_BLOCK = 1000  # rows that are in memory together
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,12 @@ def suffix_of(path: Path) -> str | None:
 
 
 def read_records(path: Path, label: str) -> list[Record]:
-    """All rows of a file, each with its origin: "label:17" for line 17, "label:row 17" for element 17 (from 0) of a
+    """All rows of a file: `records` as a list."""
+    return list(records(path, label))
+
+
+def records(path: Path, label: str) -> Iterator[Record]:
+    """The rows of a file, each with its origin: "label:17" for line 17, "label:row 17" for element 17 (from 0) of a
     JSON array or of a parquet file.
 
     Lines end at "\\n" only (strings may contain U+2028); blank lines are no rows. Duplicate keys: the last one wins.
@@ -51,21 +67,39 @@ def read_records(path: Path, label: str) -> list[Record]:
     """
     try:
         if suffix_of(path) == ".parquet":
-            return _numbered(pyarrow.parquet.read_table(path).to_pylist(), label)
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        data = data.removeprefix(b"\xef\xbb\xbf")
-        if ".jsonl" not in path.name and data.lstrip().startswith(b"["):
-            return _numbered(json.loads(data.decode()), label)
-    except (ValueError, EOFError, OSError, pyarrow.ArrowException) as error:
+            with pyarrow.parquet.ParquetFile(path) as table:
+                blocks = table.iter_batches(batch_size=_BLOCK)
+                yield from _numbered((row for block in blocks for row in block.to_pylist()), label)
+            return
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield from _json_records(file, path, label)
+    except (ValueError, RecursionError, EOFError, OSError, zlib.error, pa.ArrowException) as error:
         raise ValueError(
             f"{path}: cannot be read as {suffix_of(path)}: {error} (download or write it again)"
         ) from error
-    lines = enumerate(data.split(b"\n"), start=1)
-    return [_parsed(line, f"{label}:{number}") for number, line in lines if line.strip()]
 
 
-def _numbered(rows: list[Any], label: str) -> list[Record]:
-    return [_record(row, f"{label}:row {index}") for index, row in enumerate(rows)]
+def _json_records(file: Any, path: Path, label: str) -> Iterator[Record]:
+    if ".jsonl" not in path.name and _begins_array(file):
+        yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode()), label)
+        return
+    for number, line in enumerate(file, start=1):
+        line = line.removeprefix(_MARK) if number == 1 else line
+        if line.strip():
+            yield _parsed(line.removesuffix(b"\n"), f"{label}:{number}")
+
+
+def _begins_array(file: Any) -> bool:
+    """Whether the first thing in the file is a bracket; the file is then read from its start."""
+    first = b""
+    while not first.strip() and (more := file.read(1 << 16)):
+        first = more.removeprefix(_MARK)
+    file.seek(0)
+    return first.lstrip().startswith(b"[")
+
+
+def _numbered(rows: Iterable[Any], label: str) -> Iterator[Record]:
+    return (_record(row, f"{label}:row {index}") for index, row in enumerate(rows))
 
 
 def _parsed(line: bytes, origin: str) -> Record:
@@ -81,24 +115,101 @@ def _record(row: Any, origin: str) -> Record:
     return Record(origin, {}, f"not a JSON object: it is of type {type(row).__name__}")
 
 
-def table_of(records: Sequence[Record], columns: Wanted, label: str) -> Dataset:
-    """The given columns of the records, those that occur, as a dataset with `origin`, `example_id` and `unusable`.
+def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str) -> Dataset:
+    """The given columns of the rows of files, those that occur, as a dataset with `origin`, `example_id` and
+    `unusable`. Each file with what its rows' origins call it.
 
     A column holds one kind of value: strings, lists of messages (reduced to role and content), numbers, booleans, in
     the columns `LISTS` lists of those, or, for any other object or list, its JSON text (never in the columns that are
     trained on, `READ`). The commonest kind wins; a row of another kind gets a `unusable`.
 
+    The table is kept in datasets' cache, named by what is in the files.
+
     Raises:
-        ValueError: none of the columns occurs in any record.
+        ValueError: none of the columns occurs in any row.
     """
-    problem = next((f" ({record.origin}: {record.unusable})" for record in records if record.unusable), "")
-    found = wanted(columns, list(dict.fromkeys(name for record in records for name in record.fields)), label, problem)
-    problems = [record.unusable for record in records]
-    table: dict[str, list[Any]] = {name: _uniform_column(records, name, problems) for name in found}
-    table["origin"] = [record.origin for record in records]
-    table["example_id"] = list(range(len(records)))
-    table["unusable"] = problems
-    return Dataset.from_dict(table)
+    key = key_of([(digest_of(path), path.name, origin) for path, origin in files], columns)
+    with kept(key) as path:
+        if not path.is_file():
+            write_whole(path, partial(_write_table, files, columns, label))
+    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
+
+
+@dataclass
+class _Column:
+    """What the values of a column are: how many of each kind, and how each kind is stored."""
+
+    name: str
+    kinds: Counter[str] = field(default_factory=Counter)
+    types: dict[str, pa.DataType] = field(default_factory=dict)
+
+    def look(self, block: Sequence[Record]) -> None:
+        values: dict[str, list[Any]] = {}
+        for kind, value in map(self.typed, block):
+            values.setdefault(kind, []).append(value)
+        for kind, some in values.items():
+            self.kinds[kind] += len(some)
+            self.types[kind] = _united(self.types.get(kind, pa.null()), pa.array(some).type)
+
+    def typed(self, record: Record) -> tuple[str, Any]:
+        of = _typed_list if self.name in LISTS else _typed
+        return of(record.fields[self.name]) if self.name in record.fields else ("null", None)
+
+    @property
+    def common(self) -> str:
+        """The commonest kind of those that the column may hold."""
+        barred = {"null", _BROKEN, _JSON} if self.name in READ else {"null", _BROKEN}
+        kinds = Counter({kind: count for kind, count in self.kinds.items() if kind not in barred})
+        if len(kinds) > 1:
+            del kinds[_EMPTY]  # it is of any kind
+        return kinds.most_common(1)[0][0] if kinds else "no text"
+
+    def stored(self, block: Sequence[Record], problems: list[str | None]) -> pa.Array:
+        """The values of a block; those of another kind become null and get an entry in `problems`."""
+        values, common = [], self.common
+        for row, (kind, value) in enumerate(map(self.typed, block)):
+            fits = kind in (common, "null") or (kind == _EMPTY and common in _LISTED.values())
+            values.append(value if fits else None)
+            if not fits and problems[row] is None:
+                problems[row] = f"wrong type: field '{self.name}' holds {kind}; expected here: {common}"
+        return pa.array(values, self.types.get(common, pa.null()))
+
+
+def _united(first: pa.DataType, second: pa.DataType) -> pa.DataType:
+    """A type for the values of both, such as a real number for integers and real numbers."""
+    if first == second:
+        return first
+    schemas = [pa.schema([("value", each)]) for each in (first, second)]
+    return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
+
+
+def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, path: Path) -> None:
+    found: dict[str, _Column] = {}
+    problem = ""
+    for block in _blocks(files):
+        for name in dict.fromkeys(name for record in block for name in record.fields):
+            found.setdefault(name, _Column(name))
+        for column in found.values():
+            column.look(block)
+        problem = problem or next((f" ({each.origin}: {each.unusable})" for each in block if each.unusable), "")
+    kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
+    types = {column.name: column.types.get(column.common, pa.null()) for column in kept_columns}
+    schema = pa.schema({**types, "origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()})
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        start = 0
+        for block in _blocks(files):
+            problems = [record.unusable for record in block]
+            arrays = [column.stored(block, problems) for column in kept_columns]
+            origins, numbers = [record.origin for record in block], range(start, start + len(block))
+            arrays += [pa.array(origins), pa.array(numbers), pa.array(problems, pa.string())]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            start += len(block)
+
+
+def _blocks(files: Sequence[tuple[Path, str]]) -> Iterator[list[Record]]:
+    rows = chain.from_iterable(records(path, label) for path, label in files)
+    while block := list(islice(rows, _BLOCK)):
+        yield block
 
 
 def wanted(columns: Wanted, present: Sequence[str], label: str, problem: str = "") -> list[str]:
@@ -116,24 +227,6 @@ def wanted(columns: Wanted, present: Sequence[str], label: str, problem: str = "
     if not found:
         raise ValueError(f"{label}: none of the columns {list(columns)} in its rows; found {sorted(present)}{problem}")
     return found
-
-
-def _uniform_column(records: Sequence[Record], name: str, problems: list[str | None]) -> list[Any]:
-    """One column, of its commonest kind; rows of another kind become None and get an entry in `problems`."""
-    of = _typed_list if name in LISTS else _typed
-    typed = [of(record.fields[name]) if name in record.fields else ("null", None) for record in records]
-    barred = {"null", _BROKEN, _JSON} if name in READ else {"null", _BROKEN}
-    kinds = Counter(kind for kind, _ in typed if kind not in barred)
-    if len(kinds) > 1:
-        del kinds[_EMPTY]  # it is of any kind
-    common = kinds.most_common(1)[0][0] if kinds else "no text"
-    values = []
-    for row, (kind, value) in enumerate(typed):
-        fits = kind in (common, "null") or (kind == _EMPTY and common in _LISTED.values())
-        values.append(value if fits else None)
-        if not fits and problems[row] is None:
-            problems[row] = f"wrong type: field '{name}' holds {kind}; expected here: {common}"
-    return values
 
 
 def _typed(value: Any) -> tuple[str, Any]:

@@ -32,16 +32,18 @@ def _digest(prompt: Sequence[int]) -> bytes:
 
 
 def _following(prompts: Sequence[bytes]) -> list[int]:
-    """The place of the next prompt that is another one, of each."""
-    count = len(prompts)
-    after = next((place for place in range(1, count) if prompts[place] != prompts[0]), None)
-    if after is None:
+    """The place of the next prompt that is another one, of each.
+
+    Twice around: the first time sets the values that the second time starts from.
+    """
+    if len(set(prompts)) < 2:
         raise ValueError(
             "kto_baseline=mismatched needs answers to other prompts, and all rows have the same prompt: set it to "
             "batch_mean, or give more rows"
         )
-    following = [after] * count
-    for place in reversed(range(count - 1)):
-        following[place] = place + 1 if prompts[place + 1] != prompts[place] else following[place + 1]
-    following[-1] = after if prompts[-1] == prompts[0] else 0
+    count = len(prompts)
+    following = [0] * count
+    for step in reversed(range(2 * count)):
+        place, behind = step % count, (step + 1) % count
+        following[place] = following[behind] if prompts[behind] == prompts[place] else behind
     return following

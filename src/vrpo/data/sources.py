@@ -5,6 +5,7 @@ source, which names it in the keys of its draws whatever is selected, shuffled o
 What deliberately does not live here: what a row must contain (formats.py, tokenize.py).
 """
 
+import json
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -13,7 +14,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from vrpo.data.formats import FIELDS, prompt_identity
-from vrpo.data.json_rows import Wanted, read_records, suffix_of, table_of, wanted
+from vrpo.data.json_rows import Wanted, suffix_of, table_of, wanted
 
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
@@ -76,7 +77,7 @@ def _file_rows(path: Path, split: str | None, columns: Wanted) -> Dataset:
     stem = path.name.removesuffix(suffix)
     if split not in (None, "train", stem, _SHARD.sub("", stem)):
         raise ValueError(f"{path}: a single file has no split {split!r} (leave split out, or give a folder)")
-    return table_of(read_records(path, path.name), columns, str(path))
+    return table_of([(path, path.name)], columns, str(path))
 
 
 def _folder_rows(folder: Path, split: str | None, columns: Wanted) -> Dataset:
@@ -93,8 +94,8 @@ def _folder_rows(folder: Path, split: str | None, columns: Wanted) -> Dataset:
         raise ValueError(
             f"{folder}: split {chosen!r} is there twice, as {[path.name for path in files[chosen]]}: keep one"
         )
-    records = [record for path in files[chosen] for record in read_records(path, str(path.relative_to(folder)))]
-    return table_of(records, columns, f"{folder} (split {chosen!r})")
+    named = [(path, str(path.relative_to(folder))) for path in files[chosen]]
+    return table_of(named, columns, f"{folder} (split {chosen!r})")
 
 
 def _split_of(path: Path, folder: Path) -> str:
@@ -104,10 +105,24 @@ def _split_of(path: Path, folder: Path) -> str:
 
 
 def _saved_rows(path: Path, split: str | None, columns: Wanted) -> Dataset:
+    _check_named_files(path)
     loaded = load_from_disk(str(path))
     if isinstance(loaded, Dataset) and split not in (None, "train", str(loaded.split)):
         raise ValueError(f"{path}: a saved dataset without splits has no split {split!r} (leave split out)")
     return _labelled(loaded, path.name, split, columns)
+
+
+def _check_named_files(path: Path) -> None:
+    """A saved dataset names its files and the folders of its splits, which are inside of it.
+
+    Raises:
+        ValueError: one is elsewhere.
+    """
+    for file in (*path.glob("dataset_dict.json"), *path.glob("state.json"), *path.glob("*/state.json")):
+        fields = json.loads(file.read_text())
+        for name in [*fields.get("splits", ()), *(each["filename"] for each in fields.get("_data_files", ()))]:
+            if not re.fullmatch(r"\w[\w.\-]*", name):
+                raise ValueError(f"{file} names {name!r}, which is no file beside it: do not use this dataset")
 
 
 def _only_split(splits: Sequence[str], split: str | None, label: str) -> str:

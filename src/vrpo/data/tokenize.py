@@ -3,15 +3,17 @@
 What deliberately does not live here: batches (collate.py), the formats (formats.py), the template's traps (encode.py).
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from vrpo.data.account import ACCOUNT, DataReport, settled
+from vrpo.data.cache import kept, key_of
 from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
 from vrpo.data.formats import (
     NUMBERS,
@@ -26,45 +28,10 @@ from vrpo.data.formats import (
 )
 
 Example = dict[str, Any]
+Encoding = Generator[list[str], list[list[int]], Any]  # asks for the token ids of texts; many rows are asked together
+Making = Generator[list[str], list[list[int]], list[Example]]  # the examples of a row
 IDS = List(Value("int32"))
-_SHOWN = 3  # origins kept per reason
-_ACCOUNT = {
-    "origin": Value("string"),
-    "reason": Value("string"),
-    "detail": Value("string"),
-    "prompt_cut": Value("bool"),
-    "responses_cut": Value("int64"),
-}
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Rows dropped for one reason: how many, and where the first few stand."""
-
-    count: int
-    origins: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What became of the rows: `kept` and `dropped` by reason add up to all rows; of the kept ones, how many prompts
-    and how many responses were cut to fit."""
-
-    kept: int
-    dropped: Mapping[str, Dropped]
-    truncated_prompts: int
-    truncated_responses: int
-
-    def __str__(self) -> str:
-        total = sum(drop.count for drop in self.dropped.values())
-        parts = [f"kept {self.kept} of {self.kept + total} rows"]
-        for reason, drop in self.dropped.items():
-            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]})")
-        if self.truncated_prompts:
-            parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length")
-        if self.truncated_responses:
-            parts.append(f"cut {self.truncated_responses} responses to max_length (they have no end token)")
-        return "; ".join(parts)
+_TOGETHER = 1000  # rows whose texts are encoded in one call
 
 
 def tokenize_preferences(
@@ -113,7 +80,7 @@ def tokenize_preferences(
     numbers = number_columns(rows, "pairs")
     make = partial(_preference_examples, encoder, budget, explicit, strings_as_chat, numbers)
     features = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(numbers, Value("float64"))}
-    return tokenized(rows, make, features, on_bad_rows, num_proc, mask_id)
+    return tokenized(rows, encoder, make, features, on_bad_rows, num_proc, mask_id)
 
 
 def tokenize_sft(
@@ -155,7 +122,7 @@ def tokenize_sft(
         partial(_chunks, encoder, budget) if chunk else partial(_sft_examples, encoder, budget, layout, strings_as_chat)
     )
     features = {"prompt_ids": IDS, "response_ids": IDS, "chunk": Value("int64")}
-    return tokenized(rows, make, features, on_bad_rows, num_proc, mask_id)
+    return tokenized(rows, encoder, make, features, on_bad_rows, num_proc, mask_id)
 
 
 def check_columns(rows: Dataset, needed: tuple[str, ...]) -> None:
@@ -194,11 +161,11 @@ def _preference_examples(
     strings_as_chat: bool,
     numbers: Sequence[str],
     row: Mapping[str, Any],
-) -> list[Example]:
+) -> Making:
     prompt, *answers = preference_of(row, explicit)
     if strings_as_chat:
         prompt, *answers = as_chat(prompt, *answers)
-    kept, cut, account = fitted(encoder, budget, prompt, answers)
+    kept, cut, account = yield from fitted(encoder, budget, prompt, answers)
     if cut[0] == cut[1]:
         raise UnusableRow(
             "equal answers", f"'chosen' and 'rejected' are the same tokens in max_length={budget.max_length}"
@@ -207,12 +174,10 @@ def _preference_examples(
     return [{**ids, **numbers_of(row, numbers), **account}]
 
 
-def fitted(
-    encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Text]
-) -> tuple[list[int], list[list[int]], dict[str, Any]]:
+def fitted(encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Text]) -> Encoding:
     """Token ids of a prompt and its answers, as cut by the budget, and what was cut."""
-    whole = encoder.prompt(prompt)
-    full = [encoder.answer(prompt, answer) for answer in answers]
+    whole, *bare = yield encoder.texts(prompt, answers)
+    full = [encoder.closed(prompt, answer, ids) for answer, ids in zip(answers, bare, strict=True)]
     kept = budget.prompt(whole)
     cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
     shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
@@ -221,16 +186,18 @@ def fitted(
 
 def _sft_examples(
     encoder: Encoder, budget: Budget, layout: Layout, strings_as_chat: bool, row: Mapping[str, Any]
-) -> list[Example]:
+) -> Making:
     prompt, answer = supervised_of(row, layout)
     if strings_as_chat:
         prompt, answer = as_chat(prompt, answer)
-    kept, [cut], account = fitted(encoder, budget, prompt, [answer])
+    kept, [cut], account = yield from fitted(encoder, budget, prompt, [answer])
     return [{"prompt_ids": kept, "response_ids": cut, "chunk": 0, **account}]
 
 
-def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> list[Example]:
-    full, size = encoder.answer(*supervised_of(row, "text")), budget.max_length
+def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> Making:
+    prompt, text = supervised_of(row, "text")
+    _, ids = yield encoder.texts(prompt, [text])
+    full, size = encoder.closed(prompt, text, ids), budget.max_length
     assert size is not None
     pieces = [full[start : start + size] for start in range(0, len(full), size)]
     end = end_of_text(encoder.tokenizer)
@@ -246,54 +213,42 @@ def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> list[Ex
     ]
 
 
-def _unmasked(
-    make: Callable[[Mapping[str, Any]], list[Example]], mask_id: int | None, row: Mapping[str, Any]
-) -> list[Example]:
-    """The examples of a row; one that spells the mask token would look as if it were hidden, and be learnt as text."""
-    examples = make(row)
-    for example in examples:
-        for name in example:
-            if name.endswith("_ids") and _holds(example[name], mask_id):
-                raise UnusableRow("mask token", f"its {name.removesuffix('_ids')} spells the model's mask token")
-    return examples
-
-
-def _holds(ids: list[Any], mask_id: int | None) -> bool:
-    """Whether an answer, or one of a list of answers, has this token."""
-    return mask_id in ids or any(isinstance(each, list) and mask_id in each for each in ids)
-
-
 def tokenized(
     rows: Dataset,
-    make: Callable[[Mapping[str, Any]], list[Example]],
+    encoder: Encoder,
+    make: Callable[[Mapping[str, Any]], Making],
     columns: Mapping[str, Any],
     on_bad_rows: str,
     num_proc: int | None,
     mask_id: int | None,
 ) -> tuple[Dataset, DataReport]:
-    """Map `make` over the rows, account for the unusable ones, and keep the columns, of these types, of the others."""
+    """Map `make` over the rows, account for the unusable ones, and keep the columns, of these types, of the others.
+
+    The table is kept in datasets' cache, named by the rows, `make` and its options, the tokenizer and this code.
+    """
     if on_bad_rows not in ("error", "drop"):
         raise ValueError(f"on_bad_rows must be 'error' or 'drop', not {on_bad_rows!r}")
     if not len(rows):
         raise ValueError("the dataset has no rows: check the file, the split and any filter")
     _check_example_ids(rows)
-    blank: Example = {name: [] if isinstance(kind, List) else None for name, kind in columns.items()}
-    examples = rows.with_format(None).map(
-        partial(_batch_of_examples, partial(_unmasked, make, mask_id), blank),
-        batched=True,
-        batch_size=100,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=Features({**columns, "example_id": Value("int64"), **_ACCOUNT}),
-        load_from_cache_file=False,  # the cache does not know this code's version
-        num_proc=num_proc,
-        desc="tokenising",
-    )
-    report = _report(examples, on_bad_rows)
-    if report.dropped or report.truncated_prompts or report.truncated_responses:
-        warnings.warn(str(report), UserWarning, stacklevel=3)
-    usable = [index for index, reason in enumerate(examples["reason"][:]) if reason is None]
-    return examples.select(usable).remove_columns(list(_ACCOUNT)), report
+    features = Features({**columns, "example_id": Value("int64"), **ACCOUNT})
+    batches = partial(_batch_of_examples, encoder, make, features, mask_id)
+    key = key_of(rows._fingerprint, batches)
+    with kept(key) as path:
+        examples = rows.with_format(None).map(
+            batches,
+            batched=True,
+            batch_size=_TOGETHER,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=features,
+            cache_file_name=str(path),
+            load_from_cache_file=True,
+            new_fingerprint=key,
+            num_proc=num_proc,
+            desc="tokenising",
+        )
+    return settled(examples, on_bad_rows)
 
 
 def _check_example_ids(rows: Dataset) -> None:
@@ -307,14 +262,69 @@ def _check_example_ids(rows: Dataset) -> None:
 
 
 def _batch_of_examples(
-    make: Callable[[Mapping[str, Any]], list[Example]],
-    blank: Example,
+    encoder: Encoder,
+    make: Callable[[Mapping[str, Any]], Making],
+    features: Features,
+    mask_id: int | None,
     batch: Mapping[str, list[Any]],
     indices: list[int],
-) -> dict[str, list[Any]]:
-    names = [*blank, "example_id", *_ACCOUNT]
-    examples = [example for row in _rows_of(batch, indices) for example in _examples_of(make, blank, row)]
-    return {name: [example[name] for example in examples] for name in names}
+) -> pa.Table:
+    rows = list(_rows_of(batch, indices))
+    made = _made_together(encoder, partial(_checked, make, mask_id), rows)
+    blank: Example = {name: [] if isinstance(kind, List) else None for name, kind in features.items()}
+    blank |= {"prompt_cut": False, "responses_cut": 0}
+    examples = []
+    for row, found in zip(rows, made, strict=True):
+        known = {"example_id": row["example_id"], "origin": str(row["origin"])}
+        if isinstance(found, UnusableRow):
+            found = [{"reason": found.reason, "detail": found.detail}]
+        examples += [{**blank, **known, **example} for example in found]
+    table = {name: [_flat(example[name]) for example in examples] for name in features}
+    return pa.Table.from_pydict(table, schema=features.arrow_schema)
+
+
+def _flat(value: Any) -> Any:
+    """Token ids as Arrow takes them at once, and not number by number."""
+    whole = isinstance(value, list) and len(value) > 0 and isinstance(value[0], int)
+    return np.fromiter(value, np.int64, len(value)) if whole else value
+
+
+def _made_together(
+    encoder: Encoder, make: Callable[[Mapping[str, Any]], Making], rows: Sequence[Mapping[str, Any]]
+) -> list[list[Example] | UnusableRow]:
+    """The examples of each row, or why it is unusable; the texts that the rows ask for are encoded in one call."""
+    making = [make(row) for row in rows]
+    found: dict[int, list[Example] | UnusableRow] = {}
+    given: dict[int, list[list[int]] | None] = dict.fromkeys(range(len(rows)))
+    while given:
+        asked: dict[int, list[str]] = {}
+        for place, ids in given.items():
+            try:
+                asked[place] = making[place].send(ids)  # type: ignore[arg-type]  # None, to begin with
+            except StopIteration as done:
+                found[place] = done.value
+            except UnusableRow as error:
+                found[place] = error
+        ids_of = iter(encoder.encoded([text for texts in asked.values() for text in texts]))
+        given = {place: [next(ids_of) for _ in texts] for place, texts in asked.items()}
+    return [found[place] for place in range(len(rows))]
+
+
+def _checked(make: Callable[[Mapping[str, Any]], Making], mask_id: int | None, row: Mapping[str, Any]) -> Making:
+    """The examples of a row; one that spells the mask token would look as if it were hidden, and be learnt as text."""
+    if row["unusable"] is not None:
+        raise UnusableRow(*str(row["unusable"]).partition(": ")[::2])
+    examples = yield from make(row)
+    for example in examples:
+        for name in example:
+            if name.endswith("_ids") and _holds(example[name], mask_id):
+                raise UnusableRow("mask token", f"its {name.removesuffix('_ids')} spells the model's mask token")
+    return examples
+
+
+def _holds(ids: list[Any], mask_id: int | None) -> bool:
+    """Whether an answer, or one of a list of answers, has this token."""
+    return mask_id in ids or any(isinstance(each, list) and mask_id in each for each in ids)
 
 
 def _rows_of(batch: Mapping[str, list[Any]], indices: list[int]) -> Iterator[dict[str, Any]]:
@@ -322,39 +332,3 @@ def _rows_of(batch: Mapping[str, list[Any]], indices: list[int]) -> Iterator[dic
     for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
         defaults = {"example_id": index, "origin": f"row {index}", "unusable": None}
         yield {**defaults, **dict(zip(batch, values, strict=True))}
-
-
-def _examples_of(
-    make: Callable[[Mapping[str, Any]], list[Example]], blank: Example, row: Mapping[str, Any]
-) -> list[Example]:
-    """The examples of a row; of an unusable one, a single example that says why."""
-    known = {"example_id": row["example_id"], "origin": str(row["origin"]), "reason": None, "detail": None}
-    try:
-        if row["unusable"] is not None:
-            raise UnusableRow(*str(row["unusable"]).partition(": ")[::2])
-        return [{**known, **example} for example in make(row)]
-    except UnusableRow as error:
-        why = {"reason": error.reason, "detail": error.detail, "prompt_cut": False, "responses_cut": 0}
-        return [{**known, **blank, **why}]
-
-
-def _report(examples: Dataset, on_bad_rows: str) -> DataReport:
-    """Count what happened; raise for the first unusable row if asked to, or if there is no usable one."""
-    found: dict[str, list[str]] = {}
-    first, usable = "", set[int]()
-    account = (examples[name][:] for name in ("example_id", "origin", "reason", "detail"))
-    for example_id, origin, reason, detail in zip(*account, strict=True):
-        if reason is None:
-            usable.add(example_id)
-        else:
-            found.setdefault(reason, []).append(origin)
-            first = first or f"{origin}: {reason}: {detail}"
-    dropped = {reason: Dropped(len(origins), tuple(origins[:_SHOWN])) for reason, origins in found.items()}
-    bad = sum(drop.count for drop in dropped.values())
-    kept = len(usable)  # rows, of which a chunked one gives several examples
-    report = DataReport(kept, dropped, sum(examples["prompt_cut"][:]), sum(examples["responses_cut"][:]))
-    if kept == 0:
-        raise ValueError(f"no usable row. {report}. The first: {first}. Fix the data, or the columns and limits given")
-    if bad and on_bad_rows == "error":
-        raise ValueError(f"{first} ({bad} unusable rows; fix or remove them, or pass on_bad_rows='drop' to count them)")
-    return report

@@ -10,12 +10,13 @@ from typing import Any
 from datasets import Dataset, LargeList, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from vrpo.data.account import DataReport
 from vrpo.data.encode import Budget, Encoder, encoder_of
 from vrpo.data.formats import UnusableRow, check_different, label_of, numbers_of, ranked_of, supervised_of
 from vrpo.data.tokenize import (
     IDS,
-    DataReport,
     Example,
+    Making,
     as_chat,
     check_columns,
     fitted,
@@ -51,7 +52,7 @@ def tokenize_unpaired(
     make = partial(_labelled_examples, encoder, budget, strings_as_chat, numbers)
     features = {"prompt_ids": IDS, "completion_ids": IDS, "label": Value("bool")}
     features |= dict.fromkeys(numbers, Value("float64"))
-    return tokenized(rows, make, features, on_bad_rows, num_proc, mask_id)
+    return tokenized(rows, encoder, make, features, on_bad_rows, num_proc, mask_id)
 
 
 def tokenize_ranked(
@@ -86,7 +87,7 @@ def tokenize_ranked(
     features = {"prompt_ids": IDS, "completions_ids": List(IDS), "places": List(Value("int64"))}
     features |= {"rewards": List(Value("float64"))} if rewarded else {}
     features |= dict.fromkeys(numbers, Value("float64"))
-    return tokenized(rows, make, features, on_bad_rows, num_proc, mask_id)
+    return tokenized(rows, encoder, make, features, on_bad_rows, num_proc, mask_id)
 
 
 def _lists_messages(rows: Dataset) -> bool:
@@ -97,12 +98,12 @@ def _lists_messages(rows: Dataset) -> bool:
 
 def _labelled_examples(
     encoder: Encoder, budget: Budget, strings_as_chat: bool, numbers: Sequence[str], row: Mapping[str, Any]
-) -> list[Example]:
+) -> Making:
     label = label_of(row)
     prompt, answer = supervised_of(row, "completion")
     if strings_as_chat:
         prompt, answer = as_chat(prompt, answer)
-    kept, [cut], account = fitted(encoder, budget, prompt, [answer])
+    kept, [cut], account = yield from fitted(encoder, budget, prompt, [answer])
     return [{"prompt_ids": kept, "completion_ids": cut, "label": label, **numbers_of(row, numbers), **account}]
 
 
@@ -114,12 +115,12 @@ def _ranked_examples(
     rewarded: bool,
     ties: bool,
     row: Mapping[str, Any],
-) -> list[Example]:
+) -> Making:
     ranked = ranked_of(row, rewarded=rewarded, ties=ties)
     prompt, *answers = (ranked.prompt, *ranked.answers)
     if strings_as_chat:
         prompt, *answers = as_chat(prompt, *answers)
-    kept, cut, account = fitted(encoder, budget, prompt, answers)
+    kept, cut, account = yield from fitted(encoder, budget, prompt, answers)
     try:
         check_different(cut, ranked.rewards)
     except UnusableRow as error:

@@ -19,6 +19,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     part = _begun(path)
     write(part)
+    as_umask(part)
     _on_disk(part)
     part.replace(path)
 
@@ -31,6 +32,7 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
         for file in part.rglob("*"):
             if file.is_file():
+                as_umask(file)
                 _on_disk(file)
     except BaseException:
         shutil.rmtree(part)
@@ -119,3 +121,10 @@ def _is_dead(process: str) -> bool:
     except (PermissionError, ValueError):
         pass
     return False
+
+
+def as_umask(file: Path) -> None:
+    """Give a file the mode that other files have here; safetensors lets nobody else read its own."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)

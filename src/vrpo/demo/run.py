@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,21 @@ from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
 
+_HELP = {
+    "pretrain_steps": "Steps in which the model learns from students' answers.",
+    "pretrain_batch": "Answers in such a step.",
+    "collect": "Problems whose sampled answers become pairs.",
+    "evaluate": "Held-out problems that the models are compared on.",
+    "num_times": "Masking levels drawn per answer.",
+    "batch": "Pairs in a step of alignment, and answers in a step of the control.",
+    "beta": "Inverse temperature of the loss.",
+    "learning_rate": "Peak learning rate of alignment.",
+    "sft_learning_rate": "Peak learning rate of the control.",
+    "sft_coef": "Weight of imitation beside the preference loss.",
+    "seed": "Seed of all random numbers.",
+}
+_MOST = 1_000_000  # steps, rows and draws that a demonstration may be asked for
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,15 +56,30 @@ class Settings:
     sft_coef: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("pretrain_steps", "pretrain_batch", "collect", "evaluate", "num_times", "batch"):
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"--{name} must be from 1 to {_MOST:,}, not {getattr(self, name):,}")
+        for name in ("beta", "learning_rate", "sft_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name} must be positive, not {getattr(self, name)}")
+        for name in ("sft_coef", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
+
 
 def demo(argv: Sequence[str]) -> None:
     """Train a small model on careless students' work, align it with VRPO on judged pairs of its answers, compare."""
-    parser = Parser(prog="vrpo demo", description=demo.__doc__)
+    given = vars(flags().parse_args(list(argv)))
+    run(Settings(**{field.name: given[field.name] for field in fields(Settings)}), Path(given["output_dir"]))
+
+
+def flags() -> Parser:
+    parser = Parser(prog="vrpo demo", allow_abbrev=False)
     parser.add_argument("--output_dir", default="demo", help="Where checkpoints, logs, table and picture go.")
-    for name, value in asdict(Settings()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"(default {value})")
-    given = vars(parser.parse_args(list(argv)))
-    run(Settings(**{name: given[name] for name in asdict(Settings())}), Path(given["output_dir"]))
+    for field in fields(Settings):
+        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=_HELP[field.name])
+    return parser
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:

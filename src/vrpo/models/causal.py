@@ -23,7 +23,7 @@ from vrpo.models.conventions import FILE, Conventions
 from vrpo.models.facts import CAUSAL, TABLE
 from vrpo.models.head import target_logp
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import base_of, config_fields, require_bitsandbytes
+from vrpo.models.load import base_of, config_fields, parts_of, require_bitsandbytes
 from vrpo.models.precision import weights_dtype
 from vrpo.models.side_files import Origin, origin_of
 from vrpo.models.tokenizer import load_tokenizer
@@ -165,8 +165,7 @@ def load_causal(
     check_attention(attn_implementation)
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
-    if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
-        adapter, name_or_path = name_or_path, base_of(name_or_path)
+    name_or_path, adapter = parts_of(name_or_path, adapter)
     check_causal(name_or_path, adapter)
     placed = {} if quantization_config is None else {"quantization_config": quantization_config}
     if placed and device is not None:

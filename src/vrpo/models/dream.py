@@ -41,10 +41,6 @@ class DreamConfig(OfficialConfig, Qwen2Config):
     fields: ClassVar[Mapping[str, str]] = {name: name for name in _FIELDS}
     fixed: ClassVar[Mapping[str, Any]] = {"rope_scaling": None, "use_mrope": False, "use_sliding_window": False}
     presentation: ClassVar[Mapping[str, Any]] = {
-        "auto_map": {
-            "AutoConfig": "Dream-org/Dream-v0-Instruct-7B--configuration_dream.DreamConfig",
-            "AutoModel": "Dream-org/Dream-v0-Instruct-7B--modeling_dream.DreamModel",
-        },
         "sliding_window": None,
         "use_cache": False,
     }

@@ -1,38 +1,61 @@
-"""Fingerprints of weights: are these the weights that something stored was computed with?"""
+"""Fingerprints of weights and files: are these what something stored was computed with? All bytes are hashed."""
 
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from pathlib import Path
 
+import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from xxhash import xxh3_128
 
 from vrpo.models.hf import is_quantized
 
-_SAMPLED = 256  # elements of each tensor that are read
+_CHUNK = 1 << 24  # bytes of a file, or of a tensor, at a time
 
 
 def frozen_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights without those of an adapter. Quantised ones come with what they are read by (scales, code books),
     which are no parameters, and without which weights that differ by a factor would be the same."""
-    parameters = dict(module.named_parameters())
-    quantized = module.state_dict() if is_quantized(module) else {}
-    for name, tensor in (quantized | parameters).items():
-        if "lora_" not in name:
+    prefix = str(module.base_model.prefix) if isinstance(module, PeftModel) else None
+    for name, tensor in all_weights(module):
+        if prefix is None or (prefix not in name and ".modules_to_save." not in name):
             yield name, tensor
 
 
+def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The same with those of an adapter."""
+    parameters = dict(module.named_parameters())
+    quantized = module.state_dict() if is_quantized(module) else {}
+    yield from (quantized | parameters).items()
+
+
 def weights_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of the names, shapes and types of weights and of a sample of each one's elements: training changes it."""
-    digest = blake2b(digest_size=8)
+    """A hash of the names, shapes, types and all elements of weights."""
+    digest = xxh3_128()
     for name, tensor in named:
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // _SAMPLED)
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {digest_of([flat[::step].double()])}".encode())
-    return digest.hexdigest()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        _update(digest, tensor)
+    return str(digest.hexdigest())
 
 
 def digest_of(tensors: Iterable[Tensor]) -> str:
     """A hash of the contents of tensors."""
-    digest = blake2b(digest_size=8)
+    digest = xxh3_128()
     for tensor in tensors:
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        _update(digest, tensor)
+    return str(digest.hexdigest())
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes."""
+    digest = xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return str(digest.hexdigest())
+
+
+def _update(digest: xxh3_128, tensor: Tensor) -> None:
+    elements = tensor.detach().reshape(-1)
+    for part in elements.split(_CHUNK):  # one of an accelerator is copied piece by piece
+        digest.update(part.cpu().contiguous().view(torch.uint8).numpy())

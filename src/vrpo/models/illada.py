@@ -41,13 +41,7 @@ class ILLaDAConfig(OfficialConfig, LlamaConfig):
     architecture: ClassVar[str] = "ILLaDAForCausalLM"
     fields: ClassVar[Mapping[str, str]] = {name: name for name in _FIELDS}
     fixed: ClassVar[Mapping[str, Any]] = {"layer_norm_eps": None, "resid_pdrop": 0.0, "rope_scaling": None}
-    presentation: ClassVar[Mapping[str, Any]] = {
-        "auto_map": {
-            "AutoConfig": "GSAI-ML/iLLaDA-8B-Base--configuration_illada.ILLaDAConfig",
-            "AutoModel": "GSAI-ML/iLLaDA-8B-Base--modeling_illada.ILLaDAForCausalLM",
-            "AutoModelForCausalLM": "GSAI-ML/iLLaDA-8B-Base--modeling_illada.ILLaDAForCausalLM",
-        },
-    }
+    presentation: ClassVar[Mapping[str, Any]] = {}
     understood: ClassVar[Mapping[str, Any]] = {"mask_token_id": ILLADA.mask_id}
     required: ClassVar[tuple[str, ...]] = (
         "hidden_size",

@@ -50,12 +50,6 @@ _FIXED = {  # official fields with the one value that this adapter implements
 _PRESENTATION = {  # official fields that change nothing here, written so that the official code finds what it expects
     "alibi_bias_max": 8.0,
     "attention_layer_norm_with_affine": True,
-    "auto_map": {
-        # by repository, for other people's tools: no code is saved beside the weights
-        "AutoConfig": "GSAI-ML/LLaDA-8B-Base--configuration_llada.LLaDAConfig",
-        "AutoModel": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
-        "AutoModelForCausalLM": "GSAI-ML/LLaDA-8B-Base--modeling_llada.LLaDAModelLM",
-    },
     "flash_attention": False,
     "init_cutoff_factor": None,
     "init_device": "meta",

@@ -115,11 +115,6 @@ class LLaDA2Config(OfficialConfig, Glm4MoeConfig):
         "using_split_qkv_in_self_attention": False,
     }
     presentation: ClassVar[Mapping[str, Any]] = {
-        "auto_map": {
-            "AutoConfig": "inclusionAI/LLaDA2.0-mini--configuration_llada2_moe.LLaDA2MoeConfig",
-            "AutoModel": "inclusionAI/LLaDA2.0-mini--modeling_llada2_moe.LLaDA2MoeModel",
-            "AutoModelForCausalLM": "inclusionAI/LLaDA2.0-mini--modeling_llada2_moe.LLaDA2MoeModelLM",
-        },
         "max_window_layers": 28,
         "output_router_logits": False,
         "sliding_window": 4096,  # of no effect while use_sliding_window is false

@@ -69,11 +69,6 @@ class LLaDAMoEConfig(OfficialConfig, Qwen3MoeConfig):
         "shared_expert_intermediate_size": None,
     }
     presentation: ClassVar[Mapping[str, Any]] = {
-        "auto_map": {
-            "AutoConfig": "inclusionAI/LLaDA-MoE-7B-A1B-Base--configuration_lladamoe.LLaDAConfig",
-            "AutoModel": "inclusionAI/LLaDA-MoE-7B-A1B-Base--modeling_lladamoe.LLaDAMoEModelLM",
-            "AutoModelForCausalLM": "inclusionAI/LLaDA-MoE-7B-A1B-Base--modeling_lladamoe.LLaDAMoEModelLM",
-        },
         "moe_router_score_function": "softmax",
         "norm_topk_prob": None,
         "output_router_logits": False,

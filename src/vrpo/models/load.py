@@ -16,6 +16,7 @@ from vrpo.models.block import BlockDiffusion
 from vrpo.models.conventions import Conventions
 from vrpo.models.dream import Dream
 from vrpo.models.facts import facts_of
+from vrpo.models.folder import base_of, fields_of, parts_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
@@ -89,8 +90,7 @@ def load(
     check_attention(attn_implementation)
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
-    if adapter is None and (Path(name_or_path) / "adapter_config.json").is_file():
-        adapter, name_or_path = name_or_path, base_of(name_or_path)
+    name_or_path, adapter = parts_of(name_or_path, adapter)
     told = _told(adapter, mask_token_id, shift_logits, block_size)
     options: dict[str, Any] = _placement(device, device_map, quantization_config)
     if experts_implementation is not None:
@@ -299,6 +299,8 @@ def config_fields(name_or_path: str) -> dict[str, Any]:
     Raises:
         ValueError: there is none.
     """
+    if (Path(name_or_path) / "config.json").is_file():
+        return fields_of(Path(name_or_path), "config.json")
     try:
         fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
     except OSError as error:
@@ -355,13 +357,3 @@ def _without_adapter(name_or_path: str) -> str:
     """The base, where the name is that of a folder with an adapter."""
     is_adapter = (Path(name_or_path) / "adapter_config.json").is_file()
     return base_of(name_or_path) if is_adapter else name_or_path
-
-
-def base_of(adapter: str) -> str:
-    """The model that a saved adapter is of."""
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if not base:
-        raise ValueError(
-            f"{adapter}/adapter_config.json names no base_model_name_or_path: load the base, pass adapter="
-        )
-    return base

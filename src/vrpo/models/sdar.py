@@ -56,14 +56,6 @@ _REQUIRED = (
 _FIXED = {"rope_scaling": None, "use_sliding_window": False}
 
 
-def _auto_map(repository: str, file: str, name: str) -> dict[str, str]:
-    return {
-        "AutoConfig": f"{repository}--configuration_{file}.{name}Config",
-        "AutoModel": f"{repository}--modeling_{file}.{name}Model",
-        "AutoModelForCausalLM": f"{repository}--modeling_{file}.{name}ForCausalLM",
-    }
-
-
 @no_type_check
 class SDARConfig(OfficialConfig, Qwen3Config):
     """SDAR's config.json."""
@@ -73,7 +65,6 @@ class SDARConfig(OfficialConfig, Qwen3Config):
     fields: ClassVar[Mapping[str, str]] = {name: name for name in (*_FIELDS, "max_window_layers")}
     fixed: ClassVar[Mapping[str, Any]] = _FIXED
     presentation: ClassVar[Mapping[str, Any]] = {
-        "auto_map": _auto_map("JetLM/SDAR-8B-Chat", "sdar", "SDAR"),
         "debug": False,
         "ep_size": 1,
         "fuse_cross_entropy": True,
@@ -100,7 +91,6 @@ class SDARMoeConfig(OfficialConfig, Qwen3MoeConfig):
     fields: ClassVar[Mapping[str, str]] = {name: name for name in _FIELDS + _EXPERT_FIELDS}
     fixed: ClassVar[Mapping[str, Any]] = _FIXED
     presentation: ClassVar[Mapping[str, Any]] = {
-        "auto_map": _auto_map("JetLM/SDAR-30B-A3B-Chat", "sdar_moe", "SDARMoe"),
         "sliding_window": None,
         "use_cache": False,
     }

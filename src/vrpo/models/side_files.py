@@ -1,20 +1,24 @@
 """The files beside a model's weights that others wrote: tokenizer, template, generation settings, modelling code.
 
-Where a model is saved they are what they were, byte for byte, for other tools read them too. What deliberately does not
-live here: config.json (official.py) and names of tensors.
+Where a model is saved they are what they were, byte for byte, for other tools read them too. Modelling code goes along
+only where transformers cannot run the model without it, and never with VRPO_COPY_CODE=0 in the environment. What
+deliberately does not live here: config.json (official.py), names of tensors, which names are paths (folder.py).
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedTokenizerBase
+from huggingface_hub import hf_hub_download
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from vrpo.models.folder import check_folder, content_of, fields_of, inside, modules_of, source_folder
+from vrpo.models.tokenizer import check_templates
 
 logger = logging.get_logger(__name__)
 
@@ -26,12 +30,14 @@ _OF_TOKENIZER = (  # patterns below the folder of a model
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.*",
-    "additional_chat_templates/*",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
     "*.model",
     "*.tiktoken",
 )
 _GENERATION = "generation_config.json"
+_WITH_CODE = ("config.json", "tokenizer_config.json")  # what can have an auto_map
 _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import\s", re.MULTILINE)
 
 
@@ -48,12 +54,21 @@ class SideFiles:
     tokenizer: PreTrainedTokenizerBase | None
 
     def write(self, folder: Path) -> None:
+        """Write them, and leave no auto_map that names code which is not there.
+
+        Raises:
+            ValueError: a file would be outside of the folder, by its name or by a link that is there.
+        """
         if self.tokenizer is not None:
+            check_templates(self.tokenizer, str(folder))
             self.tokenizer.save_pretrained(str(folder))
         for name, content in self.contents.items():
-            path = folder / name
+            path = inside(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+        for name in _WITH_CODE:
+            if (folder / name).is_file():
+                _drop_absent_code(folder, name)
 
 
 @dataclass(frozen=True)
@@ -89,14 +104,18 @@ class Origin:
 
     def _code(self, folder: Path, files: tuple[str, ...]) -> dict[str, bytes]:
         """Python files that an auto_map names, and those that these import from beside them."""
-        waiting = sorted({name for file in files for name in _modules(folder / file, self._is_local)})
+        if (
+            os.environ.get("VRPO_COPY_CODE") == "0"
+            or fields_of(folder, "config.json").get("model_type") in CONFIG_MAPPING
+        ):
+            return {}
+        waiting = sorted({name for file in files for name in _modules(folder, file, self._is_local)})
         found: dict[str, bytes] = {}
         while waiting:
             name = waiting.pop()
-            path = self._file(folder, name)
-            if name in found or path is None:
+            if name in found or not self._is_here(folder, name):
                 continue
-            found[name] = path.read_bytes()
+            found[name] = content_of(folder, name)
             waiting += [f"{module}.py" for module in _RELATIVE_IMPORT.findall(found[name].decode(errors="replace"))]
         return found
 
@@ -104,36 +123,30 @@ class Origin:
     def _is_local(self) -> bool:
         return Path(self.name_or_path).is_dir()
 
-    def _file(self, folder: Path, name: str) -> Path | None:
-        """A file of the source; one of the hub that is not here yet is fetched, if it can be."""
-        if (folder / name).is_file():
-            return folder / name
-        if self._is_local:
-            return None  # nor was it in the source
+    def _is_here(self, folder: Path, name: str) -> bool:
+        """Whether the source has a file; one of the hub that is not here yet is fetched, if it can be."""
+        if inside(folder, name).is_file() or self._is_local:
+            return (folder / name).is_file()
         try:
-            return Path(hf_hub_download(self.name_or_path, name))
+            hf_hub_download(self.name_or_path, name)
+            return (folder / name).is_file()
         except OSError:
             logger.warning(
                 f"{name} of {self.name_or_path} is not in the hub's cache and cannot be fetched now: tools that run "
                 "the authors' code need it beside the tokenizer"
             )
-            return None
+            return False
 
 
 def origin_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None) -> Origin:
-    """The origin of a model that was just loaded with its tokenizer."""
+    """The origin of a model that was just loaded with its tokenizer.
+
+    Raises:
+        ValueError: it came from the hub, with files that are not fit to be written elsewhere.
+    """
+    if not Path(name_or_path).is_dir():
+        check_folder(name_or_path)
     return Origin(name_or_path, tokenizer, _state(tokenizer))
-
-
-def source_folder(name_or_path: str) -> Path | None:
-    """A folder, or where the hub's cache has a model; None: neither is there."""
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    try:
-        cached = try_to_load_from_cache(name_or_path, "config.json")
-    except HFValidationError:  # the path of a folder
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def by_repository(auto_map: Any, name: str) -> Any:
@@ -148,18 +161,34 @@ def by_repository(auto_map: Any, name: str) -> Any:
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         if path.is_file():
-            yield path.relative_to(folder).as_posix(), path.read_bytes()
+            name = path.relative_to(folder).as_posix()
+            yield name, content_of(folder, name)
 
 
-def _modules(file: Path, local: bool) -> Iterator[str]:
+def _modules(folder: Path, file: str, local: bool) -> list[str]:
     """Python files beside this one that its auto_map names; of a model of the hub, config.json's are named by
     repository when it is saved."""
-    if not file.is_file() or (file.name == "config.json" and not local):
+    if not (folder / file).is_file() or (file == "config.json" and not local):
+        return []
+    return modules_of(folder, file)
+
+
+def _drop_absent_code(folder: Path, file: str) -> None:
+    """Take names of code that is not there out of an auto_map: AutoTokenizer would ask whether to run it."""
+    absent = [name for name in modules_of(folder, file) if not (folder / name).is_file()]
+    if not absent:
         return
-    for named in json.loads(file.read_text()).get("auto_map", {}).values():
-        for each in named if isinstance(named, list) else [named]:
-            if each is not None and "--" not in each:
-                yield f"{each.rpartition('.')[0]}.py"
+    fields = fields_of(folder, file)
+    named = {key: value for key, value in fields.pop("auto_map").items() if not _is_of(value, absent)}
+    text = json.dumps(
+        {**fields, **({"auto_map": named} if named else {})}, indent=2, sort_keys=True, ensure_ascii=False
+    )
+    (folder / file).write_text(text + "\n", encoding="utf-8")
+
+
+def _is_of(value: Any, modules: list[str]) -> bool:
+    named = value if isinstance(value, list) else [value]
+    return any(each is not None and f"{each.rpartition('.')[0]}.py" in modules for each in named)
 
 
 def _state(tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The tokenizer beside a model, and a chat template that does as it is asked; runs no remote code."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,35 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase | None:
     known to be Qwen2's; None: it has neither.
 
     Raises:
-        ValueError: vocab.json and merges.txt of another class, whose way of cutting text is not known here.
+        ValueError: vocab.json and merges.txt of another class, whose way of cutting text is not known here; or files
+            that give no tokenizer, or one whose chat template is not fit to be used.
     """
     name = str(name_or_path)
-    if _has(name, "tokenizer.json"):
-        return PreTrainedTokenizerFast.from_pretrained(name)
-    if not (_has(name, "vocab.json") and _has(name, "merges.txt")):
-        return None
-    given = get_tokenizer_config(name).get("tokenizer_class")
-    if given not in BYTE_PAIR_CLASSES:
+    file = "tokenizer.json"
+    klass: Any = PreTrainedTokenizerFast
+    if not _has(name, file):
+        if not (_has(name, "vocab.json") and _has(name, "merges.txt")):
+            return None
+        given = get_tokenizer_config(name).get("tokenizer_class")
+        if given not in BYTE_PAIR_CLASSES:
+            raise ValueError(
+                f"{name} has vocab.json and merges.txt, but no tokenizer.json, and its tokenizer_class {given!r} is "
+                f"none of {', '.join(BYTE_PAIR_CLASSES)}: save a tokenizer.json there with the tools it came from"
+            )
+        klass, file = Qwen2Tokenizer, "vocab.json"
+    try:
+        found: PreTrainedTokenizerBase = klass.from_pretrained(name)
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise ValueError(
-            f"{name} has vocab.json and merges.txt, but no tokenizer.json, and its tokenizer_class {given!r} is none "
-            f"of {', '.join(BYTE_PAIR_CLASSES)}: save a tokenizer.json there with the tools it came from"
-        )
-    return Qwen2Tokenizer.from_pretrained(name)
+            f"{name}/{file}, with tokenizer_config.json, gives no tokenizer: {_first_line(error)}. Copy or download "
+            "the files again"
+        ) from error
+    check_templates(found, name)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
 
 
 def _has(name: str, file: str) -> bool:
@@ -45,6 +61,18 @@ def _has(name: str, file: str) -> bool:
         return bool(hf_hub_download(name, file))
     except EntryNotFoundError:
         return False
+
+
+def check_templates(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Each of several chat templates becomes a file of its name where the tokenizer is saved.
+
+    Raises:
+        ValueError: one has no name of a file.
+    """
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():
+        if not re.fullmatch(r"[\w\-][\w.\-]*", name):
+            raise ValueError(f"{place}: the chat template {name!r} has no name of a file: rename or remove it")
 
 
 def with_right_template(tokenizer: PreTrainedTokenizerBase | None, facts: Facts) -> None:

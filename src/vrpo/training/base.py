@@ -4,30 +4,20 @@ Everything else (loop, optimizer, schedule, accelerate, FSDP, DeepSpeed, loggers
 """
 
 import dataclasses
-import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from jaxtyping import Bool, Float
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import tokens_of
 from vrpo.models.attention import check_attention_trains
@@ -36,18 +26,19 @@ from vrpo.models.routing import routers_of
 from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
-from vrpo.training.given import check_trainable, load_alike
+from vrpo.training.finite import Watch, check_weights, finite, stopped
+from vrpo.training.given import check_trainable
+from vrpo.training.logs import JSONLogCallback
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.samples import SampleCallback
+from vrpo.training.saving import SavingTrainer
 from vrpo.types import Denoiser, Plan, Tokens
-
-logger = logging.get_logger(__name__)
 
 EVAL_EPOCH = -1  # evaluation draws: one fixed key set at every evaluation
 Batch = Mapping[str, Tensor]
 
 
-class DiffusionTrainer(Trainer, ABC):
+class DiffusionTrainer(SavingTrainer):
     """transformers.Trainer for language models. Subclasses say what a step and an evaluation of a batch are."""
 
     args: DiffusionConfig
@@ -58,6 +49,8 @@ class DiffusionTrainer(Trainer, ABC):
 
     def __init__(self, model: HFDenoiser, args: DiffusionConfig, callbacks: list[TrainerCallback], **kwargs: Any):
         check_trainable(model.module)
+        if args.stop_at_non_finite:
+            check_weights(model.module, f"the model {model.module.config.name_or_path}".rstrip())
         check_attention_trains(model.module.config._attn_implementation, args.device.type)
         if args.n_gpu > 1:
             raise ValueError("several GPUs, one process: start with `accelerate launch -m vrpo ...`, or show one GPU")
@@ -71,6 +64,7 @@ class DiffusionTrainer(Trainer, ABC):
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
         self.window, self.gradient_noise = Window(), GradientNoise()
+        self.watch = Watch()
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled:
             self._set_up_fsdp()
@@ -109,12 +103,8 @@ class DiffusionTrainer(Trainer, ABC):
         """Accumulate scale * gradient; return the loss of the batch; add to `self.window`."""
 
     @abstractmethod
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
-        """Per-item metrics of an evaluation batch, `loss` among them.
-
-        Args:
-            index: of the batch, which is the same at every evaluation; None: a dataset given for this evaluation only.
-        """
+    def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
+        """Per-item metrics of an evaluation batch, `loss` among them."""
 
     def tokenized(self, dataset: Any) -> Any:
         """Rows of text as examples of token ids; examples and None as they are; a dict part by part."""
@@ -228,6 +218,41 @@ class DiffusionTrainer(Trainer, ABC):
             assert self.model is not None
             self.gradient_noise.add(p.grad for p in self.model.parameters() if p.requires_grad)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """transformers asks for it once per optimizer step, before the weights are touched.
+
+        Raises:
+            ValueError: the loss of a row, of any process, or the norm is not finite; of fp16, whose scaler skips steps
+                to find its scale, only the loss.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        watch, self.watch = self.watch, Watch()
+        if not self.args.stop_at_non_finite:
+            self.remove_older()
+            return norm
+        broken = int(self.accelerator.reduce(torch.tensor(len(watch.broken), device=self.args.device)))
+        infinite = norm is not None and not math.isfinite(norm) and not self.args.fp16
+        if broken or infinite:
+            what = "the loss is not finite" if broken else f"the norm of the gradient is {float(norm)}"
+            rows = gather_object(watch.broken if broken else watch.seen)
+            raise stopped(self.state.global_step + 1, what, rows, self.args.folder)
+        self.remove_older()
+        return norm
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """A loss that is not known is not the best.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        wanted = self.args.metric_for_best_model
+        name = wanted if wanted is None or wanted.startswith("eval_") else f"eval_{wanted}"
+        if name is None or name in metrics:
+            return super()._determine_best_metric(metrics, trial)
+        if name != "eval_loss":
+            raise ValueError(f"metric_for_best_model: {name} is not among {', '.join(sorted(metrics))}")
+        return False
+
     def around(self, model: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
         """Synchronise gradients, and let DeepSpeed step, at the last backward of a step only."""
 
@@ -277,11 +302,11 @@ class DiffusionTrainer(Trainer, ABC):
         model.eval()
         tables = []
         with torch.no_grad(), self.accelerator.autocast():
-            for index, inputs in enumerate(self.get_eval_dataloader(given)):
-                place = index if eval_dataset is None else None
-                columns = self.batch_metrics(model, self._prepare_inputs(inputs), place)
+            for inputs in self.get_eval_dataloader(given):
+                columns = self.batch_metrics(model, self._prepare_inputs(inputs))
                 tables.append(self._gathered(columns))
         values, there = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        self._check_evaluation(values[:, list(columns).index("loss")], given, metric_key_prefix)
         sums = sums_of(values, there)
         mean, error = mean_and_error(sums)
         found = {name: i for i, name in enumerate(columns) if sums[i, 2]}  # no item may have it
@@ -291,6 +316,16 @@ class DiffusionTrainer(Trainer, ABC):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _check_evaluation(self, losses: Float[Tensor, " P"], rows: Any, prefix: str) -> None:
+        """
+        Raises:
+            ValueError: the loss of an item is not finite.
+        """
+        broken = (~losses.isfinite()).nonzero()[:, 0] // self.items_per_example
+        if self.args.stop_at_non_finite and len(broken):
+            ids = [rows[int(row)]["example_id"] for row in broken.cpu()]
+            raise stopped(self.state.global_step, f"{prefix}_loss is not finite", ids, self.args.folder)
 
     def _gathered(self, columns: Columns) -> tuple[Float[Tensor, "P M"], Bool[Tensor, "P M"]]:
         """Metrics of a batch's items from all processes and which are there, without the examples that fill up the
@@ -311,6 +346,8 @@ class DiffusionTrainer(Trainer, ABC):
             logs |= self.router_metrics()
             self.on_window({name: (float(mean[i]), float(error[i])) for name, i in found.items()})
             self.window, self.gradient_noise = Window(), GradientNoise()
+        for name in logs.keys() - finite(logs).keys():  # in place: the caller returns it, and writes it elsewhere
+            del logs[name]
         super().log(logs, start_time)
 
     def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
@@ -320,73 +357,13 @@ class DiffusionTrainer(Trainer, ABC):
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         """Called with mean and standard error of each metric of a logging window."""
 
-    # Checkpoints: official names, converted by the loader; beside them what others wrote, as it was -------------------
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        beside = self.denoiser.side_files()  # before anything is written: it may be the folder that they come from
-        with self._without_tokenizer():
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            beside.write(self.args.folder if output_dir is None else Path(output_dir))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
-            self.denoiser.side_files().write(self.args.folder)
-        with self._without_tokenizer():
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    @contextmanager
-    def _without_tokenizer(self) -> Iterator[None]:
-        """transformers would write its own version of the tokenizer's files."""
-        tokenizer, self.processing_class = self.processing_class, None
-        try:
-            yield
-        finally:
-            self.processing_class = tokenizer
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        module: Any = self.model if model is None else model
-        if self.is_fsdp_enabled or isinstance(module, PeftModel):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = load_alike(resume_from_checkpoint, self.denoiser, next(module.parameters()).dtype)
-        module.load_state_dict(saved.module.state_dict(), strict=True)
-        return None
-
-    def _load_best_model(self) -> None:
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return super()._load_best_model()
-        assert self.state.best_model_checkpoint is not None
-        return self._load_from_checkpoint(self.state.best_model_checkpoint)
+    # The card --------------------------------------------------------------------------------------------------------
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         if self.is_world_process_zero():
             base = self.denoiser.module.config.name_or_path
             base = None if Path(base).exists() else base  # the hub refuses a card that names a local folder
             adapter = isinstance(self.denoiser.module, PeftModel)
-            card = model_card(self.method, self.args, self.training_plan, base, adapter, self.state.log_history)
+            history = self.state.log_history
+            card = model_card(self.method, self.args, self.training_plan, base, adapter, history, self.changes)
             (self.args.folder / "README.md").write_text(card)
-
-
-@dataclass
-class JSONLogCallback(TrainerCallback):
-    """Every log line as one JSON object in output_dir/log.jsonl. A resumed run continues the file where it resumes; its
-    state comes from a checkpoint, where names are sorted, and so they are here."""
-
-    path: Path
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(map(_line, state.log_history)))
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(_line(state.log_history[-1]))
-
-
-def _line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, sort_keys=True) + "\n"

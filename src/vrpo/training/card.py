@@ -54,8 +54,10 @@ def model_card(
     base: str | None,
     adapter: bool,
     history: Sequence[Mapping[str, Any]],
+    changes: Sequence[str] = (),
 ) -> str:
-    """The card as text; `base` is the name of the model that training started from, if it had one."""
+    """The card as text; `base` is the name of the model that training started from, if it had one. `changes`: where the
+    run went on with other settings or rows."""
     exact, settings = args.plan == "exact", args.to_dict()
     shown = [name for name in _SHOWN if name in settings and not (exact and name in _OF_DRAWS)]
     rows = [f"| `{name}` | {settings[name]} |" for name in shown]
@@ -83,6 +85,7 @@ def model_card(
             "|---|---|",
             *rows,
             "",
+            *(f"Gone on from {change}.\n" for change in changes),
             *_evaluation_table(evaluations),
             "",
         ]
@@ -93,7 +96,7 @@ def _evaluation_table(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     if not evaluations:
         return ["Not evaluated during training."]
     first, last = evaluations[0], evaluations[-1]
-    names = sorted(name for name in last if name.startswith("eval_") and f"{name}_stderr" in last)
+    names = sorted(name for name in last if name.startswith("eval_") and f"{name}_stderr" in last and name in first)
     header = f"| evaluation | step {first['step']} | step {last['step']} | standard error (items) |"
     rows = [f"| `{name}` | {first[name]:.4g} | {last[name]:.4g} | {last[f'{name}_stderr']:.2g} |" for name in names]
     return [header, "|---|---|---|---|", *rows]

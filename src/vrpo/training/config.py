@@ -113,6 +113,18 @@ class DiffusionConfig(TrainingArguments):
     num_samples: int = field(default=4, metadata={"help": "How many prompts sample_steps answers."})
     sample_max_new_tokens: int = field(default=128, metadata={"help": "Length of these answers."})
 
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from a checkpoint with other settings or rows than the run had; the card says which. Its "
+            "references, and the weights under an adapter, stay what they were."
+        },
+    )
+    stop_at_non_finite: bool = field(
+        default=True,
+        metadata={"help": "Stop at the first loss, gradient norm or weight that is infinite or not a number."},
+    )
+
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: columns carry the example id."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept False: it would hide a NaN."})

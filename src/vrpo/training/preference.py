@@ -30,12 +30,13 @@ from vrpo.reference import GivenReference, IndependentReference, Reference
 from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
+from vrpo.training.finite import check_weights
 from vrpo.training.given import as_denoiser
 from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list, relative_error
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
 from vrpo.training.readable import check_known, check_prompts
-from vrpo.training.reference_terms import KnownTerms, Shards, TermStore
+from vrpo.training.reference_terms import KnownTerms, Shards, TermStore, entry_names
 from vrpo.training.references import Given, check_references, listed, references_of
 from vrpo.training.sync import MovingReference, check_moved
 from vrpo.types import Denoiser, Draws, Labels, Pairs, Plan, Rankings, Tokens
@@ -84,10 +85,11 @@ class VRPOTrainer(DiffusionTrainer):
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
         self.references = references_of(denoiser, given, causal, args)
+        self.remember(denoiser, self.references.fingerprints(denoiser))
         self.moving: MovingReference | None = None
         self._warned = False
         self._known: dict[int, KnownTerms] = {}  # by epoch
-        self._eval_reference: dict[int, Float[Tensor, "N R J"]] = {}
+        self._eval_reference: dict[tuple[Any, ...], Float[Tensor, "N R J"]] = {}  # by plan and rows
         budget = [DrawBudget(args.first_slope / RATE)] if args.num_draws == "auto" else []
         super().__init__(
             model=denoiser,
@@ -98,6 +100,9 @@ class VRPOTrainer(DiffusionTrainer):
             eval_dataset=eval_dataset,
             optimizers=optimizers,
         )
+        if args.stop_at_non_finite:
+            for each in self.references.models:
+                check_weights(each.module, f"the reference {each.module.config.name_or_path}".rstrip())
         self.references.place(
             self.accelerator, args.device, deepspeed=self.is_deepspeed_enabled, sharded=self.is_fsdp_enabled
         )
@@ -135,10 +140,9 @@ class VRPOTrainer(DiffusionTrainer):
         """The first reference that is a model of its own."""
         return next(iter(self.references.models), None)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.moving is not None and self.args.should_save:  # first: what transformers writes last makes it whole
-            self.moving.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+    def save_beside(self, checkpoint: Path) -> None:
+        if self.moving is not None:
+            self.moving.save(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_moved(Path(resume_from_checkpoint), moving=self.moving is not None)
@@ -146,9 +150,8 @@ class VRPOTrainer(DiffusionTrainer):
         if self.moving is not None:
             self.moving.load(Path(resume_from_checkpoint))
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def prepare(self) -> None:
         self._precompute()
-        return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self._precompute()
@@ -184,8 +187,8 @@ class VRPOTrainer(DiffusionTrainer):
     def _terms_settings(self, plan: Plan) -> dict[str, str]:
         """What terms depend on, besides keys and tokens."""
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "as stored"
-        prints = self.references.fingerprints(self.denoiser.module)
-        return {"references": prints, "plan": repr(plan), "precision": precision}
+        tf32 = " and tf32" if self.args.tf32 else ""
+        return {"references": self.about["references"], "plan": repr(plan), "precision": precision + tf32}
 
     def _rows(self, examples: list[Any], epoch: int) -> tuple[Tokens, Preferences]:
         batch = {name: part.to(self.args.device) for name, part in self.data_collator(examples).items()}
@@ -239,6 +242,7 @@ class VRPOTrainer(DiffusionTrainer):
             own = structure.family
             step = backward_in_one_pass(*given, self.trained, own, by_group=by_group, around=around, **common)
             self._synchronise()
+        self.watch.add(step, batch["example_id"])
         self.window.add(self.metrics_of(step, structure, draws, common=self.args.share_draws))
         return step.loss
 
@@ -329,10 +333,10 @@ class VRPOTrainer(DiffusionTrainer):
     def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
         return relative_error(names, sums)
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
+    def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
         tokens, structure = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
         draws = self.evaluation_plan(tokens, structure)
-        step = self._evaluated(policy, tokens, structure, draws, index)
+        step = self._evaluated(policy, tokens, structure, draws)
         columns = self.metrics_of(step, structure, draws, common=True)
         items = self.plain_objective().items(step.policy_terms, step.reference_terms, structure)
         return {"loss": items, **columns}
@@ -341,14 +345,16 @@ class VRPOTrainer(DiffusionTrainer):
         """What is minimised, with its slopes as they are."""
         return self.args.objective(len(self.references), self.added_up)
 
-    def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, draws: Draws, index: int | None) -> Step:
-        """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once."""
+    def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, draws: Draws) -> Step:
+        """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once for each
+        batch, which is known by what is in it."""
         most = self.args.max_tokens_per_forward
         reference: Reference = self._known[EVAL_EPOCH](tokens, rows) if self._known else self.reference(policy)
-        if index is not None and not self._known:
-            if index not in self._eval_reference:
-                self._eval_reference[index] = reference(tokens, draws, rows, max_tokens=most, agree=self.agree)
-            reference = GivenReference(self._eval_reference[index])
+        if not self._known:
+            key = (repr(self.evaluation_plan), *entry_names(tokens, rows).tolist())
+            if self.agree(1 + (key not in self._eval_reference)) > 1:  # processes run a sharded model together
+                self._eval_reference[key] = reference(tokens, draws, rows, max_tokens=most, agree=self.agree)
+            reference = GivenReference(self._eval_reference[key])
         return preference_loss(
             policy, reference, tokens, rows, draws, self.plain_objective(), max_tokens=most, agree=self.agree
         )

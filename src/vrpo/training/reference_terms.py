@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -64,7 +65,10 @@ class TermStore:
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, lambda part: part.write_text(json.dumps(dict(self.settings), indent=1) + "\n"))
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is not what was written there: {error}. Delete {self.folder}") from error
         changed = [name for name in {**found, **self.settings} if found.get(name) != self.settings.get(name)]
         if changed:
             parts = [f"{name} is now {self.settings.get(name)} and was {found.get(name)}" for name in changed]
@@ -107,7 +111,10 @@ class TermStore:
                 raise ValueError(
                     f"{path} is missing: another process was interrupted while it computed reference terms"
                 )
-            shard = load_file(path)
+            try:
+                shard = load_file(path)
+            except SafetensorError as error:
+                raise ValueError(f"{path} is broken: {error}. Delete it, and its terms are computed again") from error
             entries |= dict(zip(shard["name"].tolist(), shard["terms"], strict=True))
         return KnownTerms(self.folder, entries)
 

@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
+from vrpo.models.fingerprint import all_weights, frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import ExactReference, FrozenReference, NoReference, Reference, Several
 from vrpo.training.given import as_denoiser
@@ -98,17 +98,23 @@ class References:
             return FrozenReference(policy, inner.disable_adapter)
         return FrozenReference(policy)  # as it is before training, for `precompute_ref_log_probs`
 
-    def fingerprints(self, policy: nn.Module) -> str:
-        """Which weights these are, in order; those of the policy are meant as they are now."""
-        modules = [policy if member.denoiser is None else member.denoiser.module for member in self.members]
-        prints = [weights_fingerprint(frozen_weights(module)) for module in modules]
-        kinds = ["exact " if member.exact else "" for member in self.members]
-        return ", ".join(map(str.__add__, kinds, prints))
+    def fingerprints(self, policy: HFDenoiser) -> str:
+        """Which models these are, in order: their weights, and how they are read. The policy is meant as it is now,
+        without its adapter."""
+        return ", ".join(_fingerprint(member, policy) for member in self.members)
 
     def release(self) -> None:
         """Let go of all models: their terms are known."""
         self.members = tuple(replace(member, denoiser=None) for member in self.members)
         self.placed.clear()
+
+
+def _fingerprint(member: Member, policy: HFDenoiser) -> str:
+    """All weights; and of a diffusion model its mask token, the alignment of its logits and its blocks."""
+    own = member.denoiser
+    weights = frozen_weights(policy.module) if own is None else all_weights(own.module)
+    kind = "exact" if member.exact else str((policy if own is None else own).conventions)
+    return f"{weights_fingerprint(weights)} {kind}"
 
 
 def listed(given: Given | Sequence[Given | None] | None) -> list[Given | None]:

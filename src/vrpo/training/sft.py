@@ -51,6 +51,7 @@ class SFTTrainer(DiffusionTrainer):
             denoiser = with_adapter(denoiser, peft_config, args.seed)
         if args.plan == "exact":
             self.method = "SFT"
+        self.remember(denoiser)
         super().__init__(
             model=denoiser,
             args=args,
@@ -94,6 +95,7 @@ class SFTTrainer(DiffusionTrainer):
         draws = self.training_plan(tokens, rows)
         self.weigh_routers(tokens, draws.in_use, scale)
         step = self._step(policy, tokens, rows, draws)
+        self.watch.add(step, batch["example_id"])
         self.backward(step.loss * scale)
         self.window.add(row_metrics(step, rows))
         return step.loss.detach()
@@ -110,7 +112,7 @@ class SFTTrainer(DiffusionTrainer):
             agree=self.agree,
         )
 
-    def batch_metrics(self, policy: Denoiser, batch: Batch, index: int | None) -> Columns:
+    def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
         draws = self.evaluation_plan(tokens, rows)
         per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)

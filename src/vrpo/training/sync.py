@@ -65,7 +65,7 @@ class MovingReference(TrainerCallback):
         return {name: reference.detach() for name, (_, reference) in self.pairs.items()}
 
     def save(self, checkpoint: Path) -> None:
-        """Write the reference beside what the checkpoint will hold, whole or not at all."""
+        """Write the reference beside what the checkpoint will hold."""
         checkpoint.mkdir(parents=True, exist_ok=True)
         named = {name: part.cpu().contiguous() for name, part in self._named.items()}
         write_whole(checkpoint / FILE, lambda part: save_file(named, part))

@@ -1,0 +1,83 @@
+"""The account of a table of examples: which rows became examples, which were dropped and why, and what was cut.
+
+What deliberately does not live here: what makes a row unusable (formats.py, encode.py, tokenize.py).
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Value
+
+ACCOUNT = {  # columns that a table of examples has until it is settled
+    "origin": Value("string"),
+    "reason": Value("string"),
+    "detail": Value("string"),
+    "prompt_cut": Value("bool"),
+    "responses_cut": Value("int64"),
+}
+_SHOWN = 3  # origins kept per reason
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Rows dropped for one reason: how many, and where the first few stand."""
+
+    count: int
+    origins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What became of the rows: `kept` and `dropped` by reason add up to all rows; of the kept ones, how many prompts
+    and how many responses were cut to fit."""
+
+    kept: int
+    dropped: Mapping[str, Dropped]
+    truncated_prompts: int
+    truncated_responses: int
+
+    def __str__(self) -> str:
+        total = sum(drop.count for drop in self.dropped.values())
+        parts = [f"kept {self.kept} of {self.kept + total} rows"]
+        for reason, drop in self.dropped.items():
+            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]})")
+        if self.truncated_prompts:
+            parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length")
+        if self.truncated_responses:
+            parts.append(f"cut {self.truncated_responses} responses to max_length (they have no end token)")
+        return "; ".join(parts)
+
+
+def settled(examples: Dataset, on_bad_rows: str) -> tuple[Dataset, DataReport]:
+    """The usable ones of a table of examples, without the columns of its account, and the account.
+
+    Raises:
+        ValueError: there is none, or, on request, an unusable one.
+    """
+    account = examples.select_columns(["example_id", *ACCOUNT]).with_format("arrow")[:]
+    report = _report(account, on_bad_rows)
+    if report.dropped or report.truncated_prompts or report.truncated_responses:
+        warnings.warn(str(report), UserWarning, stacklevel=4)
+    usable = pc.is_null(account["reason"]).to_numpy().nonzero()[0]
+    return examples.select(usable).remove_columns(list(ACCOUNT)), report
+
+
+def _report(account: pa.Table, on_bad_rows: str) -> DataReport:
+    """Count what happened; raise for the first unusable row if asked to, or if there is no usable one."""
+    found, first = dict[str, list[str]](), ""
+    for row in account.filter(pc.is_valid(account["reason"])).to_pylist():
+        found.setdefault(row["reason"], []).append(row["origin"])
+        first = first or f"{row['origin']}: {row['reason']}: {row['detail']}"
+    dropped = {reason: Dropped(len(origins), tuple(origins[:_SHOWN])) for reason, origins in found.items()}
+    bad = sum(drop.count for drop in dropped.values())
+    usable = account.filter(pc.is_null(account["reason"]))["example_id"]
+    kept = pc.count_distinct(usable).as_py()  # rows, of which a chunked one gives several examples
+    report = DataReport(kept, dropped, *(pc.sum(account[name]).as_py() for name in ("prompt_cut", "responses_cut")))
+    if kept == 0:
+        raise ValueError(f"no usable row. {report}. The first: {first}. Fix the data, or the columns and limits given")
+    if bad and on_bad_rows == "error":
+        raise ValueError(f"{first} ({bad} unusable rows; fix or remove them, or pass on_bad_rows='drop' to count them)")
+    return report

@@ -1,0 +1,36 @@
+"""Log lines: every one is JSON, in output_dir/log.jsonl too. A number that is not finite is none: it is left out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vrpo.training.finite import finite
+
+
+@dataclass
+class JSONLogCallback(TrainerCallback):
+    """Every log line as one JSON object in output_dir/log.jsonl. A resumed run continues the file where it resumes; its
+    state comes from a checkpoint, where names are sorted, and so they are here."""
+
+    path: Path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(map(_line, state.log_history)))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(_line(state.log_history[-1]))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(finite(entry), sort_keys=True, allow_nan=False) + "\n"

@@ -1,0 +1,185 @@
+"""Folders that somebody else wrote: nothing of theirs is read or written elsewhere, and what is broken is named."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.folders import checkpoint
+from vrpo.cli import main
+from vrpo.models.folder import INDEX, inside
+from vrpo.models.load import load
+from vrpo.models.side_files import SideFiles
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint("llada", tmp_path_factory.mktemp("made") / "model")
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A model beside a file that is none of its business."""
+    (tmp_path / "secret.json").write_text('{"token": "hf_1"}')
+    (tmp_path / "yaml.py").write_text("# hostile\n")
+    return Path(shutil.copytree(made, tmp_path / "model"))
+
+
+def said(folder: Path, file: str, **fields: Any) -> None:
+    path = folder / file
+    now = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(now | fields))
+
+
+def linked(name: str, target: str) -> Callable[[Path], None]:
+    def link(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(target)
+
+    return link
+
+
+def mapped(file: str, value: Any) -> Callable[[Path], None]:
+    return lambda folder: said(folder, file, auto_map=value)
+
+
+def indexed(name: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder.parent / "away.safetensors")
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": name}))
+
+    return write
+
+
+def template_folder(folder: Path) -> None:
+    (folder.parent / "others").mkdir()
+    (folder.parent / "others" / "x.jinja").write_text("secret")
+    (folder / "additional_chat_templates").symlink_to("../others")
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "auto_map upwards": (mapped("config.json", {"AutoConfig": "../yaml.Config"}), r"config.json.*'../yaml.Config'"),
+    "auto_map absolute": (mapped("config.json", {"AutoModel": "/tmp/x.Config"}), r"config.json.*'/tmp/x.Config'"),
+    "auto_map of dots": (mapped("config.json", {"AutoModel": "..yaml.Config"}), r"config.json.*'..yaml.Config'"),
+    "auto_map in a list": (
+        mapped("tokenizer_config.json", {"AutoTokenizer": [None, "a/../../yaml.T"]}),
+        r"tokenizer_config.json.*'a/../../yaml.T'",
+    ),
+    "auto_map of a repository": (mapped("config.json", {"AutoConfig": "x/y--../yaml.Config"}), "no module"),
+    "auto_map of a backslash": (mapped("config.json", {"AutoConfig": "..\\yaml.Config"}), "no module"),
+    "auto_map of a newline": (mapped("config.json", {"AutoConfig": "yaml\n.Config"}), "no module"),
+    "auto_map of a number": (mapped("config.json", {"AutoConfig": 7}), "no module"),
+    "auto_map a string": (mapped("config.json", "../yaml.Config"), "no module"),
+    "a template that is a link": (linked("chat_template.jinja", "/etc/passwd"), "chat_template.jinja is a link"),
+    "a backup that is a link": (linked("chat_template.bak", "/etc/passwd"), "chat_template.bak is a link"),
+    "a relative link": (linked("special_tokens_map.json", "../secret.json"), "special_tokens_map.json is a link"),
+    "config.json a link": (linked("config.json", "../secret.json"), "config.json is a link"),
+    "generation_config.json a link": (linked("generation_config.json", "../secret.json"), "is a link"),
+    "code that is a link": (linked("parts_tiny.py", "../yaml.py"), "parts_tiny.py is a link"),
+    "weights that are a link": (linked("model.safetensors", "/dev/zero"), "model.safetensors is a link"),
+    "a link to itself": (linked("merges.txt", "merges.txt"), "merges.txt"),
+    "a further template": (linked("additional_chat_templates/x.jinja", "/etc/passwd"), "x.jinja is a link"),
+    "further templates": (template_folder, "additional_chat_templates"),
+    "a template's name": (
+        lambda folder: said(folder, "tokenizer_config.json", chat_template=[{"name": "../../x", "template": "x"}]),
+        r"tokenizer_config.json names '../../x'",
+    ),
+    "shards upwards": (indexed({"a": "../away.safetensors"}), r"names '../away.safetensors'"),
+    "shards of no table": (indexed(["../away.safetensors"]), "weight_map is no table"),
+    "a shard that is not there": (indexed({"a": "model-1-of-1.safetensors"}), "lacks model-1-of-1.safetensors"),
+    "weights upwards": (
+        lambda folder: said(folder, "config.json", transformers_weights="../away.safetensors"),
+        r"names '../away.safetensors'",
+    ),
+    "tokenizers upwards": (
+        lambda folder: said(folder, "tokenizer_config.json", fast_tokenizer_files=["../tokenizer.9.json"]),
+        r"names '../tokenizer.9.json'",
+    ),
+    "a kernel of the hub": (
+        lambda folder: said(folder, "config.json", attn_implementation="somebody/kernel"),
+        "names code of the hub",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_leaves_a_folder_is_refused(folder: Path, what: str) -> None:
+    """At loading, so that no run ends with it. Kills: files of others written beside the output and run later; files
+    of the user copied into what is published."""
+    hostile, message = HOSTILE[what]
+    hostile(folder)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_a_hostile_checkpoint_writes_nothing_elsewhere(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published attack, from the command line: ./yaml.py is what the next `python -m vrpo` would import."""
+    said(folder, "config.json", auto_map={"AutoConfig": "../yaml.Config"})
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert main(["export", "--model_name_or_path", str(folder), "--output_dir", "out"]) == 2
+    assert "'../yaml.Config'" in capsys.readouterr().err
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\..\\x", "link", "deep/x"])
+def test_names_are_resolved_where_files_are_written_too(tmp_path: Path, name: str) -> None:
+    """Links that stand in the output count as much. Kills: a check at reading alone."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to("../elsewhere")
+    (tmp_path / "out" / "deep").symlink_to("..")
+    with pytest.raises(ValueError, match="outside of the folder"):
+        SideFiles({name: b"x"}, None).write(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_the_hubs_cache_consists_of_links(folder: Path, tmp_path: Path) -> None:
+    """To its own blobs, and nowhere else; also where a snapshot is named as a folder. Kills: every model of the hub
+    refused."""
+    repository = tmp_path / "models--a--b"
+    snapshot = Path(shutil.copytree(folder, repository / "snapshots" / "1234"))
+    (repository / "blobs").mkdir()
+    for number, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(repository / "blobs" / str(number))
+        path.symlink_to(os.path.join("..", "..", "blobs", str(number)))
+    load(snapshot).save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    (snapshot / "merges.txt").symlink_to("../../../secret.json")
+    with pytest.raises(ValueError, match="is a link"):
+        load(snapshot)
+
+
+def test_a_link_within_a_folder_is_none_out_of_it(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").rename(folder / "words")
+    (folder / "tokenizer.json").symlink_to("words")
+    (tmp_path / "alias").symlink_to("model")
+    load(tmp_path / "alias").save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "tokenizer.json").is_symlink()
+    assert inside(tmp_path / "alias", "tokenizer.json") == folder / "words"
+
+
+def test_code_is_left_behind_where_it_is_not_wanted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With VRPO_COPY_CODE=0 nothing is copied, and no file says that there is code. Kills: an auto_map of nothing."""
+    said(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["parts_tiny.T", None]})
+    load(folder).save_pretrained(tmp_path / "with")
+    monkeypatch.setenv("VRPO_COPY_CODE", "0")
+    load(folder).save_pretrained(tmp_path / "without")
+    assert {path.name for path in (tmp_path / "with").glob("*.py")} == {
+        "configuration_tiny.py",
+        "modeling_tiny.py",
+        "parts_tiny.py",
+    }
+    assert not list((tmp_path / "without").glob("*.py"))
+    for file in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" in json.loads((tmp_path / "with" / file).read_text())
+        assert "auto_map" not in json.loads((tmp_path / "without" / file).read_text())
+    load(tmp_path / "without")
