@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from vrpo.commands.door import COMMANDS, asks_for_help, check, help_of
+from vrpo.decoding.visible import visible
 
 
 def usage() -> str:
@@ -87,7 +88,8 @@ def _refused(error: ValueError | OSError, argv: Sequence[str]) -> int:
     if traced:
         traceback.print_exception(error)
     print(
-        f"error: {' '.join(message.split())}" + ("" if traced else " (VRPO_TRACEBACK=1 shows where)"), file=sys.stderr
+        f"error: {visible(' '.join(message.split()))}" + ("" if traced else " (VRPO_TRACEBACK=1 shows where)"),
+        file=sys.stderr,
     )
     return 2
 
@@ -122,7 +124,7 @@ def _on_a_terminal() -> Iterator[list[int]]:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     shown, main_thread = warnings.formatwarning, threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if main_thread else None
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(' '.join(str(message).split()))}\n"
     try:
         yield stopped_by
     finally:

@@ -6,6 +6,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,9 @@ from vrpo.commands.arguments import field_parser, parse
 from vrpo.commands.config_file import Parser
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
 from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
+from vrpo.data.parts import known
+from vrpo.data.whole import check_writable, locked
+from vrpo.decoding.visible import visible
 from vrpo.diagnostics.eval_picture import eval_picture
 from vrpo.diagnostics.plots import figure_class
 from vrpo.evals.kept import Crew
@@ -33,8 +37,15 @@ def evaluate(argv: Sequence[str]) -> None:
     args, models, planned, runner = checked(argv)
     state = _state(args)
     crew = Crew(state.process_index, state.num_processes, state.wait_for_everyone)
+    with locked(args.folder) if crew.index == 0 else nullcontext():
+        _evaluated(args, models, planned, runner, crew)
+
+
+def _evaluated(
+    args: EvalArguments, models: list[NamedModel], planned: list[Planned], runner: "_Harness", crew: Crew
+) -> None:
     if crew.index == 0:
-        print(_announced(args, models, planned), file=sys.stderr)
+        print(visible(_announced(args, models, planned)), file=sys.stderr)
     try:
         measures = measured(args, models, planned, runner, crew)
     except KeyboardInterrupt:
@@ -53,6 +64,7 @@ def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[
     (args,) = parse((EvalArguments,), argv, prog="vrpo eval")
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     models, planned, runner = several(args.models), plan_of(args), _Harness(args)
+    check_writable(args.folder, "--output_dir", folder=True)
     for model in models:
         model.require(args.mask_token_id)
     runner.check([task.name for task in planned if task.own is None], models)
@@ -232,11 +244,14 @@ def write(
         "versions": versions(),
         "results": [result.as_json() for result in results],
     }
-    (args.folder / "eval.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    (args.folder / "eval.json").write_text(json.dumps(known(content), indent=1, allow_nan=False) + "\n")
     shown = tables(results, args.preset)
-    (args.folder / "eval.md").write_text(_page(args, models, planned, shown))
+    (args.folder / "eval.md").write_text(visible(_page(args, models, planned, shown)), encoding="utf-8")
     eval_picture(args.folder / "eval.png", content["results"])  # type: ignore[arg-type]
-    print(f"\n{shown}\n\n{args.folder}: eval.json, eval.md, eval.png; answers and verdicts by model and task")
+    print(
+        visible(f"\n{shown}\n")
+        + f"\n{args.folder}: eval.json, eval.md, eval.png; answers and verdicts by model and task"
+    )
 
 
 def _page(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned], shown: str) -> str:

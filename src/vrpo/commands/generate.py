@@ -21,11 +21,13 @@ from vrpo.commands.config_file import Parser, with_config
 from vrpo.commands.evaluate_models import files_fingerprint
 from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
 from vrpo.data.parts import Parts
+from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.decode import Generation, generate
 from vrpo.decoding.flight import Flight
 from vrpo.decoding.sampling import CACHES, SAMPLING, Sampling
 from vrpo.decoding.select import MEASURES
 from vrpo.decoding.view import in_colour, write_trace
+from vrpo.decoding.visible import visible
 from vrpo.evals.kept import digest
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, mask_id_of, tokenizer_of
@@ -43,7 +45,8 @@ def generate_command(argv: Sequence[str]) -> None:
     if args.output is None:
         _on_terminal(args, prompts)
     else:
-        _into_file(args, prompts, state)
+        with locked(args.output) if state.is_main_process else nullcontext():
+            _into_file(args, prompts, state)
 
 
 def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
@@ -53,6 +56,9 @@ def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
         ValueError: naming the field, or the line of the file of prompts.
     """
     args = _parsed(argv)
+    for field in ("output", "trace"):
+        if getattr(args, field) is not None:
+            check_writable(getattr(args, field), f"--{field}")
     return args, given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
 
 
@@ -133,7 +139,7 @@ def _on_terminal(args: argparse.Namespace, prompts: list[Prompt]) -> None:
         answers = _answers(args, denoiser, ids, 0, progress=False if args.watch else None, on_step=on_step)
     for prompt, answer in zip(repeated, answers, strict=True):
         if not args.watch:
-            print(f"> {prompt.text}\n{answer.text if answer.text is not None else answer.ids}\n")
+            print(visible(f"> {prompt.text}\n{answer.text if answer.text is not None else answer.ids}\n"))
     if args.trace is not None:
         shown = slice(args.trace_rows)
         texts = [prompt.text for prompt in repeated[shown]]
@@ -151,7 +157,7 @@ def _watched(console: Console, denoiser: HFDenoiser, prompts: list[Prompt]) -> I
             for row in sorted(shown.keys() - set(flight.row)):
                 console.print(shown.pop(row))
             for at, row in enumerate(flight.row):
-                head = Text(f"> {prompts[row].text}\n", style="bold")
+                head = Text(visible(f"> {prompts[row].text}\n"), style="bold")
                 shown[row] = Text.assemble(head, in_colour(denoiser.tokenizer, flight, at), "\n")
             live.update(Text("\n").join(shown[row] for row in sorted(shown)))
 

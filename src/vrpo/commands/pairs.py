@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from hashlib import sha256
 from pathlib import Path
@@ -27,7 +27,9 @@ from vrpo.commands.pairs_judges import (
 )
 from vrpo.commands.pairs_samples import Group, Reader
 from vrpo.data.json_rows import read_records
-from vrpo.data.parts import Parts
+from vrpo.data.parts import Parts, known
+from vrpo.data.whole import check_writable, locked
+from vrpo.decoding.visible import visible
 from vrpo.diagnostics.pair_plots import length_picture
 from vrpo.diagnostics.pair_statistics import pair_report, pair_statistics
 from vrpo.diagnostics.plots import figure_class
@@ -56,10 +58,18 @@ _RULE_FIELDS = ("margin", "max_ratio", "every_pair")
 def pairs(argv: Sequence[str]) -> None:
     """Judge sampled answers and make preference pairs of them, for `vrpo train`."""
     args, rule = checked(argv)
+    state = PartialState(cpu=not torch.cuda.is_available())  # else processes without GPUs do not know of each other
+    with ExitStack() as held:
+        if state.is_main_process:
+            held.enter_context(locked(args.output))
+            held.enter_context(locked(args.report))
+        _made(args, rule, state)
+
+
+def _made(args: argparse.Namespace, rule: Rule, state: PartialState) -> None:
     ends = None if args.end_ids is None else frozenset(args.end_ids)
     groups = Reader(args.length_in, args.unfinished != "keep", ends).read(args.samples)
     settings = _settings(args)
-    state = PartialState(cpu=not torch.cuda.is_available())  # else processes without GPUs do not know of each other
     with state.main_process_first():
         args.report.mkdir(parents=True, exist_ok=True)
         made, verdicts = _parts(args, settings, len(groups), state.is_main_process)
@@ -82,6 +92,8 @@ def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, Rule]:
     rule = rule_of(args)
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     check_judge(args)
+    check_writable(args.output, "--output")
+    check_writable(args.report, "--report", folder=True)
     return args, rule
 
 
@@ -197,24 +209,15 @@ def _row(group: Group, couple: Couple, settings: dict[str, Any]) -> dict[str, An
 def _report(args: argparse.Namespace, outcomes: Sequence[Outcome], settings: dict[str, Any]) -> None:
     """pairs.json, pairs.md and length_bias.png in the folder of the report, and a few words on the terminal."""
     found = pair_statistics(outcomes, verified=is_verifier(args))
-    numbers = {"settings": settings, **_finite(asdict(found))}
+    numbers = known({"settings": settings, **asdict(found)})
     if args.judge == "endpoint":
         (args.report / "question.txt").write_text(template_of(args))
-    (args.report / "pairs.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
-    (args.report / "pairs.md").write_text(pair_report(found, settings, args.length_in))
+    (args.report / "pairs.json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    (args.report / "pairs.md").write_text(visible(pair_report(found, settings, args.length_in)), encoding="utf-8")
     length_picture(args.report / "length_bias.png", outcomes, args.length_in)
     unused = "; ".join(f"{count}: {reason}" for reason, count in found.unused.items())
     print(f"{found.pairs} pairs from {found.used} of {found.prompts} prompts in {args.output}; report in {args.report}")
-    print(f"prompts without a pair: {unused or 'none'}")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan: null is what is not known."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(visible(f"prompts without a pair: {unused or 'none'}"))
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:

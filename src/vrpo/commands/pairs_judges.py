@@ -140,7 +140,10 @@ def template_of(args: argparse.Namespace) -> str:
         return TEMPLATE
     if not args.endpoint_template.is_file():
         raise ValueError(f"--endpoint_template {args.endpoint_template}: no such file")
-    text: str = args.endpoint_template.read_text()
+    try:
+        text: str = args.endpoint_template.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--endpoint_template {args.endpoint_template}: is not text in UTF-8: {error}") from error
     return text
 
 

@@ -6,6 +6,7 @@ processes; and nothing else is left behind.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _text(self) -> bytes:
-        return (json.dumps({**self.settings, "parts": self.count}, indent=1, ensure_ascii=False) + "\n").encode()
+        content = known({**self.settings, "parts": self.count})
+        return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     def _check(self, path: Path) -> None:
         beside = f"delete {self.output}, {self.done.name} and {self.folder.name}"
@@ -105,10 +107,20 @@ def _write(pieces: Iterable[bytes], path: Path) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
+    row = known(row)
     try:
-        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and a file only in escapes
-        return (json.dumps(row) + "\n").encode()
+        return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+def known(value: Any) -> Any:
+    """The same with null for every number that is none: JSON has no nan and no infinity."""
+    if isinstance(value, Mapping):
+        return {name: known(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [known(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -46,6 +46,24 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(old)
 
 
+def check_writable(path: Path, field: str, *, folder: bool = False) -> None:
+    """Make the folders that a file, or a folder, is to be in, and find out whether it can be written there.
+
+    Raises:
+        ValueError: it cannot; names the field.
+    """
+    if path.is_dir() and not folder:
+        raise ValueError(f"{field} {path}: is a folder. Give the name of a file.")
+    within = path if folder else path.parent
+    try:
+        within.mkdir(parents=True, exist_ok=True)
+        trial = within / f".{os.getpid()}.part"
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise ValueError(f"{field} {path}: cannot be written: {error.strerror}. Give another path.") from error
+
+
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
     """While this holds, no other process holds the same file or folder.

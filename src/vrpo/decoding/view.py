@@ -14,6 +14,7 @@ from rich.text import Text
 
 from vrpo.decoding.decode import Generation
 from vrpo.decoding.flight import Flight
+from vrpo.decoding.visible import visible
 
 HIDDEN = "░"
 
@@ -40,7 +41,7 @@ def in_colour(tokenizer: Any, flight: Flight, row: int) -> Text:
             found.append(HIDDEN, style="dim")
         else:
             red, green, blue = (int(255 * part) for part in colorsys.hls_to_rgb(hue(confidence) / 360, 0.6, 0.75))
-            found.append(text, style=f"rgb({red},{green},{blue})")
+            found.append(visible(text), style=f"rgb({red},{green},{blue})")
     return found
 
 
@@ -66,10 +67,10 @@ def write_trace(
         for generation, prompt in zip(generations, prompts, strict=True)
     ]
     # no "<" in the script: "</script" would end it, "<!--<script" keep it from ending
-    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps(rows, allow_nan=False).replace("<", "\\u003c")
     page = _PAGE.replace("{{hidden}}", html.escape(HIDDEN)).replace("{{rows}}", data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
 
 
 _PAGE = """<!doctype html>

@@ -15,7 +15,7 @@ import numpy
 from lm_eval.tasks import TaskManager, get_task_dict
 
 from vrpo.data.json_rows import read_records
-from vrpo.data.parts import Parts
+from vrpo.data.parts import Parts, known
 from vrpo.evals.harness import VRPOLM
 from vrpo.evals.kept import ALONE, Crew, Row, missing_of
 from vrpo.evals.own import OWN
@@ -129,8 +129,8 @@ class HarnessRun:
         )
         if self.crew.index > 0 or found is None:
             return []
-        kept = {name: found[name] for name in _REPRODUCIBLE if name in found}
-        (self.folder / "lm_eval.json").write_text(json.dumps(kept, indent=1, default=str) + "\n")
+        kept = known(_plain({name: found[name] for name in _REPRODUCIBLE if name in found}))
+        (self.folder / "lm_eval.json").write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
         samples = model.with_draws(found["samples"])
         return [_plain({"task": task, **sample}) for task, rows in samples.items() for sample in rows]
 

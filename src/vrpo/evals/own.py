@@ -101,9 +101,12 @@ def _problem(record: Record) -> tuple[tuple[int, ...], Fraction] | None:
 def _table(path: Path) -> list[Record]:
     if path.suffix != ".csv":
         return _json(path)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restkey="more")
-        return [Record(f"{path}:{reader.line_num}", dict(row)) for row in reader]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restkey="more")
+            return [Record(f"{path}:{reader.line_num}", dict(row)) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as a table: {error}. Write it again, as CSV in UTF-8") from error
 
 
 def _gsm8k_prompt(row: Mapping[str, Any]) -> str:
