@@ -1,9 +1,13 @@
 """vrpo: preference alignment of diffusion language models, by likelihood bounds whose noise is under control."""
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
+
+# bitsandbytes, where it is installed, tells every import on a CPU of an optional kernel that it did not find
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _PUBLIC = {
     "BalancedMasks": "vrpo.plans",

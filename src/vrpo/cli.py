@@ -6,7 +6,6 @@ traceback.
 
 import errno
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -120,8 +119,6 @@ def _on_a_terminal() -> Iterator[list[int]]:
         stopped_by.append(number)
         raise KeyboardInterrupt
 
-    # bitsandbytes, where it is installed, tells every import on a CPU of an optional kernel that it did not find
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     shown, main_thread = warnings.formatwarning, threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if main_thread else None
     warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(' '.join(str(message).split()))}\n"

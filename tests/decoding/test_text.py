@@ -1,8 +1,10 @@
 """Prompts as strings, ids and messages; text up to the first end token."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -45,6 +47,21 @@ def test_generate_with_text(tokenizer):
     assert len({row.text for row in out}) == 3
     assert [row.text for row in out] == [answer_text(tokenizer, row.ids, {6, 7}) for row in out]
     assert out[0].ids == vrpo.generate(replace(denoiser, tokenizer=None), [[0, 1]], max_new_tokens=6)[0].ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("cache", [{}, {"threshold": 0.3}])
+def test_only_tokens_are_proposed(temperature, cache):
+    """Embeddings have more rows than tokens, and tokenizers have holes. Kills: an id that stands for no text."""
+    known = {"a": 0, "b": 1, "d": 3, "<eos>": 6}  # the mask and the end of turn are rows without a token
+    tokenizer = SimpleNamespace(get_vocab=lambda: known, decode=lambda ids, **_: "".join(map(str, ids)))
+    used = set()
+    for seed in range(8):
+        denoiser = replace(TableDenoiser(seed=seed, vocab=14, mask_bias=0.0), tokenizer=tokenizer)
+        drawn = {"temperature": temperature, "generator": torch.Generator().manual_seed(seed), **cache}
+        used |= set(vrpo.generate(denoiser, [[0, 1]], max_new_tokens=12, **drawn)[0].ids)
+    assert used <= {*known.values(), denoiser.eot_id, denoiser.mask_id}
+    assert {0, 1, 3} < used
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a template that is a link": (linked("chat_template.jinja", "/etc/passwd"), "chat_template.jinja is a link"),
     "a backup that is a link": (linked("chat_template.bak", "/etc/passwd"), "chat_template.bak is a link"),
     "a relative link": (linked("special_tokens_map.json", "../secret.json"), "special_tokens_map.json is a link"),
-    "config.json a link": (linked("config.json", "../secret.json"), "config.json is a link"),
     "generation_config.json a link": (linked("generation_config.json", "../secret.json"), "is a link"),
     "code that is a link": (linked("parts_tiny.py", "../yaml.py"), "parts_tiny.py is a link"),
-    "weights that are a link": (linked("model.safetensors", "/dev/zero"), "model.safetensors is a link"),
+    "weights that are a device": (linked("model.safetensors", "/dev/zero"), "no weights in safetensors"),
+    "config.json a device": (linked("config.json", "/dev/zero"), "config.json is no ordinary file"),
     "a link to itself": (linked("merges.txt", "merges.txt"), "merges.txt"),
     "a further template": (linked("additional_chat_templates/x.jinja", "/etc/passwd"), "x.jinja is a link"),
     "further templates": (template_folder, "additional_chat_templates"),
@@ -157,6 +157,10 @@ def test_the_hubs_cache_consists_of_links(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_link_within_a_folder_is_none_out_of_it(folder: Path, tmp_path: Path) -> None:
+    """Nor is one to weights and config.json, which are parsed. Kills: a folder of links to large files refused."""
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
     (folder / "tokenizer.json").rename(folder / "words")
     (folder / "tokenizer.json").symlink_to("words")
     (tmp_path / "alias").symlink_to("model")

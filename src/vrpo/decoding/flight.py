@@ -76,7 +76,7 @@ class Pilot:
         Raises:
             ValueError: the denoiser cannot do it.
         """
-        propose = sampling.proposer(denoiser.mask_id, denoiser.eos_id, denoiser.eot_id)
+        propose = _of_tokens(sampling.proposer(denoiser.mask_id, denoiser.eos_id, denoiser.eot_id), denoiser)
         if denoiser.block_size is not None:
             if denoiser.block_size != sampling.block_size:
                 raise ValueError(
@@ -195,6 +195,18 @@ class Pilot:
         if self.caller is not None:
             self.caller.follow(len(done), stay, len(entering), new.canvas.ids.shape[1])
         return new
+
+
+def _of_tokens(propose: Proposer, denoiser: LogitDenoiser) -> Proposer:
+    """Only what the tokenizer can turn into text, and the special ids: embeddings have more rows than tokens."""
+    if denoiser.tokenizer is None:
+        return propose
+    special = {denoiser.mask_id, denoiser.eos_id, denoiser.eot_id}
+    known = set(denoiser.tokenizer.get_vocab().values())
+    limit = max(known) + 1
+    holes = sorted(set(range(limit)) - known - special)
+    beyond = tuple(sorted(each for each in special if each is not None and each >= limit))
+    return replace(propose, banned=(*propose.banned, *holes), limit=limit, beyond=beyond)
 
 
 def _check(sure: Float[Tensor, " S"], hidden: Bool[Tensor, "B L"], row: list[int]) -> None:

@@ -4,6 +4,7 @@ What lives here: arithmetic on logits, with randomness only from a passed `torch
 blocks, prompts (canvas.py, flight.py).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -36,7 +37,8 @@ class Proposer:
     temperature 1 whatever `temperature` is, by `measure`: "low_confidence" the probability of that token; "margin" the
     highest probability minus the second; "entropy" sum_v p_v log p_v; "random" uniform noise.
 
-    `banned` tokens are never proposed; `demoted` ones may be, with confidence 0, and the other tokens are renormalised
+    `banned` tokens are never proposed, nor are ids from `limit` on, for which there is no token, except those of
+    `beyond`; `demoted` ones may be, with confidence 0, and the other tokens are renormalised
     without them. Not to be confused with a confidence of -inf: a demoted proposal can still be kept, last.
     """
 
@@ -44,11 +46,13 @@ class Proposer:
     measure: str
     banned: tuple[int, ...]
     demoted: tuple[int, ...]
+    limit: int | None = None  # None: every row of the embedding is a token
+    beyond: tuple[int, ...] = ()
 
     def __call__(
         self, logits: Float[Tensor, "S V"], generator: torch.Generator | None
     ) -> tuple[Int[Tensor, " S"], Float[Tensor, " S"]]:
-        logits = _without(logits.double(), self.banned)
+        logits = _without(logits.double(), (*self.banned, *self._no_tokens(logits.shape[1])))
         token = _noised(logits, self.temperature, generator).argmax(-1)
         if self.measure == "random":
             return token, torch.rand(token.shape, generator=generator, dtype=torch.float64, device=token.device)
@@ -59,6 +63,10 @@ class Proposer:
         if self.measure == "entropy":
             return token, -torch.special.entr(probability).sum(-1)
         return token, probability.gather(1, token[:, None])[:, 0]
+
+    def _no_tokens(self, rows: int) -> Iterator[int]:
+        """Ids that the embedding has a row for, and the tokenizer no token."""
+        return (row for row in range(rows if self.limit is None else self.limit, rows) if row not in self.beyond)
 
 
 @runtime_checkable

@@ -28,17 +28,22 @@ _FIELDS = (  # JSON objects that are read, here or by transformers and peft
     "vocab.json",
     INDEX,
 )
-_OTHERS = (  # patterns of what else is read, or written again elsewhere
+_COPIED = (  # patterns of what is written again elsewhere as it is, and must be in the folder itself
     "tokenizer.json",
-    "*.safetensors",
-    "*.py",
-    "*.model",
-    "*.tiktoken",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "diffusion.json",
+    "vocab.json",
     "vocab.txt",
     "merges.txt",
     "chat_template.*",
     "additional_chat_templates",
     "additional_chat_templates/*",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
 )
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _PLAIN = re.compile(r"[\w.\- ]+", re.ASCII)
@@ -69,9 +74,9 @@ def content_of(folder: Path, name: str) -> bytes:
     """What a file of the folder holds.
 
     Raises:
-        ValueError: it is outside of the folder, cannot be read, is no ordinary file, or has no sensible size.
+        ValueError: it cannot be read, is no ordinary file, or has no sensible size.
     """
-    path = inside(folder, name)
+    path = folder / name
     try:
         if not path.is_file():
             raise ValueError(f"{folder}/{name} is no ordinary file: put the model's own file in its place")
@@ -120,6 +125,8 @@ def source_folder(name_or_path: str) -> Path | None:
 def check_folder(name_or_path: str) -> None:
     """Look at all files of a model or an adapter that will be read, as far as they are here.
 
+    Weights and config.json may be links to somewhere else, for they are parsed; what would be copied as it is may not.
+
     Raises:
         ValueError: one is a link out of the folder, cannot be read, is no JSON, names a file elsewhere, or holds no
             weights; names the file.
@@ -131,7 +138,7 @@ def check_folder(name_or_path: str) -> None:
         path.relative_to(folder).as_posix() for path in (*folder.glob("*"), *folder.glob("additional_chat_templates/*"))
     ]
     for name in sorted(there):
-        if any(fnmatchcase(name, pattern) for pattern in (*_FIELDS, *_OTHERS)):
+        if any(fnmatchcase(name, pattern) for pattern in _COPIED):
             inside(folder, name)
         if name in _FIELDS:
             _check_names(folder, name, fields_of(folder, name))
@@ -193,7 +200,7 @@ def shards_of(folder: Path) -> list[Path]:
     """
     if (folder / INDEX).is_file() and not (folder / "model.safetensors").is_file():
         named = sorted(set(_shards(fields_of(folder, INDEX))))
-        missing = [name for name in named if not inside(folder, name).is_file()]
+        missing = [name for name in named if not (folder / name).is_file()]
         if missing and folder.parent.name != "snapshots":  # of the hub: they are fetched
             raise ValueError(f"{folder} lacks {missing[0]}, which {INDEX} names: copy or download it again")
         return [folder / name for name in named if name not in missing]

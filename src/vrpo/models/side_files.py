@@ -48,14 +48,15 @@ class SideFiles:
     Args:
         contents: by path below the folder.
         tokenizer: one that is not in the contents, written by its own method; None: there is none.
+        without_code: leave no auto_map that names code which is not there.
     """
 
     contents: dict[str, bytes]
     tokenizer: PreTrainedTokenizerBase | None
+    without_code: bool = False
 
     def write(self, folder: Path) -> None:
-        """Write them, and leave no auto_map that names code which is not there.
-
+        """
         Raises:
             ValueError: a file would be outside of the folder, by its name or by a link that is there.
         """
@@ -67,7 +68,7 @@ class SideFiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         for name in _WITH_CODE:
-            if (folder / name).is_file():
+            if self.without_code and (folder / name).is_file():
                 _drop_absent_code(folder, name)
 
 
@@ -97,18 +98,15 @@ class Origin:
             return SideFiles({}, tokenizer)
         same = tokenizer is self.tokenizer and _state(tokenizer) == self.state
         contents = dict(_matching(folder, _OF_TOKENIZER)) if same else {}
+        coded = needs_code(folder)
         if of_weights:
             contents |= dict(_matching(folder, (_GENERATION,)))
-            contents |= self._code(folder, ("config.json", "tokenizer_config.json") if same else ("config.json",))
-        return SideFiles(contents, None if same else tokenizer)
+        if of_weights and coded:
+            contents |= self._code(folder, _WITH_CODE if same else _WITH_CODE[:1])
+        return SideFiles(contents, None if same else tokenizer, without_code=not coded)
 
     def _code(self, folder: Path, files: tuple[str, ...]) -> dict[str, bytes]:
         """Python files that an auto_map names, and those that these import from beside them."""
-        if (
-            os.environ.get("VRPO_COPY_CODE") == "0"
-            or fields_of(folder, "config.json").get("model_type") in CONFIG_MAPPING
-        ):
-            return {}
         waiting = sorted({name for file in files for name in _modules(folder, file, self._is_local)})
         found: dict[str, bytes] = {}
         while waiting:
@@ -149,6 +147,13 @@ def origin_of(name_or_path: str, tokenizer: PreTrainedTokenizerBase | None) -> O
     return Origin(name_or_path, tokenizer, _state(tokenizer))
 
 
+def needs_code(folder: Path) -> bool:
+    """Whether the authors' code belongs to the official layout: transformers does not know the model; and whoever runs
+    this lets it be copied."""
+    known = fields_of(folder, "config.json").get("model_type") in CONFIG_MAPPING
+    return not known and os.environ.get("VRPO_COPY_CODE") != "0"
+
+
 def by_repository(auto_map: Any, name: str) -> Any:
     """An auto_map of a model of the hub, good beside weights that are saved elsewhere: its code stays where it is."""
     if isinstance(auto_map, dict):
@@ -162,6 +167,7 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, by
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         if path.is_file():
             name = path.relative_to(folder).as_posix()
+            inside(folder, name)
             yield name, content_of(folder, name)
 
 
