@@ -152,7 +152,7 @@ def test_a_preset_is_printed_and_overridden(
         (["--task", "gsm8k=x.jsonl", "--num_resamples", "1000"], "num_resamples + 1 must be a multiple of 40"),
         (["--taks", "gsm8k"], "did you mean task"),
         (
-            ["--tasks", "gsm8k", "--data", "nowhere", "--preset", "llada15", "--max_new_tokens", "8"],
+            ["--tasks", "gsm8k", "--data", ".", "--preset", "llada15", "--max_new_tokens", "8"],
             "gsm8k: block_size 16",
         ),
         (

@@ -24,6 +24,7 @@ from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.visible import visible
 from vrpo.diagnostics.eval_picture import eval_picture
 from vrpo.diagnostics.plots import figure_class
+from vrpo.evals.harness_names import require_names
 from vrpo.evals.kept import Crew
 from vrpo.evals.own_run import OwnRun
 from vrpo.evals.report import Measure, Result, measure_of, results_of, tables
@@ -64,9 +65,16 @@ def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[
     (args,) = parse((EvalArguments,), argv, prog="vrpo eval")
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     models, planned, runner = several(args.models), plan_of(args), _Harness(args)
+    require_names([task.name for task in planned if task.own is None], args.include_path)
     check_writable(args.folder, "--output_dir", folder=True)
     for model in models:
-        model.require(args.mask_token_id)
+        longest = model.longest(args.mask_token_id)
+        for task in planned:
+            if task.sampling.get("max_new_tokens", 0) >= longest:
+                raise ValueError(
+                    f"{task.name}: max_new_tokens {task.sampling['max_new_tokens']} leaves no room for a prompt: "
+                    f"{model.name} has {longest} positions. Give fewer"
+                )
     runner.check([task.name for task in planned if task.own is None], models)
     return args, models, planned, runner
 

@@ -9,7 +9,7 @@ from xxhash import xxh3_128
 
 from vrpo.models.fingerprint import file_digest
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import base_of, load, mask_id_of
+from vrpo.models.load import base_of, load, longest_of
 
 _OF_TRAINING = ("trainer_state.json", "training_args.bin", "manifest.json")  # beside a trained model: when, where
 
@@ -30,8 +30,8 @@ class NamedModel:
             prints["base"] = files_fingerprint(base_of(self.path))
         return {"model": self.name, **prints}
 
-    def require(self, mask_token_id: int | None) -> None:
-        """Looks at configurations only.
+    def longest(self, mask_token_id: int | None) -> int:
+        """Positions that it was made for. Looks at configurations only.
 
         Raises:
             ValueError: there is no such model, or no such adapter.
@@ -41,7 +41,7 @@ class NamedModel:
                 PeftConfig.from_pretrained(self.adapter)
             except (ValueError, OSError) as error:
                 raise ValueError(f"--models {self.name}: no adapter at {self.adapter}: {error}") from error
-        mask_id_of(self.path, mask_token_id, self.adapter)
+        return longest_of(self.path, mask_token_id, self.adapter)
 
 
 def named(text: str) -> NamedModel:

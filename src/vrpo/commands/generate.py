@@ -30,7 +30,7 @@ from vrpo.decoding.view import in_colour, write_trace
 from vrpo.decoding.visible import visible
 from vrpo.evals.kept import digest
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load, mask_id_of, tokenizer_of
+from vrpo.models.load import load, longest_of, mask_id_of, tokenizer_of
 
 _NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device", "device_map")
 _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a part only
@@ -59,7 +59,14 @@ def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
     for field in ("output", "trace"):
         if getattr(args, field) is not None:
             check_writable(getattr(args, field), f"--{field}")
-    return args, given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
+    prompts = given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
+    longest = longest_of(args.model_name_or_path, args.mask_token_id, args.adapter)
+    if args.max_new_tokens >= longest:
+        raise ValueError(
+            f"--max_new_tokens {args.max_new_tokens} leaves no room for a prompt: {args.model_name_or_path} has "
+            f"{longest} positions. Give fewer"
+        )
+    return args, prompts
 
 
 def _into_file(args: argparse.Namespace, prompts: list[Prompt], state: PartialState) -> None:
@@ -166,7 +173,15 @@ def _watched(console: Console, denoiser: HFDenoiser, prompts: list[Prompt]) -> I
 
 def _token_ids(args: argparse.Namespace, denoiser: HFDenoiser, prompts: list[Prompt]) -> list[list[int]]:
     """Of all prompts before the first answer, so that one that cannot be read is known at once."""
-    return [prompt.token_ids(denoiser.tokenizer, denoiser.mask_id, args.chat) for prompt in prompts]
+    found = [prompt.token_ids(denoiser.tokenizer, denoiser.mask_id, args.chat) for prompt in prompts]
+    room = int(denoiser.module.config.max_position_embeddings) - args.max_new_tokens
+    for prompt, ids in zip(prompts, found, strict=True):
+        if len(ids) > room:
+            raise ValueError(
+                f"{prompt.origin}: has {len(ids)} tokens, and the model has room for {room} beside --max_new_tokens "
+                f"{args.max_new_tokens}. Shorten it, or give fewer"
+            )
+    return found
 
 
 def _answers(

@@ -1,6 +1,5 @@
 """One of lm-eval's tasks and one model: its samples with our draws, kept so that a finished task is not run again."""
 
-import difflib
 import json
 import math
 import warnings
@@ -17,8 +16,8 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from vrpo.data.json_rows import read_records
 from vrpo.data.parts import Parts, known
 from vrpo.evals.harness import VRPOLM
+from vrpo.evals.harness_names import hint
 from vrpo.evals.kept import ALONE, Crew, Row, missing_of
-from vrpo.evals.own import OWN
 
 SAMPLES = "samples.jsonl"
 _DEFINITIONS = (".yaml", ".yml", ".py", ".jinja", ".jinja2")
@@ -43,10 +42,7 @@ def require(manager: Any, names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            hint = f"; {name} is run from its file: --data folder, or --task {name}=path" if name in OWN else hint
-            raise ValueError(f"lm-eval has no task {name!r}{hint}")
+            raise ValueError(f"lm-eval has no task {name!r}{hint(name, set(manager.all_tasks))}")
 
 
 def fetch(manager: Any, name: str) -> None:

@@ -238,9 +238,18 @@ def tokenizer_of(name_or_path: str) -> PreTrainedTokenizerBase | None:
 
 def mask_id_of(name_or_path: str, mask_token_id: int | None = None, adapter: str | None = None) -> int:
     """The mask token of a model, or of an adapter, without loading it; as given where it is given."""
+    return int(_config_without_weights(name_or_path, mask_token_id, adapter).mask_token_id)
+
+
+def longest_of(name_or_path: str, mask_token_id: int | None = None, adapter: str | None = None) -> int:
+    """Positions that a model was made for, without loading it."""
+    return int(_config_without_weights(name_or_path, mask_token_id, adapter).max_position_embeddings)
+
+
+def _config_without_weights(name_or_path: str, mask_token_id: int | None, adapter: str | None) -> Any:
     base = _without_adapter(name_or_path)
     told = _told(name_or_path if adapter is None and base != name_or_path else adapter, mask_token_id, None, None)
-    return int(_config_of(base, tokenizer_of(base), told, adapter).mask_token_id)
+    return _config_of(base, tokenizer_of(base), told, adapter)
 
 
 def end_ids_of(name_or_path: str) -> set[int]:
