@@ -2426,7 +2426,7 @@ LAYOUT = [  # saving what others wrote, adapters' names, export
     Mutant(
         "settings of a model beside an adapter",
         "models/hf.py",
-        (("of_weights=not adapted", "of_weights=True"),),
+        (("of_weights=not self.adapted", "of_weights=True"),),
         SIDE_FILES,
     ),
     Mutant(

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.training.runs import Trajectory, distance, lora, moved, pairs, tiny, train, vrpo_config
 from vrpo.data.collate import pairs_of
+from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import preference_loss
 from vrpo.training import preference
@@ -132,6 +133,49 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, adapter: bool) -
     plain = run(tmp_path / "a", **options[0])
     checkpointed = run(tmp_path / "b", gradient_checkpointing=True, **options[1])
     assert distance(plain, checkpointed) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_compiling_changes_nothing(tmp_path: Path, adapter: bool) -> None:
+    """Blocks are really compiled, in policy and reference, and nothing is wrapped. Kills: a reference that is the
+    policy itself, because a wrapper of torch.compile is no PeftModel (the loss stays at log 2)."""
+    found = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for name, fields in (("a", {}), ("b", {"torch_compile": True, "torch_compile_backend": "eager"})):
+        options: dict[str, Any] = {"peft_config": lora()} if adapter else {}
+        found.append(
+            run(tmp_path / name, 4, tiny(layers=1), max_steps=2, max_tokens_per_forward=400, **fields, **options)
+        )
+    assert distance(*found) < TOLERANCE
+    stats = torch._dynamo.utils.counters["frames"]
+    assert 2 <= stats["ok"] == stats["total"]
+
+
+class Wrapped(nn.Module):
+    """As of torch.compile: it can be called, and is no PeftModel."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self._orig_mod = inner
+
+    def forward(self, **inputs: Any) -> Any:
+        return self._orig_mod(**inputs)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_wrapper_hides_no_reference(tmp_path: Path, adapter: bool) -> None:
+    """Whatever the policy is called through. Kills: anything that looks for an adapter in what accelerate, or
+    torch.compile, has made of the model."""
+    options: dict[str, Any] = {"peft_config": lora()} if adapter else {}
+    trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path, max_steps=1), pairs(4), **options)
+    tokens, structure = trainer._rows(list(pairs(4)), 0)
+    draws = trainer.training_plan(tokens, structure)
+    wrapped = Wrapped(trainer.model)
+    expected, found = (trainer.reference(each)(tokens, draws, structure) for each in (trainer.model, wrapped))
+    assert torch.equal(expected, found)
+    assert not torch.allclose(found[:, 0], elbo(wrapped, tokens, draws).terms)
 
 
 @pytest.mark.parametrize("tokens", [1, 40])

@@ -27,12 +27,18 @@ def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HF
     gradients for reentrant checkpointing, which the trainers do not use.
 
     Raises:
-        ValueError: the denoiser carries an adapter already, which a new one would replace without a word.
+        ValueError: the denoiser carries an adapter already, which a new one would replace without a word; or the
+            adapter is not on weights.
     """
     if isinstance(denoiser.module, PeftModel):
         raise ValueError(
             "the model carries an adapter already. Merge it: vrpo.load(adapter).merged().save_pretrained(folder), "
             "then train a new adapter on that folder"
+        )
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"peft_config: {type(peft_config).__name__} puts tokens of its own before a text, which have no place in "
+            "masks and blocks: train a LoRA"
         )
     config = copy.copy(peft_config)
     if isinstance(config, LoraConfig) and config.target_modules is None:

@@ -219,9 +219,14 @@ class HFDenoiser:
         return is_quantized(self.module)
 
     @property
+    def adapted(self) -> bool:
+        """Whether an adapter is on the model."""
+        return isinstance(self.module, PeftModel)
+
+    @property
     def _base(self) -> Any:
         """The module without an adapter's wrapper."""
-        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+        return self.module.get_base_model() if self.adapted else self.module
 
     @property
     def device(self) -> torch.device:
@@ -237,7 +242,7 @@ class HFDenoiser:
         Raises:
             ValueError: there is no adapter.
         """
-        if not isinstance(self.module, PeftModel):
+        if not self.adapted:
             raise ValueError("there is no adapter to merge")
         return dataclasses.replace(self, module=self.module.merge_and_unload())
 
@@ -251,7 +256,7 @@ class HFDenoiser:
         Raises:
             ValueError: the weights are quantised, which the official layout has no fields for.
         """
-        if self.quantized and not isinstance(self.module, PeftModel):
+        if self.quantized and not self.adapted:
             raise ValueError("quantised weights have no official layout to be saved in: load them without quantisation")
         beside = self.side_files()
         self.module.save_pretrained(str(folder), **kwargs)
@@ -259,13 +264,12 @@ class HFDenoiser:
 
     def side_files(self) -> SideFiles:
         """What belongs beside these weights, or this adapter, when they are saved."""
-        adapted = isinstance(self.module, PeftModel)
         if self.origin is None:
             found = SideFiles({}, self.tokenizer)
         else:
-            found = self.origin.side_files(self.tokenizer, of_weights=not adapted)
+            found = self.origin.side_files(self.tokenizer, of_weights=not self.adapted)
         told = self.conventions
-        if not adapted or told is None:
+        if not self.adapted or told is None:
             return found
         return dataclasses.replace(found, contents={**found.contents, FILE: told.written()})
 

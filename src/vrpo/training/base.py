@@ -15,12 +15,12 @@ import torch
 from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from jaxtyping import Bool, Float
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import tokens_of
 from vrpo.models.attention import check_attention_trains
+from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.routing import routers_of
 from vrpo.training.balance import balance, token_counts
@@ -62,6 +62,8 @@ class DiffusionTrainer(SavingTrainer):
             )
         kwargs |= {name: self.tokenized(kwargs[name]) for name in ("train_dataset", "eval_dataset")}
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
+        if args.torch_compile:
+            compile_blocks(model.module, args)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
         self.window, self.gradient_noise = Window(), GradientNoise()
         self.watch = Watch()
@@ -75,6 +77,11 @@ class DiffusionTrainer(SavingTrainer):
                 raise ValueError("sample_steps: a sharded model cannot answer in one process; leave it out")
             prompts = kwargs["eval_dataset"][: args.num_samples]["prompt_ids"]
             self.add_callback(SampleCallback(self.denoiser, prompts, args))
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Without torch_compile, which here is of blocks: accelerate would compile, and wrap, the whole model."""
+        given = super()._build_accelerator_args(**kwargs)
+        return {name: value for name, value in given.items() if name != "dynamo_plugin"}
 
     def _set_up_fsdp(self) -> None:
         """FSDP2 with log-probabilities left in float32 (accelerate's policy casts outputs) and reduced in float32."""
@@ -363,7 +370,6 @@ class DiffusionTrainer(SavingTrainer):
         if self.is_world_process_zero():
             base = self.denoiser.module.config.name_or_path
             base = None if Path(base).exists() else base  # the hub refuses a card that names a local folder
-            adapter = isinstance(self.denoiser.module, PeftModel)
-            history = self.state.log_history
-            card = model_card(self.method, self.args, self.training_plan, base, adapter, history, self.changes)
+            adapted, history = self.denoiser.adapted, self.state.log_history
+            card = model_card(self.method, self.args, self.training_plan, base, adapted, history, self.changes)
             (self.args.folder / "README.md").write_text(card)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -142,6 +143,10 @@ class DiffusionConfig(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
+        given: Any = self.gradient_checkpointing_kwargs or {}
+        options: dict[str, Any] = {"use_reentrant": False, **given}
+        self.gradient_checkpointing_kwargs = options
+        self.activation_checkpointing_kwargs = options  # its new name, which transformers reads where it knows it
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if self.router_aux_loss_coef < 0:
             raise ValueError(f"router_aux_loss_coef must not be negative, not {self.router_aux_loss_coef}")
@@ -163,6 +168,12 @@ class DiffusionConfig(TrainingArguments):
                 self.sampling_plan(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"plan={self.plan} with {name} = {getattr(self, name)}: {error}") from error
+
+    @property
+    def reentrant(self) -> bool:
+        """Whether layers are checkpointed so that only a backward through everything reaches what is trained."""
+        options = self.gradient_checkpointing_kwargs
+        return bool(self.gradient_checkpointing and isinstance(options, dict) and options["use_reentrant"])
 
     def training_plan(self, block_size: int | None = None) -> Plan:
         """The plan of a training step."""

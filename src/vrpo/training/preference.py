@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import structure_of
+from vrpo.draws import Exact, FixedCount
 from vrpo.losses import WeightedSum
 from vrpo.models.adapter import is_small, with_adapter
+from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import (
     Step,
@@ -31,7 +33,8 @@ from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.finite import check_weights
-from vrpo.training.given import as_denoiser
+from vrpo.training.given import as_denoiser, check_reached
+from vrpo.training.initial import check_begins_at
 from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list, relative_error
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
@@ -84,10 +87,10 @@ class VRPOTrainer(DiffusionTrainer):
         denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
         if peft_config is not None:
             denoiser = with_adapter(denoiser, peft_config, args.seed)
+        self.small = is_small(denoiser.module)
         self.references = references_of(denoiser, given, causal, args)
-        self.remember(denoiser, self.references.fingerprints(denoiser))
         self.moving: MovingReference | None = None
-        self._warned = False
+        self._warned = self._begun = False
         self._known: dict[int, KnownTerms] = {}  # by epoch
         self._eval_reference: dict[tuple[Any, ...], Float[Tensor, "N R J"]] = {}  # by plan and rows
         budget = [DrawBudget(args.first_slope / RATE)] if args.num_draws == "auto" else []
@@ -103,11 +106,16 @@ class VRPOTrainer(DiffusionTrainer):
         if args.stop_at_non_finite:
             for each in self.references.models:
                 check_weights(each.module, f"the reference {each.module.config.name_or_path}".rstrip())
+        whole = not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+        self.references.begin(denoiser, Exact() if args.plan == "exact" else FixedCount(), whole=whole)
+        self.remember(denoiser, self.references.fingerprints(denoiser))
         self.references.place(
             self.accelerator, args.device, deepspeed=self.is_deepspeed_enabled, sharded=self.is_fsdp_enabled
         )
+        if args.torch_compile:
+            for each in self.references.models:
+                compile_blocks(each.module, args)
         if args.sync_ref_model:
-            whole = not self.is_deepspeed_enabled and not self.is_fsdp_enabled
             self.moving = MovingReference(denoiser, self.references, args, whole, self._eval_reference.clear)
             self.add_callback(self.moving)
 
@@ -230,21 +238,38 @@ class VRPOTrainer(DiffusionTrainer):
         objective = self.args.training_objective(len(self.references), self.added_up)
         given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
-        if not self.one_pass:
+        one_pass = self.one_pass
+        if not one_pass:
             common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
             step = backward_by_draw(*given, thin=self.thin(tokens, structure, draws, scale), **common)
         elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
             step = backward_by_draw(*given, around=lambda last: around(False), together=together, **common)
-            self._synchronise()
         else:
             by_group = self.args.slope != "plain"
             assert not isinstance(structure, Labels)
             own = structure.family
             step = backward_in_one_pass(*given, self.trained, own, by_group=by_group, around=around, **common)
+        if bool(step.graphs.any()) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
+            check_reached(self.denoiser.module)
+        self._check_begins(step)
+        if one_pass:
             self._synchronise()
         self.watch.add(step, batch["example_id"])
         self.window.add(self.metrics_of(step, structure, draws, common=self.args.share_draws))
         return step.loss
+
+    def _check_begins(self, step: Step) -> None:
+        """Before anything is learnt, a reference that is the initial policy has the policy's terms.
+
+        Raises:
+            ValueError: it has others.
+        """
+        place, begun = self.references.initial, self._begun
+        self._begun = True
+        if begun or self.state.global_step or place is None or not self.args.share_draws:
+            return
+        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        check_begins_at(step.policy_terms.detach(), step.reference_terms[:, place], self.denoiser.module, half)
 
     def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
         """Metrics of the pairs or lists of a batch, or of its labelled answers."""
@@ -274,8 +299,7 @@ class VRPOTrainer(DiffusionTrainer):
             raise ValueError(
                 "gradient_passes=one: FSDP, DeepSpeed, fp16 and sync_each_batch need their own backward; leave it out"
             )
-        small = is_small(self.accelerator.unwrap_model(self.model))
-        return not wrapped and self.args.one_pass(small=small)
+        return not wrapped and self.args.one_pass(small=self.small)
 
     def _synchronise(self) -> None:
         """Mean of the accumulated gradients over processes, when a step's last micro-batch is done."""

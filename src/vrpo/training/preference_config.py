@@ -116,6 +116,11 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
                 "gradient_passes=one multiplies gradients by slopes afterwards, and the routers' loss has none: leave "
                 "it out with router_aux_loss_coef"
             )
+        if self.gradient_passes == "one" and self.reentrant:
+            raise ValueError(
+                "gradient_passes=one gets no gradients from gradient_checkpointing_kwargs with use_reentrant: set that "
+                "to false, or take two passes"
+            )
         if self.precompute_ref_log_probs and not self.share_draws:
             raise ValueError("precompute_ref_log_probs replays the policy's draws, which share_draws=false has not")
         if self.ref_terms_dir is not None and not self.precompute_ref_log_probs:
@@ -187,7 +192,9 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
             return self.gradient_passes == "one"
         several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
         possible = self.num_draws != "auto" and self.share_draws and not self.fp16 and not self.router_aux_loss_coef
-        possible = possible and self.structure != "labels"  # whose rows are all one family, with a buffer each
+        possible = (
+            possible and not self.reentrant and self.structure != "labels"
+        )  # whose rows are all one family, with a buffer each
         return small and several and possible
 
     def training_plan(self, block_size: int | None = None, structure: str | None = None) -> Plan:

@@ -5,13 +5,13 @@ them. What deliberately does not live here: what the loss makes of several (pool
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -19,8 +19,9 @@ from vrpo.models.fingerprint import all_weights, frozen_weights, weights_fingerp
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import ExactReference, FrozenReference, NoReference, Reference, Several
 from vrpo.training.given import as_denoiser
+from vrpo.training.initial import Before, Frozen, initially
 from vrpo.training.preference_config import VRPOConfig
-from vrpo.types import Denoiser
+from vrpo.types import Denoiser, Plan
 
 Given = HFDenoiser | nn.Module | str
 _ADAPTER_MOVES = (
@@ -32,10 +33,13 @@ _ADAPTER_MOVES = (
 @dataclass(frozen=True)
 class Member:
     """One reference; `exact`: a causal language model, whose likelihood needs no draws. Without a denoiser: the policy
-    as it was in the beginning, that is with its adapter off, or before it is trained."""
+    as it was in the beginning, in the context `frozen` (None: not known yet, or not asked any more).
+    `initial`: it is that policy, be it by a copy."""
 
     denoiser: HFDenoiser | None
     exact: bool = False
+    frozen: Frozen | None = None
+    initial: bool = False
 
 
 @dataclass
@@ -82,6 +86,15 @@ class References:
             module = each.module
             self.placed[id(module)] = fsdp2_prepare_model(accelerator, module) if sharded else module.to(device)
 
+    def begin(self, policy: HFDenoiser, plan: Plan, *, whole: bool) -> None:
+        """Settle, once and before the run, how the policy is called as what it is now (`initial.initially`)."""
+        if all(member.denoiser is not None for member in self.members):
+            return
+        frozen = (
+            initially(policy, plan, whole=whole) if policy.adapted else nullcontext
+        )  # else all terms are computed now
+        self.members = tuple(replace(each, frozen=frozen) if each.denoiser is None else each for each in self.members)
+
     def of(self, policy: Denoiser, accelerator: Accelerator) -> Reference:
         """All of them beside a policy, on its draws; none, if there is none."""
         parts = tuple(self._one(member, policy, accelerator) for member in self.members)
@@ -93,26 +106,30 @@ class References:
         if member.denoiser is not None:
             placed = self.placed[id(member.denoiser.module)]
             return (ExactReference if member.exact else FrozenReference)(placed, accelerator.autocast)
-        inner = accelerator.unwrap_model(policy)
-        if isinstance(inner, PeftModel):
-            return FrozenReference(policy, inner.disable_adapter)
-        return FrozenReference(policy)  # as it is before training, for `precompute_ref_log_probs`
+        assert member.frozen is not None, "the initial policy is asked for and not settled"
+        return FrozenReference(policy, member.frozen)
+
+    @property
+    def initial(self) -> int | None:
+        """Which of them is the initial policy, if one is."""
+        return next((place for place, each in enumerate(self.members) if each.initial), None)
 
     def fingerprints(self, policy: HFDenoiser) -> str:
         """Which models these are, in order: their weights, and how they are read. The policy is meant as it is now,
-        without its adapter."""
+        without an adapter that does nothing yet."""
         return ", ".join(_fingerprint(member, policy) for member in self.members)
 
     def release(self) -> None:
         """Let go of all models: their terms are known."""
-        self.members = tuple(replace(member, denoiser=None) for member in self.members)
+        self.members = tuple(replace(member, denoiser=None, frozen=None) for member in self.members)
         self.placed.clear()
 
 
 def _fingerprint(member: Member, policy: HFDenoiser) -> str:
     """All weights; and of a diffusion model its mask token, the alignment of its logits and its blocks."""
     own = member.denoiser
-    weights = frozen_weights(policy.module) if own is None else all_weights(own.module)
+    frozen = own is None and not isinstance(member.frozen, Before)  # else the adapter counts, too
+    weights = frozen_weights(policy.module) if frozen else all_weights((policy if own is None else own).module)
     kind = "exact" if member.exact else str((policy if own is None else own).conventions)
     return f"{weights_fingerprint(weights)} {kind}"
 
@@ -138,7 +155,7 @@ def references_of(
     """
     if not config.compares:
         return References(())
-    if config.sync_ref_model and isinstance(policy.module, PeftModel):
+    if config.sync_ref_model and policy.adapted:
         raise ValueError(_ADAPTER_MOVES)
     wanted = given if given or causal else [None]
     as_policy = config.plan == "exact"
@@ -149,9 +166,9 @@ def references_of(
             if other is not None:
                 called = name if len(group) == 1 else f"{name} {index + 1}"
                 _check_beside(policy, other, called, blocks=group is denoisers)
-    copied = not isinstance(policy.module, PeftModel) and not config.precompute_ref_log_probs
+    copied = not policy.adapted and not config.precompute_ref_log_probs
     first = frozen_copy(policy) if copied and None in denoisers else None
-    members = [Member(first if each is None else each) for each in denoisers]
+    members = [Member(first if each is None else each, initial=each is None) for each in denoisers]
     return References((*members, *(Member(each, exact=True) for each in exact)))
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
@@ -172,14 +171,14 @@ class SavingTrainer(Trainer, ABC):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         module: Any = self.model if model is None else model
-        if self.is_fsdp_enabled or isinstance(module, PeftModel):
+        if self.is_fsdp_enabled or self.denoiser.adapted:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = load_alike(resume_from_checkpoint, self.denoiser, next(module.parameters()).dtype)
         module.load_state_dict(saved.module.state_dict(), strict=True)
         return None
 
     def _load_best_model(self) -> None:
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.denoiser.adapted or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         assert self.state.best_model_checkpoint is not None
         return self._load_from_checkpoint(self.state.best_model_checkpoint)
