@@ -212,6 +212,7 @@ class UltraFeedback:
             "per_device_train_batch_size": 16,
             "max_length": 64,
             "max_prompt_length": 24,
+            "truncation_mode": "keep_end",
             "max_tokens_per_forward": 2048,  # fits the caches of a core
             "use_cpu": True,
             "bf16": False,

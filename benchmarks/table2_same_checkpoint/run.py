@@ -34,10 +34,10 @@ COLUMNS = {  # n_t, n_y, shared: as the paper's Table 2 names them, in its order
 }
 MEASURES = ("score_variance", "loss_variance", "loss_gradient_variance", "score_gradient_variance")
 DRAWS, REPLICATES, BETA = 16, 8, 0.2
-LIMITS = {"max_length": 112, "max_prompt_length": 40}
+LIMITS = {"max_length": 112, "max_prompt_length": 40, "truncation_mode": "keep_end"}
 
 
-def held_out(path: Path, model: Any, count: int, limits: dict[str, int]) -> list[Tokens]:
+def held_out(path: Path, model: Any, count: int, limits: dict[str, Any]) -> list[Tokens]:
     examples, _ = tokenize_preferences(load_rows(str(path)), model.tokenizer, **limits)
     collate = PreferenceCollator(model.pad_id)
     return [tokens_of(collate([examples[index]]), seed=0, epoch=-2) for index in range(min(count, len(examples)))]

@@ -69,7 +69,8 @@ def held_out(runs: Path, name: str, denoiser: HFDenoiser, count: int) -> list[To
     """The first `count` held-out pairs, each as two rows."""
     rows = load_rows(str(runs / "data" / f"{name}.jsonl"))
     assert denoiser.tokenizer is not None
-    examples, _ = tokenize_preferences(rows, denoiser.tokenizer, max_length=112, max_prompt_length=40)
+    limits = {"max_length": 112, "max_prompt_length": 40, "truncation_mode": "keep_end"}
+    examples, _ = tokenize_preferences(rows, denoiser.tokenizer, **limits)
     collate = PreferenceCollator(denoiser.pad_id)
     return [tokens_of(collate([examples[index]]), seed=0, epoch=-2) for index in range(min(count, len(examples)))]
 

@@ -75,7 +75,7 @@ class Study:
         return load(self.source / "base", dtype=torch.float32)
 
     def examples(self, table: list[dict[str, str]]) -> Dataset:
-        fields = {"max_length": 112, "max_prompt_length": 40}
+        fields = {"max_length": 112, "max_prompt_length": 40, "truncation_mode": "keep_end"}
         return tokenize_preferences(Dataset.from_list(table), self.base.tokenizer, **fields)[0]
 
     @cached_property

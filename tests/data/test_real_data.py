@@ -37,7 +37,9 @@ def test_helpful_base(folder, tokenizer):
     account = {reason: drop.count for reason, drop in report.dropped.items()}
     assert account["equal answers"] == 2
     assert report.kept + sum(account.values()) == len(rows) == 2354
-    assert tokenizer.decode(examples[0]["prompt_ids"]).startswith("\n\nHuman: ")
+    prompts = tokenizer.batch_decode(examples["prompt_ids"][:])
+    assert all(prompt.startswith("\n\nHuman:") and prompt.endswith("\n\nAssistant:") for prompt in prompts)
+    assert report.shortened_prompts == 435  # which TRL's rule would have swallow words of the answers
     train, held_out = split_rows(rows, 0.1, seed=0)
     assert abs(len(held_out) - 235) <= 1
     assert len(train) + len(held_out) == 2354

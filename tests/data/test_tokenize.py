@@ -8,28 +8,10 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.data_rows import POLITE_TEMPLATE, TEMPLATE, pair, said
+from tests.data.data_rows import HEADER, POLITE_TEMPLATE, TEMPLATE, decoded, pair, preferences, said, supervised, texts
 from vrpo.data import load_rows, tokenize_preferences, tokenize_sft
 from vrpo.data.encode import Budget, dangling_header, encoder_of
 from vrpo.data.formats import split_transcripts
-
-HEADER = "<|start_header_id|>assistant<|end_header_id|>\n\n"
-
-
-def decoded(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def preferences(tokenizer, *rows, **options):
-    return tokenize_preferences(Dataset.from_list(list(rows)), tokenizer, **options)
-
-
-def supervised(tokenizer, *rows, **options):
-    return tokenize_sft(Dataset.from_list(list(rows)), tokenizer, **options)
-
-
-def texts(tokenizer, example, *fields):
-    return [decoded(tokenizer, example[f"{field}_ids"]) for field in fields]
 
 
 def test_explicit_strings_stay_raw(tokenizer):
@@ -170,18 +152,34 @@ def test_implicit_prompt_of_strings(tokenizer):
     ]
 
 
+TURNS = "\n\nHuman: Is it?\n\nAssistant:"
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "expected"),
     [
         ("a b c", "a b d", ("a b", " c", " d")),  # a space before the difference goes with the answers
-        ("a bc", "a bd", ("a b", "c", "d")),  # TRL cuts inside a word, too
-        ("ab", "abc", ("a", "b", "bc")),  # one is the beginning of the other
+        ("a bc", "a bd", ("a", " bc", " bd")),  # kills TRL's cut inside a word
+        ("ab", "abc", ("", "ab", "abc")),  # one is the beginning of the other
+        ("a b", "a b c", ("a", " b", " b c")),
+        ("Assistant: Yes", "Assistant: Yes, sure", ("Assistant:", " Yes", " Yes, sure")),
+        ("Q\nA:\n\nx y", "Q\nA:\n\nxz", ("Q\nA:\n\n", "x y", "xz")),  # other white space stays with the prompt
         ("x ", "y ", ("", "x ", "y ")),  # kills the index -1 at position 0
         (" x", " y", ("", " x", " y")),
+        (TURNS + " Yes", TURNS + " Yes, sure", (TURNS, " Yes", " Yes, sure")),
+        (TURNS + " It is so.", TURNS + " It is not.", (TURNS, " It is so.", " It is not.")),  # kills: words swallowed
+        (TURNS + " So." + TURNS + "a", TURNS + " So." + TURNS + "b", (TURNS + " So." + TURNS, "a", "b")),
+        ("x\n\nAssistant:", "x\n\nAssistant: y", ("x\n\n", "Assistant:", "Assistant: y")),
     ],
 )
-def test_split_transcripts_as_trl_does(chosen, rejected, expected):
+def test_split_transcripts(chosen, rejected, expected):
     assert split_transcripts(chosen, rejected) == expected
+
+
+def test_implicit_prompts_that_end_before_shared_words_are_counted(tokenizer):
+    rows = [{"chosen": f"{TURNS} It is{end}", "rejected": f"{TURNS} It was{end}"} for end in (".", "!")]
+    rows.append({"chosen": f"{TURNS} So.", "rejected": f"{TURNS} No."})
+    assert preferences(tokenizer, *rows)[1].shortened_prompts == 2
 
 
 @given(st.text("ab ", min_size=1), st.text("ab ", min_size=1))
@@ -300,7 +298,7 @@ def test_answers_equal_once_rendered_or_cut(tokenizer):
     with pytest.warns(UserWarning, match="dropped 1: equal answers"):
         preferences(tokenizer, row, good)
     with pytest.warns(UserWarning, match="dropped 1: equal answers"):
-        preferences(tokenizer, pair("", "x" * 9 + "a", "x" * 9 + "b"), pair("", "y", "z"), max_length=5)
+        preferences(tokenizer, pair("p", "x" * 9 + "a", "x" * 9 + "b"), pair("p", "y", "z"), max_length=5)
 
 
 def test_answers_must_be_the_assistants(tokenizer):
@@ -323,18 +321,6 @@ def test_a_field_of_mixed_form(tokenizer):
         preferences(tokenizer, {"chosen": said("q", "a"), "rejected": "b"})
     with pytest.raises(ValueError, match="fields 'prompt' and 'chosen' must both be strings or both be messages"):
         preferences(tokenizer, {"prompt": said("q"), "chosen": "a", "rejected": "b"})
-
-
-def test_truncation(tokenizer):
-    long = pair("abcdefgh", "0123456789", "ZYX")
-    with pytest.warns(UserWarning, match="cut 1 prompts to max_prompt_length; cut 1 responses to max_length") as caught:
-        examples, report = preferences(tokenizer, long, max_length=10, max_prompt_length=4)
-    assert texts(tokenizer, examples[0], "prompt", "chosen", "rejected") == ["efgh", "012345", "ZYX<|endoftext|>"]
-    assert (report.kept, report.truncated_prompts, report.truncated_responses) == (1, 1, 1)
-    assert len(caught) == 1
-    with pytest.warns(UserWarning, match="cut 1 prompts"):
-        examples, _ = preferences(tokenizer, long, max_prompt_length=4, truncation_mode="keep_start")
-    assert texts(tokenizer, examples[0], "prompt", "chosen") == ["abcd", "0123456789<|endoftext|>"]
 
 
 def test_room_for_one_token_is_room(tokenizer):

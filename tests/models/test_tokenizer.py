@@ -123,7 +123,7 @@ def test_lladas_template_honours_the_header(tmp_path: Path) -> None:
         assert render(words, CONVERSATION, header=True) == official
         header = "<|start_header_id|>assistant<|end_header_id|>\n\n"
         assert render(words, CONVERSATION, header=False) + header == official
-        assert encoder_of(words, chat=True).dangling == ""
+        assert encoder_of(words, chat=True).turn.dangling == ""
         assert_answers_end(words, "five six", "<|eot_id|>")
     load(folder).save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "chat_template.jinja").read_text() == PUBLISHED

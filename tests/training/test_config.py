@@ -228,11 +228,11 @@ def test_bad_rows_are_dropped_or_refused(tmp_path: Path) -> None:
 def test_text_settings_reach_the_tokens(tmp_path: Path) -> None:
     """Kills: max_length, max_prompt_length, truncation_mode, eos_padding or strings_as_chat dropped on the way."""
     rows = Dataset.from_list([{"prompt": "pqrs", "chosen": "abcdefgh", "rejected": "xy"}])
-    fields = {"max_length": 9, "max_prompt_length": 2, "truncation_mode": "keep_start", "eos_padding": 5}
+    fields = {"max_length": 9, "max_prompt_length": 2, "truncation_mode": "keep_end", "eos_padding": 5}
     with pytest.warns(UserWarning, match="cut 1 prompts"):
         trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **fields), train_dataset=rows)
     row, tokenizer = trainer.train_dataset[0], trainer.denoiser.tokenizer
-    assert tokenizer.decode(row["prompt_ids"]) == "pq"
+    assert tokenizer.decode(row["prompt_ids"]) == "rs"
     assert tokenizer.decode(row["chosen_ids"]) == "abcdefg"
     assert tokenizer.decode(row["rejected_ids"]) == "xy" + 3 * "<|endoftext|>"
     chat = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, strings_as_chat=True), train_dataset=rows)

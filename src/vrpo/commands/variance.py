@@ -87,9 +87,15 @@ class VarianceArguments:
     )
     mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
     shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
-    max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response together; longer is cut."})
+    max_length: int = field(
+        default=1024,
+        metadata={"help": "Tokens of prompt and response together; longer is cut, as truncation_mode says."},
+    )
     max_prompt_length: int | None = field(default=None, metadata={"help": "Tokens of the prompt; longer is cut."})
-    truncation_mode: str = field(default="keep_end", metadata={"help": "Which end of a long prompt stays."})
+    truncation_mode: str = field(
+        default="keep_start",
+        metadata={"help": "What stays of a long row: keep_start or keep_end, of its prompt, as in `vrpo train`."},
+    )
     eos_padding: int | None = field(
         default=None, metadata={"help": "Extend responses with end-of-text tokens to a multiple of this many tokens."}
     )

@@ -17,6 +17,13 @@ ACCOUNT = {  # columns that a table of examples has until it is settled
     "detail": Value("string"),
     "prompt_cut": Value("bool"),
     "responses_cut": Value("int64"),
+    "prompt_shortened": Value("bool"),
+    "prompt_empty": Value("bool"),
+}
+UNCUT = {"prompt_cut": False, "responses_cut": 0, "prompt_shortened": False, "prompt_empty": False}
+_REMEDIES = {
+    "prompt too long": "set truncation_mode to keep_end, which cuts the beginning of prompts, or max_prompt_length, or "
+    "a larger max_length",
 }
 _SHOWN = 3  # origins kept per reason
 
@@ -32,23 +39,54 @@ class Dropped:
 @dataclass(frozen=True)
 class DataReport:
     """What became of the rows: `kept` and `dropped` by reason add up to all rows; of the kept ones, how many prompts
-    and how many responses were cut to fit."""
+    and how many responses were cut to fit, how many implicit prompts end before words that both answers begin with, and
+    how many prompts are empty."""
 
     kept: int
     dropped: Mapping[str, Dropped]
     truncated_prompts: int
     truncated_responses: int
+    shortened_prompts: int = 0
+    empty_prompts: int = 0
 
     def __str__(self) -> str:
-        total = sum(drop.count for drop in self.dropped.values())
-        parts = [f"kept {self.kept} of {self.kept + total} rows"]
+        parts = [f"kept {self.kept} of {self.total} rows"]
         for reason, drop in self.dropped.items():
-            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]})")
+            remedy = f": {_REMEDIES[reason]}" if reason in _REMEDIES else ""
+            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){remedy}")
         if self.truncated_prompts:
-            parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length")
+            parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length or max_length")
         if self.truncated_responses:
             parts.append(f"cut {self.truncated_responses} responses to max_length (they have no end token)")
         return "; ".join(parts)
+
+    @property
+    def total(self) -> int:
+        return self.kept + sum(drop.count for drop in self.dropped.values())
+
+    def lines(self) -> dict[str, int]:
+        """What is counted, by name; dropped rows by reason."""
+        counts = {
+            "rows": self.total,
+            "kept": self.kept,
+            "  prompts cut": self.truncated_prompts,
+            "  answers cut (no end token)": self.truncated_responses,
+            "  implicit prompts that end before words which the answers share": self.shortened_prompts,
+            "  empty prompts": self.empty_prompts,
+        }
+        return counts | {f"dropped: {reason}": drop.count for reason, drop in self.dropped.items()}
+
+
+def summary(reports: Mapping[str, DataReport]) -> str:
+    """One table of what became of the rows of each data set: what was kept, cut and dropped, and the remedies."""
+    counts = {name: report.lines() for name, report in reports.items()}
+    names = dict.fromkeys(line for each in counts.values() for line in each)
+    width = max(map(len, names))
+    head = " " * width + "".join(f"{name:>10}" for name in counts)
+    rows = [f"{name:{width}}" + "".join(f"{each.get(name, 0):>10}" for each in counts.values()) for name in names]
+    reasons = dict.fromkeys(reason for report in reports.values() for reason in report.dropped)
+    notes = [f"{reason}: {_REMEDIES[reason]}" for reason in reasons if reason in _REMEDIES]
+    return "\n".join([head, *rows, *notes])
 
 
 def settled(examples: Dataset, on_bad_rows: str) -> tuple[Dataset, DataReport]:
@@ -75,9 +113,14 @@ def _report(account: pa.Table, on_bad_rows: str) -> DataReport:
     bad = sum(drop.count for drop in dropped.values())
     usable = account.filter(pc.is_null(account["reason"]))["example_id"]
     kept = pc.count_distinct(usable).as_py()  # rows, of which a chunked one gives several examples
-    report = DataReport(kept, dropped, *(pc.sum(account[name]).as_py() for name in ("prompt_cut", "responses_cut")))
+    report = DataReport(kept, dropped, *(pc.sum(account[name]).as_py() for name in UNCUT))
     if kept == 0:
         raise ValueError(f"no usable row. {report}. The first: {first}. Fix the data, or the columns and limits given")
+    if report.empty_prompts == kept:
+        raise ValueError(
+            f"prompt: it is empty in all {kept} usable rows. Give the column of what is asked the name 'prompt', or "
+            "train on rows of 'text'"
+        )
     if bad and on_bad_rows == "error":
         raise ValueError(f"{first} ({bad} unusable rows; fix or remove them, or pass on_bad_rows='drop' to count them)")
     return report

@@ -4,6 +4,7 @@ Prompt and response are encoded separately, so that no token straddles the bound
 What deliberately does not live here: what a row must contain (formats.py), tables of rows (tokenize.py).
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,36 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from vrpo.data.formats import Message, Text, UnusableRow
+from vrpo.data.formats import Message, Text, UnusableRow, shared_length
 from vrpo.data.words import Words, encodes_words_alone
+
+_ASKED, _SAID = "xkquserqkx", "xkqanswerqkx"  # contents that no template writes of itself
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How a chat template writes the assistant's turn.
+
+    A prompt ends with what stands before an answer in a finished conversation, whatever `add_generation_prompt` gives:
+    so a header is prompt, and never response. A response is content and end of turn; what a template writes after that,
+    such as ChatML's new line, is neither.
+
+    Args:
+        dangling: appended after every conversation, asked or not (`dangling_header`).
+        surplus: the end of the generation prompt that stands before no answer, such as an opened thinking block.
+        opening: what stands before every answer and the generation prompt lacks, such as the header of a template that
+            does not know add_generation_prompt.
+        closing: from the end of the user's turn to the answer: the end of every prompt.
+        after: written after the end of the last turn.
+        ends: whether something other than white space ends a turn.
+    """
+
+    dangling: str = ""
+    surplus: str = ""
+    opening: str = ""
+    closing: str = ""
+    after: str = ""
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -20,15 +49,12 @@ class Encoder:
     """Token ids of prompts and answers.
 
     Strings are encoded as they stand, without special tokens, and the answer gets the tokenizer's end-of-text token.
-    Messages go through the chat template: the prompt ends with the assistant's header, the answer is its content and
-    end of turn exactly as the template renders them, or content and end-of-text if the template ends no turns.
-    `dangling` is what the template appends after every conversation, asked or not (`dangling_header`); it is never
-    response. `words`: those that were encoded, of a tokenizer that encodes each as if it stood alone.
+    Messages go through the chat template, as `Turn` says; if it ends no turns, end-of-text does.
+    `words`: those that were encoded, of a tokenizer that encodes each as if it stood alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    dangling: str
-    ends_turns: bool
+    turn: Turn
     words: Words | None
 
     def ids(self, text: str) -> list[int]:
@@ -69,21 +95,31 @@ class Encoder:
         Raises:
             UnusableRow: as `answer`.
         """
-        opened = prompt if isinstance(prompt, str) else render(self.tokenizer, prompt, header=True)
-        return [opened, *(self._rendered(prompt, opened, answer) for answer in answers)]
+        if isinstance(prompt, str):
+            return [prompt, *map(str, answers)]
+        opened = render(self.tokenizer, prompt, header=True).removesuffix(self.turn.surplus)
+        _check_written(prompt, opened, ("system", "developer", "user"))
+        said = [self._rendered(prompt, opened, answer) for answer in answers]
+        header = self.turn.opening if all(each.startswith(self.turn.opening) for each in said) else ""
+        return [opened + header, *(each.removeprefix(header) for each in said)]
 
-    def _rendered(self, prompt: Text, opened: str, answer: Text) -> str:
-        if isinstance(prompt, str) or isinstance(answer, str):
-            return str(answer)
-        closed = render(self.tokenizer, [*prompt, *answer], header=False).removesuffix(self.dangling)
+    def _rendered(self, prompt: list[Message], opened: str, answer: Text) -> str:
+        assert not isinstance(answer, str)
+        closed = render(self.tokenizer, [*prompt, *answer], header=False).removesuffix(self.turn.dangling)
         if not closed.startswith(opened):
             raise UnusableRow("chat template", "the rendered prompt is not the beginning of the rendered conversation")
-        return closed[len(opened) :]
+        _check_written(answer, closed[len(opened) :], ("assistant",))
+        return closed[len(opened) :].removesuffix(self.turn.after)
 
     def closed(self, prompt: Text, answer: Text, ids: list[int]) -> list[int]:
         """Ids of an answer with its end token, unless the chat template has written it."""
         as_messages = not isinstance(prompt, str) and not isinstance(answer, str)
-        return ids if as_messages and self.ends_turns else self.ended(ids)
+        return ids if as_messages and self.turn.ends else self.ended(ids)
+
+    @property
+    def header(self) -> int:
+        """Tokens at the end of a prompt that are the template's, not the user's."""
+        return len(self.ids(self.turn.closing))
 
     def ended(self, ids: list[int]) -> list[int]:
         """`ids` with the end-of-text token, unless they end with it already."""
@@ -103,15 +139,50 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
             "the rows are chat messages and the tokenizer has no chat template: set tokenizer.chat_template, take the "
             "tokenizer of an instruct model, or give prompts and answers as strings"
         )
-    dangling = dangling_header(tokenizer) if chat else ""
     fast = isinstance(tokenizer, PreTrainedTokenizerFast) and encodes_words_alone(tokenizer.backend_tokenizer)
-    return Encoder(tokenizer, dangling, chat and ends_turns(tokenizer, dangling), Words() if fast else None)
+    return Encoder(tokenizer, turn_of(tokenizer) if chat else Turn(), Words() if fast else None)
 
 
-def ends_turns(tokenizer: PreTrainedTokenizerBase, dangling: str) -> bool:
-    """Whether the chat template writes something other than white space after the content of an answer."""
-    turns: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    return not render(tokenizer, turns, header=False).removesuffix(dangling).rstrip().endswith("y")
+def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
+    """How the chat template writes the assistant's turn; a warning says where its generation prompt is another.
+
+    Raises:
+        ValueError: a template whose turns cannot be told apart, or that leaves out what is said.
+    """
+    dangling = dangling_header(tokenizer)
+    asked: list[Message] = [{"role": "user", "content": _ASKED}]
+    opened = render(tokenizer, asked, header=True)
+    closed = render(tokenizer, [*asked, {"role": "assistant", "content": _SAID}], header=False).removesuffix(dangling)
+    before, said, tail = closed.rpartition(_SAID)
+    if not said or _ASKED not in before:
+        raise ValueError("the chat template does not write the messages' content: set another tokenizer.chat_template")
+    shared = shared_length(opened, before)
+    surplus, opening = opened[shared:], before[shared:]
+    if _ASKED in surplus:  # prompts are written in another way than conversations, which each row will tell
+        surplus = opening = ""
+    elif surplus or opening:
+        warnings.warn(
+            f"the chat template writes {opening!r} before an answer where add_generation_prompt gives {surplus!r}: "
+            "prompts end with what stands before answers. Generate with a chat template that does the same",
+            UserWarning,
+            stacklevel=4,
+        )
+    end = _end_of_turn(tokenizer, tail)
+    return Turn(dangling, surplus, opening, before.rpartition(_ASKED)[2], tail.removeprefix(end), bool(end))
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
+    """What follows an answer, up to its first special token; without one, less the white space at its end."""
+    names = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    ends = [tail.index(name) + len(name) for name in names if name in tail]
+    return tail[: min(ends)] if ends else tail.rstrip()
+
+
+def _check_written(messages: list[Message], text: str, roles: Sequence[str]) -> None:
+    """Raise `UnusableRow` if a template leaves out what these roles say, as some do with thoughts or a system turn."""
+    for message in messages:
+        if message["role"] in roles and message["content"].strip() not in text:
+            raise UnusableRow("chat template", f"it does not write what the {message['role']} says as it is given")
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -168,8 +239,11 @@ def dangling_header(tokenizer: PreTrainedTokenizerBase) -> str:
 class Budget:
     """How many tokens a row may have, and how it is brought there.
 
-    A prompt longer than `max_prompt_length` keeps its end or its start (`truncation_mode`); a response is cut at what
-    the prompt leaves of `max_length`, and then has no end token. Both are counted.
+    A prompt longer than `max_prompt_length` keeps its start or its end (`truncation_mode`), and always its last
+    `header` tokens, which open the answer. A response is cut at what the prompt leaves of `max_length`, and then has no
+    end token. With "keep_start" a prompt that fills `max_length` makes its row unusable, both as in TRL 1.16. With
+    "keep_end" a prompt also loses of its beginning what the longest answer needs, down to half of `max_length`. All of
+    it is counted.
 
     The switch for end-of-text padding in the response: with `eos_padding` = k, a response is extended by end-of-text
     tokens to a multiple of k, as far as `max_length` allows. These tokens ARE response: they are masked and scored,
@@ -179,32 +253,42 @@ class Budget:
     Args:
         max_length: tokens of prompt and response; None: no limit.
         max_prompt_length: tokens of the prompt; None: no limit.
-        truncation_mode: "keep_end" or "keep_start", of a prompt.
+        truncation_mode: "keep_start" or "keep_end".
         eos_padding: at least 1, or None for no padding inside the response.
+        header: tokens at the end of every prompt that a cut leaves there (`Encoder.header`).
     """
 
     max_length: int | None
     max_prompt_length: int | None
     truncation_mode: str
     eos_padding: int | None
+    header: int = 0
 
     def __post_init__(self) -> None:
         for field in ("max_length", "max_prompt_length", "eos_padding"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field} must be at least 1, or None, not {value}")
+            if value is not None and value <= self.header and field != "eos_padding":
+                raise ValueError(
+                    f"{field}={value} holds nothing but the {self.header} tokens with which the chat template ends a "
+                    "prompt: raise it"
+                )
         if self.truncation_mode not in ("keep_end", "keep_start"):
             raise ValueError(f"truncation_mode must be 'keep_end' or 'keep_start', not {self.truncation_mode!r}")
 
-    def prompt(self, ids: list[int]) -> list[int]:
-        """The prompt, cut to `max_prompt_length`.
+    def prompt(self, ids: list[int], longest: int) -> list[int]:
+        """The prompt of a row whose longest answer has `longest` tokens, cut to what it may have.
 
         Raises:
             UnusableRow: it leaves no room for a response in `max_length`.
         """
-        limit = self.max_prompt_length
-        if limit is not None and len(ids) > limit:
-            ids = ids[-limit:] if self.truncation_mode == "keep_end" else ids[:limit]
+        limit = len(ids) if self.max_prompt_length is None else self.max_prompt_length
+        if self.truncation_mode == "keep_end" and self.max_length is not None:
+            limit = min(limit, max(self.max_length - longest, self.max_length // 2, self.header))
+        if len(ids) > limit:
+            start = limit - self.header if self.truncation_mode == "keep_start" else 0
+            ids = ids[:start] + ids[len(ids) - limit + start :]
         if self.max_length is not None and len(ids) >= self.max_length:
             raise UnusableRow(
                 "prompt too long", f"its {len(ids)} tokens leave no room for a response in max_length={self.max_length}"

@@ -4,6 +4,7 @@ What deliberately does not live here: files (sources.py, json_rows.py), tokens a
 """
 
 import math
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "rankings": ("prompt", "completions", "rewards", *NUMBERS["rankings"]),
     "labels": ("prompt", "completion", "label", *NUMBERS["labels"]),
 }
+ASSISTANT = "\n\nAssistant:"  # where the assistant's turn begins in a transcript that is a string
 LISTS = ("completions", "rewards")  # columns that hold several values in each row
 READ = tuple(dict.fromkeys((*FIELDS, *(name for names in _COLUMNS.values() for name in names))))
 
@@ -65,11 +67,12 @@ def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, T
     """Prompt, chosen and rejected answer of a preference row.
 
     With an explicit prompt the three fields are taken as they are. With an implicit one, `chosen` and `rejected` are
-    full transcripts and the prompt is their longest common beginning (`split_transcripts`), also where a `prompt`
-    string stands beside message lists that repeat it (UltraFeedback-binarized): TRL's rule.
+    full transcripts and the prompt is what both begin with (`split_transcripts`), also where a `prompt` string stands
+    beside message lists that repeat it (UltraFeedback-binarized): TRL's rule.
 
     Raises:
-        UnusableRow: a field is missing or has the wrong type, an answer is empty, or the answers are equal.
+        UnusableRow: a field is missing or has the wrong type, an answer is empty, is not the assistant's or repeats the
+            prompt, the answers are equal, or the prompt is not the one that the transcripts begin with.
     """
     chosen, rejected = text_field(row, "chosen"), text_field(row, "rejected")
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -78,27 +81,78 @@ def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, T
         raise UnusableRow("equal answers", "fields 'chosen' and 'rejected' are the same")
     prompt = text_field(row, "prompt") if explicit else None
     if prompt is None or (isinstance(prompt, str) and not isinstance(chosen, str)):
+        given = prompt
         prompt, chosen, rejected = split_transcripts(chosen, rejected)
+        _check_transcripts(given, prompt, chosen, rejected)
     check_pair_of(prompt, chosen, "chosen")
     check_pair_of(prompt, rejected, "rejected")
+    check_not_repeated(prompt, chosen, rejected)
     return prompt, chosen, rejected
 
 
-def split_transcripts(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
-    """The longest common beginning of two transcripts, and what follows in each.
+def _check_transcripts(given: str | None, prompt: Text, chosen: Text, rejected: Text) -> None:
+    """Raise `UnusableRow` where the prompt of two transcripts is another than the one given beside them, or where the
+    answers go on to the next turn of the human, as messages may not either."""
+    if isinstance(prompt, str):
+        if prompt.endswith(ASSISTANT) and any("\n\nHuman:" in str(answer) for answer in (chosen, rejected)):
+            raise UnusableRow("not an assistant turn", "the transcripts differ before the human's last turn")
+    elif given is not None and not any(given.strip() in message["content"] for message in prompt):
+        raise UnusableRow("two prompts", "field 'prompt' is in no message that 'chosen' and 'rejected' share")
 
-    Of strings: common characters, less a space just before the difference, which goes with the answers. Of messages:
-    common leading messages. Should one transcript be the beginning of the other, its last character or message goes to
-    the answers, so that neither is empty. This is TRL's `extract_prompt`, its trap included: where two string answers
-    begin alike, the words they share become prompt.
+
+def check_not_repeated(prompt: Text, *answers: Text) -> None:
+    """Raise `UnusableRow` where strings are given whole, the prompt included: it would be trained as response."""
+    asked = prompt.strip() if isinstance(prompt, str) else ""
+    if asked and all(_begins(str(answer).lstrip(), asked) for answer in answers):
+        raise UnusableRow("repeated prompt", "every answer begins with the prompt, which is no part of an answer")
+
+
+def _begins(text: str, beginning: str) -> bool:
+    """Whether a text begins with this one, as whole words, and goes on."""
+    rest = text.removeprefix(beginning)
+    joined = beginning[-1:].isalnum() and rest[:1].isalnum()
+    return text.startswith(beginning) and bool(rest.strip()) and not joined
+
+
+def split_transcripts(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
+    """What two transcripts ask, and what each answers.
+
+    Of messages the prompt is the common leading ones (TRL's rule), less one should a transcript be the beginning of the
+    other. Strings are asked up to the last "\\n\\nAssistant:" that they share (HH-RLHF). Without that mark they are
+    asked up to the last white space that they share, so that no word is cut, and a space there goes with the answers.
+    Unlike TRL's `extract_prompt`, words that two answers begin with are then no prompt where the mark says so.
     """
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    end = next((i for i, (a, b) in pairs if a != b), None)
-    if end is None:
-        end = max(min(len(chosen), len(rejected)) - 1, 0)
-    elif end > 0 and chosen[end - 1] == " ":
-        end -= 1
+    end = min(shared_length(chosen, rejected), max(min(len(chosen), len(rejected)) - 1, 0))
+    if isinstance(chosen, str):
+        common = chosen[:end]
+        mark = common.rfind(ASSISTANT)
+        end = mark + len(ASSISTANT) if mark >= 0 else _last_word(common)
     return chosen[:end], chosen[end:], rejected[end:]
+
+
+def shared_length(one: Text, other: Text) -> int:
+    """How many leading characters or messages are the same."""
+    most = min(len(one), len(other))  # equal beginnings have equal beginnings
+    return bisect(range(1, most + 1), False, key=lambda end: one[:end] != other[:end])
+
+
+def _last_word(common: str) -> int:
+    """Where the last word of a text begins, white space that is no space before it being left out."""
+    end = len(common)
+    while end > 0 and not common[end - 1].isspace():
+        end -= 1
+    return end - 1 if common[end - 1 : end] == " " else end
+
+
+def is_shortened(chosen: Text, rejected: Text) -> bool:
+    """Whether two string transcripts share words beyond what they ask, which TRL takes for prompt."""
+    prompt = split_transcripts(chosen, rejected)[0]
+    return isinstance(chosen, str) and bool(chosen[len(prompt) : shared_length(chosen, rejected)].strip())
+
+
+def has_text(text: Text) -> bool:
+    """Whether a string, or any of the messages, is more than white space."""
+    return bool(text.strip() if isinstance(text, str) else any(message["content"].strip() for message in text))
 
 
 def layout_of(columns: Sequence[str]) -> Layout:
@@ -141,6 +195,7 @@ def supervised_of(row: Mapping[str, Any], layout: Layout) -> tuple[Text, Text]:
         if not isinstance(response, str):
             raise UnusableRow("wrong type", "field 'text' is not a string")
     check_pair_of(prompt, response, layout)
+    check_not_repeated(prompt, response)
     return prompt, response
 
 
@@ -185,6 +240,10 @@ def check_pair_of(prompt: Text, answer: Text, field: str) -> None:
         raise UnusableRow("not an assistant turn", f"the answer in field '{field}' contains a turn of {roles}")
     if not prompt:
         raise UnusableRow("empty prompt", f"field '{field}' answers no message")
+    if prompt[-1]["role"] == "assistant":  # type: ignore[index]  # both are messages
+        raise UnusableRow(
+            "not the user's turn", f"what field '{field}' answers ends with the assistant: put the two turns together"
+        )
 
 
 def prompt_identity(row: Mapping[str, Any]) -> str:
@@ -199,7 +258,7 @@ def prompt_identity(row: Mapping[str, Any]) -> str:
     chosen, rejected = fields.pop("chosen", None), fields.pop("rejected", None)
     if isinstance(chosen, str | list) and type(chosen) is type(rejected):
         prompt = split_transcripts(chosen, rejected)[0]
-        turn = prompt.rfind("\n\nAssistant:") if isinstance(prompt, str) else -1
+        turn = prompt.rfind(ASSISTANT) if isinstance(prompt, str) else -1
         return repr(prompt[:turn] if turn >= 0 else prompt)
     if "messages" in fields:
         return repr(fields["messages"][:-1])
@@ -232,6 +291,7 @@ def ranked_of(row: Mapping[str, Any], *, rewarded: bool, ties: bool) -> Ranked:
     answers = _answers(row)
     for place, answer in enumerate(answers):
         check_pair_of(prompt, answer, f"completions[{place}]")
+    check_not_repeated(prompt, *answers)
     if not rewarded:
         check_different(answers, None)
         return Ranked(prompt, tuple(answers), tuple(range(len(answers))), None)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.data.account import ACCOUNT, DataReport, settled
+from vrpo.data.account import ACCOUNT, UNCUT, DataReport, settled
 from vrpo.data.cache import kept, key_of
 from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
 from vrpo.data.formats import (
@@ -21,6 +21,8 @@ from vrpo.data.formats import (
     Layout,
     Text,
     UnusableRow,
+    has_text,
+    is_shortened,
     layout_of,
     numbers_of,
     preference_of,
@@ -40,7 +42,7 @@ def tokenize_preferences(
     *,
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
-    truncation_mode: str = "keep_end",
+    truncation_mode: str = "keep_start",
     eos_padding: int | None = None,
     on_bad_rows: str = "drop",
     strings_as_chat: bool = False,
@@ -75,8 +77,8 @@ def tokenize_preferences(
         raise ValueError(
             "strings_as_chat needs a column 'prompt': a string transcript is not one user turn (set it False)"
         )
-    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
     encoder = encoder_of(tokenizer, chat=strings_as_chat or holds_messages(rows, "chosen"))
+    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding, encoder.header)
     numbers = number_columns(rows, "pairs")
     make = partial(_preference_examples, encoder, budget, explicit, strings_as_chat, numbers)
     features = {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(numbers, Value("float64"))}
@@ -89,7 +91,7 @@ def tokenize_sft(
     *,
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
-    truncation_mode: str = "keep_end",
+    truncation_mode: str = "keep_start",
     eos_padding: int | None = None,
     on_bad_rows: str = "drop",
     strings_as_chat: bool = False,
@@ -116,8 +118,8 @@ def tokenize_sft(
         )
     if strings_as_chat and layout != "completion" and not holds_messages(rows, layout):
         raise ValueError(f"strings_as_chat needs 'prompt' and 'completion'; these rows have the layout {layout!r}")
-    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
     encoder = encoder_of(tokenizer, chat=strings_as_chat or holds_messages(rows, layout))
+    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding, encoder.header)
     make = (
         partial(_chunks, encoder, budget) if chunk else partial(_sft_examples, encoder, budget, layout, strings_as_chat)
     )
@@ -170,6 +172,7 @@ def _preference_examples(
         raise UnusableRow(
             "equal answers", f"'chosen' and 'rejected' are the same tokens in max_length={budget.max_length}"
         )
+    account["prompt_shortened"] = not explicit and is_shortened(row["chosen"], row["rejected"])
     ids = {"prompt_ids": kept, "chosen_ids": cut[0], "rejected_ids": cut[1]}
     return [{**ids, **numbers_of(row, numbers), **account}]
 
@@ -178,10 +181,11 @@ def fitted(encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Tex
     """Token ids of a prompt and its answers, as cut by the budget, and what was cut."""
     whole, *bare = yield encoder.texts(prompt, answers)
     full = [encoder.closed(prompt, answer, ids) for answer, ids in zip(answers, bare, strict=True)]
-    kept = budget.prompt(whole)
+    kept = budget.prompt(whole, max(map(len, full)))
     cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
     shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
-    return kept, cut, {"prompt_cut": len(kept) < len(whole), "responses_cut": shorter}
+    account = {"prompt_cut": len(kept) < len(whole), "responses_cut": shorter, "prompt_empty": not has_text(prompt)}
+    return kept, cut, account
 
 
 def _sft_examples(
@@ -191,6 +195,7 @@ def _sft_examples(
     if strings_as_chat:
         prompt, answer = as_chat(prompt, answer)
     kept, [cut], account = yield from fitted(encoder, budget, prompt, [answer])
+    account |= {"prompt_empty": False} if layout == "text" else {}
     return [{"prompt_ids": kept, "response_ids": cut, "chunk": 0, **account}]
 
 
@@ -202,13 +207,7 @@ def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> Making:
     pieces = [full[start : start + size] for start in range(0, len(full), size)]
     end = end_of_text(encoder.tokenizer)
     return [
-        {
-            "prompt_ids": [],
-            "response_ids": budget.response(ids, 0, end),
-            "chunk": k,
-            "prompt_cut": False,
-            "responses_cut": 0,
-        }
+        {"prompt_ids": [], "response_ids": budget.response(ids, 0, end), "chunk": k, **UNCUT}
         for k, ids in enumerate(pieces)
     ]
 
@@ -272,7 +271,7 @@ def _batch_of_examples(
     rows = list(_rows_of(batch, indices))
     made = _made_together(encoder, partial(_checked, make, mask_id), rows)
     blank: Example = {name: [] if isinstance(kind, List) else None for name, kind in features.items()}
-    blank |= {"prompt_cut": False, "responses_cut": 0}
+    blank |= UNCUT
     examples = []
     for row, found in zip(rows, made, strict=True):
         known = {"example_id": row["example_id"], "origin": str(row["origin"])}

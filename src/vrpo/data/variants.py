@@ -32,7 +32,7 @@ def tokenize_unpaired(
     *,
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
-    truncation_mode: str = "keep_end",
+    truncation_mode: str = "keep_start",
     eos_padding: int | None = None,
     on_bad_rows: str = "drop",
     strings_as_chat: bool = False,
@@ -46,8 +46,8 @@ def tokenize_unpaired(
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
     check_columns(rows, ("prompt", "completion", "label"))
-    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
     encoder = encoder_of(tokenizer, chat=strings_as_chat or holds_messages(rows, "completion"))
+    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding, encoder.header)
     numbers = number_columns(rows, "labels")
     make = partial(_labelled_examples, encoder, budget, strings_as_chat, numbers)
     features = {"prompt_ids": IDS, "completion_ids": IDS, "label": Value("bool")}
@@ -62,7 +62,7 @@ def tokenize_ranked(
     ties: bool = True,
     max_length: int | None = 1024,
     max_prompt_length: int | None = None,
-    truncation_mode: str = "keep_end",
+    truncation_mode: str = "keep_start",
     eos_padding: int | None = None,
     on_bad_rows: str = "drop",
     strings_as_chat: bool = False,
@@ -80,8 +80,8 @@ def tokenize_ranked(
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
     check_columns(rows, ("prompt", "completions"))
-    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding)
     encoder = encoder_of(tokenizer, chat=strings_as_chat or _lists_messages(rows))
+    budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding, encoder.header)
     numbers, rewarded = number_columns(rows, "rankings"), "rewards" in rows.column_names
     make = partial(_ranked_examples, encoder, budget, strings_as_chat, numbers, rewarded, ties)
     features = {"prompt_ids": IDS, "completions_ids": List(IDS), "places": List(Value("int64"))}

@@ -30,12 +30,23 @@ COUNT_EXPONENT = 0.5  # of the plans that have one; benchmarks/variance_frontier
 class DiffusionConfig(TrainingArguments):
     """Fields common to supervised fine-tuning and preference training, on top of transformers' TrainingArguments."""
 
-    max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response together; longer is cut."})
+    max_length: int = field(
+        default=1024,
+        metadata={"help": "Tokens of prompt and response together; longer is cut, as truncation_mode says."},
+    )
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Tokens of the prompt; longer is cut. None: only max_length limits it."}
+        default=None,
+        metadata={
+            "help": "Tokens of the prompt; longer is cut, as truncation_mode says. None: max_length alone limits it."
+        },
     )
     truncation_mode: str = field(
-        default="keep_end", metadata={"help": "Which end of a long prompt stays: keep_end or keep_start."}
+        default="keep_start",
+        metadata={
+            "help": "What stays of a long row. keep_start: its start, as in TRL; a row whose prompt fills max_length "
+            "is dropped. keep_end: the end of its prompt, and no row is dropped for its length. The tokens that open "
+            "the answer always stay."
+        },
     )
     eos_padding: int | None = field(
         default=None,
