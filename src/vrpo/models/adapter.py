@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
+from vrpo.models.base_model import identity_of
 from vrpo.models.hf import HFDenoiser
 
 SMALL = 0.1  # share of the parameters that are trained, up to which buffers of their size cost little
@@ -45,4 +46,5 @@ def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HF
         config.target_modules = list(denoiser.module.lora_targets)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return replace(denoiser, module=get_peft_model(denoiser.module, config))
+        base = identity_of(denoiser.module, denoiser.tokenizer)  # some adapters change what they are put on
+        return replace(denoiser, module=get_peft_model(denoiser.module, config), base=base)

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 
+from vrpo.models.base_model import FILE as BASE
 from vrpo.models.conventions import FILE as CONVENTIONS
 
 State = Mapping[str, Tensor]
@@ -79,8 +80,9 @@ def export_adapter(adapter: str, architecture: type, folder: Path) -> None:
     config.auto_mapping = None  # names our class
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    if (Path(adapter) / CONVENTIONS).is_file():
-        (folder / CONVENTIONS).write_bytes((Path(adapter) / CONVENTIONS).read_bytes())
+    for name in (CONVENTIONS, BASE):
+        if (Path(adapter) / name).is_file():
+            (folder / name).write_bytes((Path(adapter) / name).read_bytes())
     save_file(dict(state), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 

@@ -27,7 +27,8 @@ class BidirectionalConfig(OfficialConfig):
     """transformers' own fields as they are, and ours beside them."""
 
     fields: ClassVar[Mapping[str, str]] = {
-        name: name for name in ("mask_token_id", "is_causal", "shift_logits", "vocab_size", "pad_token_id")
+        name: name
+        for name in ("mask_token_id", "is_causal", "shift_logits", "vocab_size", "pad_token_id", "tie_word_embeddings")
     }
     fixed: ClassVar[Mapping[str, Any]] = {"use_sliding_window": False}
     presentation: ClassVar[Mapping[str, Any]] = {}

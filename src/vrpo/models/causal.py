@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from vrpo.models.adapter_names import with_saved_adapter
 from vrpo.models.attention import check_attention
+from vrpo.models.base_model import check_base, identity_of
 from vrpo.models.conventions import FILE, Conventions
 from vrpo.models.facts import CAUSAL, TABLE
 from vrpo.models.head import target_logp
@@ -189,7 +190,11 @@ def load_causal(
     module.generation_config = GenerationConfig.from_model_config(module.config)  # as in `load`
     tokenizer = load_tokenizer(name_or_path)
     found = as_causal(module if placed else module.to(device), tokenizer, origin_of(name_or_path, tokenizer))
-    return found if adapter is None else replace(found, module=with_saved_adapter(found.module, str(adapter)).eval())
+    if adapter is None:
+        return found
+    base = identity_of(found.module, tokenizer)
+    check_base(adapter, base, found.module.config.name_or_path, tokenizer)
+    return replace(found, module=with_saved_adapter(found.module, adapter).eval(), base=base)
 
 
 def as_causal(module: Any, tokenizer: PreTrainedTokenizerBase | None, origin: Origin | None = None) -> CausalDenoiser:

@@ -5,6 +5,8 @@ happens inside the module's own forward, so every wrapper (DDP, FSDP, DeepSpeed,
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +14,14 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from vrpo.models.base_model import FILE as BASE
 from vrpo.models.conventions import FILE, Conventions
 from vrpo.models.head import logits_of, target_logp
 from vrpo.models.key_values import KeyValues, hidden_and_columns, hidden_of_columns, positions
@@ -135,6 +140,7 @@ class HFDenoiser:
     pad_id: int
     eot_id: int | None
     origin: Origin | None = None  # None: made here, not loaded
+    base: Mapping[str, Any] | None = None  # of an adapter: which model it is on (base_model.py); None: not known
 
     def __call__(
         self,
@@ -237,14 +243,20 @@ class HFDenoiser:
         return next(self.module.parameters()).device
 
     def merged(self) -> "HFDenoiser":
-        """The denoiser with its adapter merged into the weights; the adapter is used up.
+        """The denoiser with its adapter merged into the weights, which can be trained; the adapter is used up.
+
+        Where head and embedding are one tensor and the adapter is on one of them, they are two from then on.
 
         Raises:
             ValueError: there is no adapter.
         """
         if not self.adapted:
             raise ValueError("there is no adapter to merge")
-        return dataclasses.replace(self, module=self.module.merge_and_unload())
+        _untie(self._base)
+        module: Any = self.module.merge_and_unload()
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return dataclasses.replace(self, module=module, base=None)
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
         """Write weights (official names), config.json (official fields) and the files beside them; an adapter if peft.
@@ -268,15 +280,32 @@ class HFDenoiser:
             found = SideFiles({}, self.tokenizer)
         else:
             found = self.origin.side_files(self.tokenizer, of_weights=not self.adapted)
-        told = self.conventions
-        if not self.adapted or told is None:
+        if not self.adapted:
             return found
-        return dataclasses.replace(found, contents={**found.contents, FILE: told.written()})
+        told = {} if self.conventions is None else {FILE: self.conventions.written()}
+        base = {} if self.base is None else {BASE: (json.dumps(self.base, indent=1) + "\n").encode()}
+        return dataclasses.replace(found, contents={**found.contents, **told, **base})
 
     @property
     def conventions(self) -> Conventions | None:
         """What config.json would say of masks, alignment and blocks; None: nothing."""
         return Conventions(self.mask_id, self._base.config.shift_logits, self.block_size)
+
+
+def _untie(base: Any) -> None:
+    """Give the head weights of its own, where an adapter makes it another matrix than the embedding: merged into the
+    one, it would change the other."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    on = any(isinstance(each, BaseTunerLayer | AuxiliaryTrainingWrapper) for each in (embedding, head))
+    if not on or not base.config.get_text_config().tie_word_embeddings:
+        return
+    shared = {id(parameter) for parameter in embedding.parameters()}
+    for module in head.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in shared:
+                setattr(module, name, torch.nn.Parameter(weight.detach().clone(), weight.requires_grad))
+    base.all_tied_weights_keys = {}
+    base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
 
 
 def is_spread(module: Any) -> bool:

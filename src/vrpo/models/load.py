@@ -1,5 +1,6 @@
 """`vrpo.load`: from a hub name or a folder to a denoiser, by `architectures[0]`; runs no remote code."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from vrpo.models.adapter_names import with_saved_adapter
 from vrpo.models.attention import check_attention
+from vrpo.models.base_model import check_base, identity_of
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
 from vrpo.models.block import BlockDiffusion
 from vrpo.models.conventions import Conventions
@@ -124,11 +126,14 @@ def load(
     # ours decodes without it; transformers refuses to save one that it finds odd, such as a temperature by itself, and
     # what stands beside the weights is kept anyway
     module.generation_config = GenerationConfig.from_model_config(module.config)
+    base = None
     if adapter is not None:
-        module = with_saved_adapter(module, str(adapter))
+        base = identity_of(module, tokenizer)
+        check_base(adapter, base, module.config.name_or_path, tokenizer)
+        module = with_saved_adapter(module, adapter)
     if device_map is None:
         module = module.to(device)
-    return adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer))
+    return replace(adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer)), base=base)
 
 
 def _check_shift(config: Any, shift_logits: bool, place: str) -> None:
