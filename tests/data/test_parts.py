@@ -134,6 +134,16 @@ def test_damaged_settings_are_named(tmp_path: Path) -> None:
             made.missing()
 
 
+def test_numbers_that_are_none_are_null(tmp_path: Path) -> None:
+    """Kills: NaN and Infinity, which no other reader of JSON takes."""
+    parts = Parts(tmp_path / "out.jsonl", {"limit": float("inf")}, 1)
+    parts.missing()
+    parts.write(0, [{"reward": float("nan"), "more": [{"a": (float("-inf"), 1.5)}]}])
+    assert parts.join()
+    assert parts.output.read_text() == '{"reward": null, "more": [{"a": [null, 1.5]}]}\n'
+    assert "Infinity" not in parts.done.read_text()
+
+
 def test_text_that_is_not_unicode(tmp_path: Path) -> None:
     """JSON can hold half of a surrogate pair. Kills: a part that cannot be written, after it was paid for."""
     made = Parts(tmp_path / "out.jsonl", {}, 1)

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from tests.rewards.machine import WITHOUT
+from tests.rewards.test_endpoint import Server, said, start  # noqa: F401
 from vrpo.cli import main
 from vrpo.commands import evaluate_plan as command
 from vrpo.commands.evaluate_models import files_fingerprint, named
@@ -139,10 +141,85 @@ def test_a_preset_is_printed_and_overridden(
     assert "83.8 / 83.6" in shown.out
 
 
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "own.jsonl"
+    texts: list[Any] = ["How many ducks?", "one two", [{"role": "user", "content": "three"}]]
+    file.write_text("".join(json.dumps({"prompt": text, "truth": 3}) + "\n" for text in texts))
+    return file
+
+
+def of_prompts(checkpoints: list[str], prompts: Path, output: Path, *given: str) -> list[str]:
+    fixed = ["--output_dir", str(output), "--device", "cpu", "--max_new_tokens", "8", "--num_resamples", "199"]
+    return ["eval", "--models", *checkpoints, "--prompts", str(prompts), *fixed, *given]
+
+
+def test_own_prompts_by_a_verifier(checkpoints: list[str], prompts: Path, tmp_path: Path) -> None:
+    """Kills: judge_arguments that are not passed on, verdicts of another judge taken for this one's."""
+    once = of_prompts(checkpoints, prompts, tmp_path / "out", "--judge", "numeric")
+    given = [*once, "--judge_arguments", '{"field": "truth"}']
+    assert main(given) == 0
+    (result,) = json.loads((tmp_path / "out" / "eval.json").read_text())["results"]
+    assert (result["task"], result["metric"], len(result["items"])) == ("prompts", "reward", 3)
+    assert main([*once, "--judge_arguments", '{"field": "prompt"}']) == 2
+
+
+def test_own_prompts_by_an_endpoint(
+    checkpoints: list[str],
+    prompts: Path,
+    tmp_path: Path,
+    start: Callable[..., Server],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Models are compared with each other; equal answers are a tie that costs nothing, and nothing is asked twice."""
+    server = start(lambda body, count: said("Verdict: A" if count % 2 else "Verdict: B"))
+    texts = iter(["same", "first", "first", "same", "second", "second"])
+    one = own_run.written
+    monkeypatch.setattr(own_run, "written", lambda *a, **k: [replace(each, text=next(texts)) for each in one(*a, **k)])
+    about = json.dumps({"endpoint_url": server.url, "endpoint_model": "m", "concurrency": 1})
+    given = of_prompts(checkpoints, prompts, tmp_path / "out", "--judge", "endpoint", "--judge_arguments", about)
+    for _ in range(2):
+        assert main(given) == 0
+    (result,) = json.loads((tmp_path / "out" / "eval.json").read_text())["results"]
+    assert result["metric"] == "win rate"
+    assert result["values"] == {"before": [0.5, 1.0, 1.0], "after": [0.5, 0.0, 0.0]}
+    assert len(server.got) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--judge_arguments", '{"feild": "truth"}'], "--judge_arguments for numeric: no 'feild'. It takes field"),
+        (["--judge_arguments", '{"field": 3}'], "--judge_arguments for numeric: field must be text, not 3"),
+        ([], "own.jsonl:1 cannot be judged: its row has no field 'answer' (it has ['prompt', 'truth'])"),
+        (["--judge", "nobody"], "--judge nobody: there is numeric, math"),
+        (["--judge", "endpoint"], "--judge endpoint needs --endpoint_url"),
+        (
+            ["--judge", "reward_model", "--judge_arguments", '{"rewad_model": "x"}'],
+            "--judge_arguments: unknown field 'rewad_model'; did you mean reward_model?",
+        ),
+        (["--judge", "mbpp"], "add --confirm_run_unsafe_code"),
+    ],
+)
+def test_judges_that_cannot_judge_own_prompts(
+    checkpoints: list[str],
+    prompts: Path,
+    tmp_path: Path,
+    given: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    judge = [] if "--judge" in given else ["--judge", "numeric"]
+    assert main(of_prompts(checkpoints, prompts, tmp_path / "out", *judge, *given)) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ([], "give --tasks, or --task name=path"),
+        (["--prompts", "x.jsonl"], "--prompts"),
+        (["--tasks", "gsm8kk"], "lm-eval has no task 'gsm8kk'; did you mean gsm8k?"),
         (["--tasks", "../../gsm8k"], "--tasks ../../gsm8k: give the task's name"),
         (["--task", "chess=x.jsonl"], "--task chess=x.jsonl: expected name=path"),
         (["--task", "gsm8k=nowhere.jsonl", "--max_new_tokens", "8"], "gsm8k: no such file: nowhere.jsonl"),
@@ -163,7 +240,7 @@ def test_a_preset_is_printed_and_overridden(
             ["--task", "gsm8k=x.jsonl", "--max_new_tokens", "8", "--num_fewshot", "5"],
             "--num_fewshot is for tasks of lm",
         ),
-        (["--tasks", "arc_easy", "--include_path", "nowhere"], "--include_path: no such folder: nowhere"),
+        (["--tasks", "arc_easy", "--include_path", "nowhere"], "--include_path nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from vrpo.cli import main
 from vrpo.commands.generate import _watched
 from vrpo.commands.generate_prompts import Prompt, read_prompts
+from vrpo.data import whole
 from vrpo.decoding.decode import generate
 from vrpo.decoding.flight import Flight
 from vrpo.models.load import load
@@ -73,6 +74,8 @@ def test_answers_in_a_file_are_those_of_the_library(model: str, tmp_path: Path) 
         (["--prompt", "x", "--output", "answers.jsonl.gz"], "--output answers.jsonl.gz: plain JSON lines"),
         (["--prompt", "hello <|mdm_mask|>"], "--prompt number 1: contains the mask token"),
         (["--prompt", "x", "--steps", "many"], "--steps"),
+        (["--prompt", "x", "--max_new_tokens", "100000"], "--max_new_tokens 100000 leaves no room for a prompt: "),
+        (["--prompt", "x" * 100, "--max_new_tokens", "1000"], "--prompt number 1: has "),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
 )
@@ -84,6 +87,53 @@ def test_mistakes_are_one_line(
     assert message in error
     assert error.startswith("error: ") or "\nerror: " in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("--output", "is a folder. Give the name of a file"),
+        ("--trace", "is a folder. Give the name of a file"),
+        ("--output file/answers.jsonl", "cannot be written: File exists. Give another path"),
+        ("--output /proc/answers.jsonl", "cannot be written: "),
+    ],
+)
+def test_where_nothing_can_be_written(
+    tmp_path: Path, place: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known before a model is looked for. Kills: an hour of answers that cannot be kept."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    field, _, path = place.partition(" ")
+    assert main(["generate", "--model_name_or_path", "nowhere", "--prompt", "x", field, path or str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert field in error
+    assert error.count("\n") == 1
+
+
+def test_one_run_at_a_time(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "answers.jsonl"
+    code = "import pathlib, runpy, sys\nwith runpy.run_path(sys.argv[1])['locked'](pathlib.Path(sys.argv[2])):\n"
+    code += "    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, whole.__file__, str(output)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        given = ["--prompt", "hello", "--max_new_tokens", "4", "--output", str(output)]
+        assert main(["generate", "--model_name_or_path", model, *given]) == 2
+        assert f"another run (process {other.pid}) is writing here" in capsys.readouterr().err
+        other.communicate()
+    assert main(["generate", "--model_name_or_path", model, *given]) == 0
+
+
+def test_prompts_do_not_command_the_terminal(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: escapes that are printed as they are, in answers and in errors."""
+    given = ["generate", "--model_name_or_path", model, "--max_new_tokens", "4"]
+    assert main([*given, "--prompt", "\x1b[2Jhello"]) == 0
+    assert capsys.readouterr().out.startswith("> ␛[2Jhello\n")
+    assert main([*given, "--prompts", "\x1b[2J.jsonl"]) == 2
+    assert "--prompts ␛[2J.jsonl: no such file" in capsys.readouterr().err
 
 
 def test_a_bad_line_is_named(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,10 +358,10 @@ def test_a_page_of_an_adapter_has_text(model: str, tmp_path: Path) -> None:
 
 def test_watching_shows_every_answer(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Also off a terminal, once each. Kills: rows that vanish when they leave; a row shown again for every step."""
-    given = ["--prompt", "first", "--prompt", "second", "--prompt", "third", "--batch_size", "2", "--watch"]
+    given = ["--prompt", "first", "--prompt", "second", "--prompt", "\x1b[2J", "--batch_size", "2", "--watch"]
     assert main(["generate", "--model_name_or_path", model, "--max_new_tokens", "4", *given]) == 0
     shown = capsys.readouterr().out
-    assert sorted(line for line in shown.split("\n") if line.startswith("> ")) == ["> first", "> second", "> third"]
+    assert sorted(line for line in shown.split("\n") if line.startswith("> ")) == ["> first", "> second", "> ␛[2J"]
 
 
 def test_watching_on_a_low_terminal(model: str) -> None:

@@ -69,8 +69,8 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     def pairs(*arguments: str, samples: list[dict[str, Any]] | None = None, judge: str = "numeric") -> tuple[int, str]:
         path = tmp_path / "samples.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in (SAMPLES if samples is None else samples)))
-        given = ["--samples", str(path), "--judge", judge, "--end_ids", str(END), *arguments]
-        folder = {"--output": tmp_path / "pairs.jsonl", "--report": tmp_path / "report"}
+        given = ["--samples", str(path), "--end_ids", str(END), *arguments]
+        folder = {"--judge": judge, "--output": tmp_path / "pairs.jsonl", "--report": tmp_path / "report"}
         for name, value in folder.items():
             given += [] if name in arguments else [name, str(value)]
         code = main(["pairs", *given])
@@ -269,7 +269,8 @@ MISTAKES: list[tuple[list[str], list[dict[str, Any]] | None, str]] = [
     ([], [SAMPLES[0], sampled(1, 0, [{"role": "user", "content": "x"}], "y")], "in one form, or with --chat"),
     ([], [], "holds no answers"),
     ([], [SAMPLES[0], {**SAMPLES[3], "row": {}}], "samples.jsonl:2: the row has no field 'truth'"),
-    (["--judge_arguments", '{"fild": 1}'], None, "--judge_arguments for numeric"),
+    (["--judge_arguments", '{"fild": 1}'], None, "--judge_arguments for numeric: no 'fild'. It takes field"),
+    (["--judge_arguments", '{"field": 1}'], None, "--judge_arguments for numeric: field must be text, not 1"),
     (["--judge_arguments", "[1]"], None, "--judge_arguments"),
     (["--rule", "margin"], None, "--rule margin needs --margin"),
     (["--rule", "margin", "--margin", "0"], None, "margin must be positive"),

@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,20 +110,31 @@ def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], *, mapping
     path = flag.parse_known_args(argv)[0].config
     if path is None:
         return list(argv)
+    return [*arguments_of(parser, content_of(path), str(path), mappings), *argv]
+
+
+def arguments_of(
+    parser: argparse.ArgumentParser, content: Mapping[Any, Any], place: str, mappings: Collection[str]
+) -> list[str]:
+    """Fields and their values as arguments. `place`: where they stand, for messages.
+
+    Raises:
+        ValueError: a key is no field of the parser, or a value is none that the field can have.
+    """
     actions = {
         action.dest: action
         for action in parser._actions
         if f"--{action.dest}" in action.option_strings and action.dest not in ("config", "help", "help_all")
     }  # not --no_x, whose dest is x
     given: list[str] = []
-    for key, value in content_of(path).items():
+    for key, value in content.items():
         if key not in actions:
-            raise ValueError(f"{path}: {unknown_field(str(key), actions)}")
+            raise ValueError(f"{place}: {unknown_field(str(key), actions)}")
         try:
             given += _arguments(parser, actions[key], value, key in mappings)
         except ValueError as error:
-            raise ValueError(f"{path}: {key} {error}") from error
-    return [*given, *argv]
+            raise ValueError(f"{place}: {key} {error}") from error
+    return given
 
 
 class _Loader(yaml.SafeLoader):

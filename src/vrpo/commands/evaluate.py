@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
@@ -19,6 +19,7 @@ from vrpo.commands.arguments import field_parser, parse
 from vrpo.commands.config_file import Parser
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
 from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
+from vrpo.commands.evaluate_prompts import compared, loader, of_all
 from vrpo.data.parts import known
 from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.visible import visible
@@ -111,6 +112,9 @@ def measured(
         for task in planned:
             run = _own_values if task.own else runner.values
             found[task.name][model.name] = run(args, model, task, partial(shelf.get, model), crew)
+    for task in planned:
+        if task.asked is not None:
+            found[task.name] = _of_prompts(args, models, task, found[task.name], crew)
     measures = [measure for task in planned for measure in _measures(task, found[task.name])]
     if not measures:
         raise ValueError(
@@ -121,9 +125,25 @@ def measured(
 
 def _own_values(args: EvalArguments, model: NamedModel, task: Planned, load: Callable[[], Any], crew: Crew) -> Values:
     assert task.own is not None
-    assert task.judge is not None
-    judge = task.judge
-    run = OwnRun(
+    run, judge = _own_run(args, model, task, crew), task.judge
+    if task.asked is not None and task.asked.judge == "endpoint":
+        run.answers(load)  # which are compared once all models have answered
+        return {}
+    if judge is None:
+        assert task.asked is not None
+        rows = run.samples(load, loader(task.asked, _device(args) or "cpu"))
+    else:
+        rows = run.samples(load, lambda: judge)
+    rewards = {str(row["item"]): math.nan if row["reward"] is None else float(row["reward"]) for row in rows}
+    found = {(task.name, "reward"): rewards}
+    if task.own.whole is not None:
+        found[task.name, task.own.whole] = {item: float(reward == 1) for item, reward in rewards.items()}
+    return found
+
+
+def _own_run(args: EvalArguments, model: NamedModel, task: Planned, crew: Crew) -> OwnRun:
+    assert task.own is not None
+    return OwnRun(
         task.own,
         task.rows,
         args.folder / model.name / task.name,
@@ -135,11 +155,27 @@ def _own_values(args: EvalArguments, model: NamedModel, task: Planned, load: Cal
         args.part(),
         crew,
     )
-    rewards = {str(row["item"]): float(row["reward"]) for row in run.samples(load, lambda: judge)}
-    found = {(task.name, "reward"): rewards}
-    if task.own.whole is not None:
-        found[task.name, task.own.whole] = {item: float(reward == 1) for item, reward in rewards.items()}
-    return found
+
+
+def _of_prompts(
+    args: EvalArguments, models: Sequence[NamedModel], task: Planned, found: dict[str, Values], crew: Crew
+) -> dict[str, Values]:
+    """The rewards of the items that were judged for every model; an endpoint's, by comparing."""
+    assert task.asked is not None
+    metric = "win rate" if task.asked.judge == "endpoint" else "reward"
+    if metric == "win rate":
+        answers = {model.name: _own_run(args, model, task, crew).answers(_not_again) for model in models}
+        rewards = compared(task.asked, task.rows, answers, args.folder / task.name, args.part(), crew)
+    else:
+        rewards = {name: dict(values[task.name, metric]) for name, values in found.items()}
+    kept, note = of_all(rewards)
+    if note is not None and crew.index == 0:
+        print(f"{task.name}: {note}", file=sys.stderr)
+    return {name: {(task.name, metric): values} if values else {} for name, values in kept.items()}
+
+
+def _not_again() -> NoReturn:
+    raise AssertionError("all answers are there")
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What `vrpo eval` is asked to do: its fields, and the tasks they come to, checked before anything is loaded."""
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
+from vrpo.commands.evaluate_prompts import NAME, RUN_CODE, own_prompts
+from vrpo.commands.pairs_judges import is_verifier, verifier_of
 from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.evals.compare import RESAMPLES
 from vrpo.evals.kept import part_size_of
@@ -30,6 +33,14 @@ class EvalArguments:
     )
     task: list[str] | None = field(
         default=None, metadata={"help": "name=path: one of our tasks from a file elsewhere; may name several."}
+    )
+    prompts: str | None = field(
+        default=None, metadata={"help": "File of your own prompts, as `vrpo generate` reads it; needs judge."}
+    )
+    judge: str | None = field(default=None, metadata={"help": "Judge of prompts, by its name in `vrpo pairs`."})
+    judge_arguments: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Parameters of a verifier, or the fields of `vrpo pairs` for another judge: a mapping."},
     )
     data: str | None = field(
         default=None, metadata={"help": "Folder of our tasks' files, such as gsm8k/test.jsonl.gz."}
@@ -89,6 +100,12 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if (self.prompts is None) != (self.judge is None):
+            raise ValueError("--prompts and --judge go together: which prompts, and who judges the answers")
+        if self.judge is None and self.judge_arguments is not None:
+            raise ValueError("--judge_arguments goes with --judge")
+        if self.judge == "endpoint" and len(self.models) < 2:
+            raise ValueError("--judge endpoint compares the answers of models: name at least two")
         if self.device is not None and self.device_map is not None:
             raise ValueError("device and device_map exclude each other: a map says where every part of a model is")
         if self.include_path is not None and not Path(self.include_path).is_dir():
@@ -114,7 +131,8 @@ class EvalArguments:
 
 @dataclass(frozen=True)
 class Planned:
-    """A task to run: ours with its rows and its judge, or (own None) lm-eval's; and how it is answered."""
+    """A task to run: ours with its rows and its judge, or (own None) lm-eval's; and how it is answered. `asked`: of
+    prompts of one's own, the judge as `vrpo pairs` has it."""
 
     name: str
     sampling: Mapping[str, Any]
@@ -122,6 +140,7 @@ class Planned:
     own: OwnTask | None = None
     rows: Sequence[dict[str, Any]] = ()
     judge: Judge | None = None
+    asked: Namespace | None = None
 
     def __str__(self) -> str:
         what = f"{len(self.rows)} items" if self.own else "of lm-eval"
@@ -137,12 +156,31 @@ def plan_of(args: EvalArguments) -> list[Planned]:
     """
     files = _files(args)
     names = list(dict.fromkeys([*(args.tasks or []), *files]))
-    if not names:
-        raise ValueError("give --tasks, or --task name=path")
+    if not names and args.prompts is None:
+        raise ValueError("give --tasks, or --task name=path, or --prompts with --judge")
     for name in names:  # a folder of the output
         if set("/\\") & set(name) or name.startswith("."):
             raise ValueError(f"--tasks {name}: give the task's name, and the folder of its YAML as --include_path")
-    return [_planned(args, name, files) for name in names]
+    of_prompts = [] if args.prompts is None else [_planned_prompts(args)]
+    return [*(_planned(args, name, files) for name in names), *of_prompts]
+
+
+def _planned_prompts(args: EvalArguments) -> Planned:
+    assert args.prompts is not None
+    assert args.judge is not None
+    if args.judge in RUN_CODE and not args.confirm_run_unsafe_code:
+        raise ValueError(f"judge {args.judge} executes what the model wrote: add --confirm_run_unsafe_code")
+    sampling = _given(args)
+    _check(NAME, sampling)
+    if "max_new_tokens" not in sampling:
+        raise ValueError("--prompts: no preset says how long answers may be: give --max_new_tokens")
+    task, rows, asked = own_prompts(args.prompts, args.judge, args.judge_arguments, args.seed, args.limit)
+    judge = verifier_of(asked) if is_verifier(asked) else None
+    return Planned(NAME, {"stop_at_end": True, **sampling}, None, task, rows, judge, asked)
+
+
+def _given(args: EvalArguments) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SAMPLING if name in vars(args) and getattr(args, name) is not None}
 
 
 def _files(args: EvalArguments) -> dict[str, Path]:
@@ -158,10 +196,7 @@ def _files(args: EvalArguments) -> dict[str, Path]:
 
 def _planned(args: EvalArguments, name: str, files: Mapping[str, Path]) -> Planned:
     setting = setting_of(args.preset, name)
-    given = {
-        field: getattr(args, field) for field in SAMPLING if field in vars(args) and getattr(args, field) is not None
-    }
-    sampling = {**({} if setting is None else setting.sampling), **given}
+    sampling = {**({} if setting is None else setting.sampling), **_given(args)}
     _check(name, sampling)
     if name not in files:
         if find_spec("lm_eval") is None:

@@ -33,6 +33,7 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, longest_of, mask_id_of, tokenizer_of
 
 _NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device", "device_map")
+_MOST = 100_000_000  # answers
 _PARTS_OF = 8  # batches in a part: rows that finish early make room inside a part only
 
 
@@ -60,6 +61,10 @@ def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
         if getattr(args, field) is not None:
             check_writable(getattr(args, field), f"--{field}")
     prompts = given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
+    if len(prompts) * args.num_samples > _MOST:
+        raise ValueError(
+            f"--num_samples {args.num_samples}: {len(prompts)} prompts would have more than {_MOST:,} answers. Give fewer"
+        )
     longest = longest_of(args.model_name_or_path, args.mask_token_id, args.adapter)
     if args.max_new_tokens >= longest:
         raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrpo.data.formats import as_messages
-from vrpo.data.json_rows import JSON_SUFFIXES, read_records
+from vrpo.data.json_rows import SUFFIXES, read_records
 from vrpo.decoding.text import prompt_ids
 
 
@@ -44,14 +44,14 @@ def given_prompts(texts: Sequence[str]) -> list[Prompt]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Those of a file: JSON lines (or an array) by its name, else text.
+    """Those of a file: JSON lines, an array or parquet by its name, else text.
 
     Raises:
         ValueError: naming the file, and the line that cannot be used.
     """
     if not path.is_file():
         raise ValueError(f"--prompts {path}: no such file")
-    found = _rows(path) if path.name.endswith(JSON_SUFFIXES) else _lines(path)
+    found = _rows(path) if path.name.endswith(SUFFIXES) else _lines(path)
     if not found:
         raise ValueError(f"--prompts {path} holds no prompt")
     return found
@@ -76,7 +76,7 @@ def _lines(path: Path) -> list[Prompt]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"--prompts {path} is not text in UTF-8 ({error}), nor named as JSON lines: {', '.join(JSON_SUFFIXES)}"
+            f"--prompts {path} is not text in UTF-8 ({error}), nor named as rows: {', '.join(SUFFIXES)}"
         ) from error
     lines = enumerate(text.split("\n"), start=1)
     return [Prompt(line, {}, f"{path}:{number}") for number, line in lines if line.strip()]

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
 from hashlib import sha256
@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vrpo.commands.config_file import Parser, with_config
+from vrpo.commands.config_file import Parser, arguments_of, with_config
 from vrpo.commands.pairs_judges import (
     JUDGES,
     check_fields,
@@ -33,6 +33,7 @@ from vrpo.decoding.visible import visible
 from vrpo.diagnostics.pair_plots import length_picture
 from vrpo.diagnostics.pair_statistics import pair_report, pair_statistics
 from vrpo.diagnostics.plots import figure_class
+from vrpo.rewards.judges import VERIFIERS
 from vrpo.rewards.pairing import (
     AtMost,
     BestWorst,
@@ -52,6 +53,7 @@ _RULES: dict[str, Callable[..., Rule]] = {
     "all": Different,
     "length_matched": LengthMatched,
 }
+_MAPPINGS = ("judge_arguments", "endpoint_extra")
 _RULE_FIELDS = ("margin", "max_ratio", "every_pair")
 
 
@@ -222,17 +224,48 @@ def _report(args: argparse.Namespace, outcomes: Sequence[Outcome], settings: dic
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = flags()
-    args = parser.parse_args(with_config(parser, argv, mappings=("judge_arguments", "endpoint_extra")))
-    for name in ("prompts_per_part", "batch_size", "max_length", "concurrency", "comparisons"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, not {value}")
+    args = parser.parse_args(with_config(parser, argv, mappings=_MAPPINGS))
+    _check_counts(args, "prompts_per_part")
     check_fields(args)
     return args
 
 
+def judge_of(name: str, arguments: Mapping[str, Any] | None, seed: int) -> argparse.Namespace:
+    """A judge and its fields, as `vrpo pairs` has them, given as a mapping.
+
+    Args:
+        arguments: of a verifier its parameters, of another judge its fields.
+
+    Raises:
+        ValueError: what the command line of `vrpo pairs` refuses.
+    """
+    if name not in JUDGES:
+        raise ValueError(f"--judge {name}: there is {', '.join(JUDGES)}")
+    parser = Parser(add_help=False, allow_abbrev=False)
+    _add_judge(parser.add_argument)
+    given: dict[str, Any] = {"judge": name}
+    if arguments:
+        given |= {"judge_arguments": dict(arguments)} if name in VERIFIERS else arguments
+    args = parser.parse_args(arguments_of(parser, given, "--judge_arguments", _MAPPINGS))
+    args.unfinished, args.seed = "keep", seed
+    _check_counts(args)
+    check_fields(args)
+    check_judge(args)
+    return args
+
+
+def _check_counts(args: argparse.Namespace, *others: str) -> None:
+    for name in (*others, "batch_size", "max_length", "concurrency", "comparisons"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, not {value}")
+
+
 def json_object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
     return found
@@ -246,13 +279,17 @@ def flags() -> Parser:
     add("--output", type=Path, required=True, help="The pairs, as JSON lines that `vrpo train` reads.")
     add("--report", type=Path, required=True, help="Folder of verdicts, statistics and picture; with the same folder "
         "another --rule costs no new judgement, and a stopped run goes on.")  # fmt: skip
-    add("--judge", required=True, choices=JUDGES, help="Who judges answers.")
-    add("--judge_arguments", type=json_object, help="Parameters of a verifier, as JSON or as a mapping in YAML.")
+    _add_judge(add)
     add("--prompts_per_part", type=int, default=64, help="Prompts after which verdicts are kept (default 64).")
     _add_rules(add)
+    return parser
+
+
+def _add_judge(add: Callable[..., Any]) -> None:
+    add("--judge", required=True, choices=JUDGES, help="Who judges answers.")
+    add("--judge_arguments", type=json_object, help="Parameters of a verifier, as JSON or as a mapping in YAML.")
     _add_reward_model(add)
     _add_endpoint(add)
-    return parser
 
 
 def _add_rules(add: Callable[..., Any]) -> None:

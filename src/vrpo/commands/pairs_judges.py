@@ -129,10 +129,7 @@ def verifier_of(args: argparse.Namespace) -> Judge:
     Raises:
         ValueError: it takes no such parameter, or needs a package.
     """
-    try:
-        return verifier(args.judge, **(args.judge_arguments or {}))
-    except TypeError as error:
-        raise ValueError(f"--judge_arguments for {args.judge}: {error}") from error
+    return verifier(args.judge, **(args.judge_arguments or {}))
 
 
 def template_of(args: argparse.Namespace) -> str:

@@ -23,16 +23,17 @@ Row = dict[str, Any]
 class OwnTask:
     """`file`: where rows are in a folder of data; `judge`: a name of judges.py; `needs`: fields that no row may lack;
     `runs_code`: judging executes what the model wrote; `whole`: what the share of full rewards is called, where rewards
-    are shares themselves."""
+    are shares themselves; `judged_by`: all that verdicts depend on, where that is more than the judge's name."""
 
     name: str
     file: str
-    prompt: Callable[[Mapping[str, Any]], str]
+    prompt: Callable[[Mapping[str, Any]], Any]
     judge: str
     read: Callable[[Path], list[Record]]
     needs: tuple[str, ...] = ()
     runs_code: bool = False
     whole: str | None = None
+    judged_by: Mapping[str, Any] | None = None
 
     def rows(self, path: Path, judge: Judge | None = None) -> list[Row]:
         """The rows of a file, each with the fields that prompt and judge find there.

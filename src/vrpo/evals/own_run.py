@@ -39,16 +39,18 @@ class OwnRun:
 
     def samples(self, denoiser: Callable[[], HFDenoiser], judge: Callable[[], Judge]) -> list[Row]:
         """Answers with their verdicts. Model and judge are called for only if something is missing."""
-        answers = self._answers(denoiser)
+        answers = self.answers(denoiser)
 
         def make(items: Sequence[Row], first: int) -> list[Row]:
             return judged(items, self.rows[first : first + len(items)], judge())
 
-        settings = {**self._settings, "judge": self.task.judge, "rows_digest": digest(self.rows)}
+        settings = {**self._settings, "judge": self.task.judged_by or self.task.judge, "rows_digest": digest(self.rows)}
         return self._kept("samples", answers, make, settings)
 
-    def _answers(self, denoiser: Callable[[], HFDenoiser]) -> list[Row]:
-        def make(items: Sequence[str], first: int) -> list[Row]:
+    def answers(self, denoiser: Callable[[], HFDenoiser]) -> list[Row]:
+        """Answers alone."""
+
+        def make(items: Sequence[Any], first: int) -> list[Row]:
             return self._answered(denoiser(), items, first)
 
         return self._kept("answers", [self.task.prompt(row) for row in self.rows], make, self._settings)
@@ -62,8 +64,8 @@ class OwnRun:
         output, label = self.folder / f"{name}.jsonl", f"{self.settings['model']}, {self.task.name}: {name}"
         return rows_of(items, make, output=output, settings=settings, size=self.part_size, label=label, crew=self.crew)
 
-    def _answered(self, denoiser: HFDenoiser, prompts: Sequence[str], first: int) -> list[Row]:
-        given = [[{"role": "user", "content": text}] for text in prompts] if self.chat else list(prompts)
+    def _answered(self, denoiser: HFDenoiser, prompts: Sequence[Any], first: int) -> list[Row]:
+        given = [_turn(prompt) if self.chat and isinstance(prompt, str) else prompt for prompt in prompts]
         answers = written(
             denoiser,
             prompt_ids(denoiser.tokenizer, given, denoiser.mask_id),
@@ -78,6 +80,10 @@ class OwnRun:
             {"item": first + place, "prompt": prompt, "answer": one.text, **_facts(one), "seed": self.seed}
             for place, (prompt, one) in enumerate(zip(prompts, answers, strict=True))
         ]
+
+
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def judged(answers: Sequence[Row], rows: Sequence[Row], judge: Judge) -> list[Row]:

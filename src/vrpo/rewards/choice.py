@@ -31,6 +31,10 @@ class Choice:
     field: str = "answer"
     letters: str = "ABCD"
 
+    def __post_init__(self) -> None:
+        if not (self.letters.isalpha() and self.letters.isupper() and len(set(self.letters)) == len(self.letters)):
+            raise ValueError(f"letters must be different capital letters, as in ABCD, not {self.letters!r}")
+
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         return [self._judge(answer, index) for index, answer in enumerate(answers)]
 

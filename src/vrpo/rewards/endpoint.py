@@ -53,6 +53,7 @@ _VALUES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 _OF_ONE_QUESTION = (400, 413, 422)  # statuses of what is too long or filtered, and of a field that is not known
 _SHOWN = 200  # characters of a server's message
 _LARGEST = 1 << 24  # bytes of a reply
+_LONGEST_WAIT = 86_400  # seconds
 
 
 @runtime_checkable
@@ -177,8 +178,11 @@ class Endpoint:
             raise ValueError(f"the endpoint's url must be like https://host/v1, not {self.url!r}")
         if parts.username or parts.password or parts.query:
             raise ValueError("the endpoint's url holds a key or a query: keys belong in an environment variable")
-        if self.timeout <= 0 or self.retries < 0:
-            raise ValueError(f"timeout must be positive and retries not negative: {self.timeout}, {self.retries}")
+        if not 0 < self.timeout <= _LONGEST_WAIT or self.retries < 0:
+            raise ValueError(
+                f"timeout must be positive and at most {_LONGEST_WAIT}, and retries not negative: {self.timeout}, "
+                f"{self.retries}"
+            )
         self._key()
 
     def _key(self) -> str | None:

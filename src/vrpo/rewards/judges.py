@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from vrpo.rewards.verdict import Answer, Judge
@@ -17,6 +18,7 @@ VERIFIERS = {  # name -> module and class
     "mbpp": ("vrpo.rewards.code", "Mbpp"),
     "instructions": ("vrpo.rewards.instructions", "Instructions"),
 }
+_PLAIN: dict[Any, str] = {str: "text", int: "a whole number", bool: "true or false"}
 _LOOKED_AT = {"math": 100, "humaneval": 1, "mbpp": 1}  # rows, of judges that take their time or run programs
 
 
@@ -24,15 +26,26 @@ def verifier(name: str, **arguments: Any) -> Judge:
     """The verifier of that name.
 
     Raises:
-        ValueError: a package that it needs is not installed.
-        TypeError: it takes no such argument.
+        ValueError: a package that it needs is not installed; it takes no such argument, or not that value.
     """
     module, kind = VERIFIERS[name]
     try:
-        made: Judge = getattr(importlib.import_module(module), kind)(**arguments)
+        made = getattr(importlib.import_module(module), kind)
     except ImportError as error:
         raise ValueError(f'judge {name}: {error}: pip install "vrpo[eval]"') from error
-    return made
+    takes = {each.name: each.type for each in fields(made) if each.type in _PLAIN} if is_dataclass(made) else {}
+    for argument, value in arguments.items():
+        if argument not in takes:
+            known = f"takes {', '.join(takes)}" if takes else "takes none"
+            raise ValueError(f"--judge_arguments for {name}: no {argument!r}. It {known}")
+        if type(value) is not takes[argument]:
+            wanted = _PLAIN[takes[argument]]
+            raise ValueError(f"--judge_arguments for {name}: {argument} must be {wanted}, not {value!r}")
+    try:
+        judge: Judge = made(**arguments)
+    except ValueError as error:
+        raise ValueError(f"--judge_arguments for {name}: {error}") from error
+    return judge
 
 
 def check_truth(name: str, judge: Judge, rows: Sequence[tuple[str, Answer]]) -> None:

@@ -47,6 +47,10 @@ class Symbolic:
     field: str = "answer"
     seconds: int = 5
 
+    def __post_init__(self) -> None:
+        if self.seconds < 1:
+            raise ValueError(f"seconds must be at least 1, not {self.seconds}")
+
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         library = _library()
         return [self._judge(library, answer, index) for index, answer in enumerate(answers)]
