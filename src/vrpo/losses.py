@@ -87,7 +87,8 @@ class Preference:
         each = _weighted(self.loss(value[pairs.chosen], value[pairs.rejected], self.temperature(pairs)), pairs.weight)
         if pairs.item is None:
             return each
-        return each.new_zeros(int(pairs.item.max()) + 1).index_add(0, pairs.item, each)
+        lists = int(pairs.item.max()) + 1 if len(pairs.item) else 0
+        return each.new_zeros(lists).index_add(0, pairs.item, each)
 
     def __call__(
         self,
@@ -95,7 +96,12 @@ class Preference:
         reference_terms: Float[Tensor, "N R J"],
         structure: Pairs | Rankings,
     ) -> Float[Tensor, ""]:
-        return self.items(policy_terms, reference_terms, structure).mean()
+        return _mean(self.items(policy_terms, reference_terms, structure))
+
+
+def _mean(items: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+    """0 of no items: a process may have none, where others have some."""
+    return items.sum() / max(len(items), 1)
 
 
 def DPO(beta: float = 0.2) -> Preference:
@@ -154,11 +160,15 @@ class KTO:
         """z0.
 
         Raises:
-            ValueError: it is the mean over mismatched answers, and there are none.
+            ValueError: it is the mean over mismatched answers, and there are none; or over the batch, and there is one.
         """
         mean = self.baseline == "batch_mean"
         values = ratio[structure.row if mean else structure.mismatched]
         total, count = self.over_processes(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
+        if mean and count < 2:
+            raise ValueError(
+                "kto_baseline=batch_mean needs two labels: compared with itself, an answer teaches nothing"
+            )
         if not count:
             raise ValueError("kto_baseline=mismatched needs answers to other prompts, and the batch has none")
         return total / count if mean else (total / count).clamp(min=0)
@@ -166,7 +176,7 @@ class KTO:
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Labels
     ) -> Float[Tensor, ""]:
-        return self.items(policy_terms, reference_terms, structure).mean()
+        return _mean(self.items(policy_terms, reference_terms, structure))
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ class PlackettLuce:
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Rankings
     ) -> Float[Tensor, ""]:
-        return self.items(policy_terms, reference_terms, structure).mean()
+        return _mean(self.items(policy_terms, reference_terms, structure))
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ class SFT:
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
     ) -> Float[Tensor, ""]:
-        return self.items(policy_terms, reference_terms, structure).mean()
+        return _mean(self.items(policy_terms, reference_terms, structure))
 
 
 @dataclass(frozen=True)
@@ -270,7 +280,7 @@ class Mixture:
     def __call__(
         self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Structure
     ) -> Float[Tensor, ""]:
-        return self.items(policy_terms, reference_terms, structure).mean()
+        return _mean(self.items(policy_terms, reference_terms, structure))
 
 
 def _weighted(values: Float[Tensor, " M"], weight: Float[Tensor, " M"] | None) -> Float[Tensor, " M"]:

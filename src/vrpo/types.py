@@ -177,13 +177,15 @@ class Structure(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to imitate: the structure of supervised fine-tuning. `length`: response tokens per row."""
+    """Rows to imitate: the structure of supervised fine-tuning. `length`: response tokens per row; `row`: those that
+    are imitated; None: all."""
 
     length: Int[Tensor, " N"]
+    row: Int[Tensor, " M"] | None = None
 
     @property
-    def imitated(self) -> Int[Tensor, " N"]:
-        return torch.arange(len(self.length), device=self.length.device)
+    def imitated(self) -> Int[Tensor, " M"]:
+        return torch.arange(len(self.length), device=self.length.device) if self.row is None else self.row
 
 
 @dataclass(frozen=True)

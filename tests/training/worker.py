@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import concatenate_datasets
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -51,8 +50,9 @@ def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None
 
 
 def supervised(folder: Path, world: int, **fields: Any) -> Result:
+    rows = fields.pop("rows", None) or answers(8)
     config = sft_config(folder, per_device_train_batch_size=4 // world, per_device_eval_batch_size=2, **fields)
-    trainer, trajectory = train(SFTTrainer, config, answers(8), eval_dataset=answers(5))
+    trainer, trajectory = train(SFTTrainer, config, rows, eval_dataset=answers(5))
     return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
 
 
@@ -63,13 +63,11 @@ def unequal(folder: Path, world: int, **fields: Any) -> Result:
 
 
 def labels(folder: Path, world: int, **fields: Any) -> Result:
-    """KTO of 5 examples, with a last batch that two processes fill up with the first example, which one process is
-    given; evaluated in batches of 4 in all."""
+    """KTO with a last batch that two processes fill up; evaluated in batches of 4 in all."""
     rows = fields.pop("rows")
-    rows = rows if world > 1 else concatenate_datasets([rows, rows.select([0])])
-    given = {"loss_type": "kto", "per_device_train_batch_size": 2 // world, "per_device_eval_batch_size": 4 // world}
+    given = {"loss_type": "kto", "per_device_train_batch_size": 4 // world, "per_device_eval_batch_size": 4 // world}
     config = vrpo_config(folder, train_sampling_strategy="sequential", **given, **fields)
-    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=labelled(8))
+    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=labelled(7))
     return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
 
 
@@ -158,9 +156,17 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     ),
     "apart": lambda folder, world: trained(folder, world, loss_type="kto"),
     "labels": lambda folder, world: labels(folder, world, rows=labelled(5)),
-    "batch_mean": lambda folder, world: labels(folder, world, rows=labelled(5), kto_baseline="batch_mean"),
+    "batch_mean": lambda folder, world: labels(folder, world, rows=labelled(6), kto_baseline="batch_mean"),
     "ranked": lambda folder, world: trained(folder, world, rows=ranked(8), held_out=ranked(5)),
     "sft": lambda folder, world: supervised(folder, world),
+    "filled": lambda folder, world: trained(folder, world, rows=pairs(11), batch=2),
+    "filled_up": lambda folder, world: trained(
+        folder, world, rows=pairs(9), gradient_accumulation_steps=2, adapter=True
+    ),
+    "filled_one_pass": lambda folder, world: trained(folder, world, rows=pairs(9), gradient_passes="one"),
+    "filled_ranked": lambda folder, world: trained(folder, world, rows=ranked(9), held_out=ranked(5)),
+    "filled_precomputed": lambda folder, world: trained(folder, world, rows=pairs(9), precompute_ref_log_probs=True),
+    "filled_sft": lambda folder, world: supervised(folder, world, rows=answers(9)),
     "sft_packed": lambda folder, world: supervised(folder, world, max_tokens_per_forward=20),
     "sharded": sharded,
     "sharded_once": lambda folder, world: sharded(folder, world, once=True),

@@ -193,4 +193,24 @@ def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
 
 def rows_of(batch: Mapping[str, Tensor]) -> Rows:
     """The rows of a supervised batch, to be imitated."""
-    return Rows(batch["response"].sum(-1))
+    return Rows(batch["response"].sum(-1), batch.get("row"))
+
+
+_OF_ITEMS = ("chosen", "rejected", "order", "row", "desirable", "mismatched", "weight")
+COUNTED = "counted"  # of a batch: how many of its examples count, and how many it has
+
+
+def with_counted(batch: Mapping[str, Tensor], examples: int, counted: int) -> dict[str, Tensor]:
+    """A batch of so many examples of which only the first ones count: the others fill it up (accelerate), so that all
+    processes have equally many."""
+    return {**batch, COUNTED: torch.tensor([counted, examples])}
+
+
+def counted(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The batch with nothing said about rows that fill it up. They stay among its rows, as what a process without any
+    of its own calls the model on."""
+    if COUNTED not in batch:
+        return batch
+    some, all_of = batch[COUNTED].tolist()
+    kept = {name: batch[name][: len(batch[name]) // all_of * some] for name in _OF_ITEMS if name in batch}
+    return {**batch, **(kept or {"row": torch.arange(some, device=batch["ids"].device)})}

@@ -6,16 +6,13 @@ when. What deliberately does not live here: the order of the data, which is the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import Sampler
-
-Last = Literal["fill", "drop", "keep"]
 
 
 def balanced(order: Sequence[int], sizes: Sequence[int], world: int, batch: int, accumulation: int) -> list[int]:
@@ -58,8 +55,8 @@ def _dealt(window: Sequence[int], sizes: Sequence[int], world: int, batch: int) 
 class BalancedSampler(Sampler[int]):
     """A sampler's order, balanced.
 
-    Where accelerate would fill the last micro-step of several processes with the first examples of the epoch, or drop
-    it, this happens here, before anything is permuted: else other examples would be taken for it.
+    Where the last micro-step is dropped, this happens here, before anything is permuted: else other examples would be.
+    Where accelerate fills it up, what it fills in comes last (`collate.counted`).
     """
 
     sampler: SeedableRandomSampler
@@ -67,18 +64,15 @@ class BalancedSampler(Sampler[int]):
     world: int
     batch: int
     accumulation: int
-    last: Last
+    drop_last: bool
 
     def __iter__(self) -> Iterator[int]:
-        order = list(self.sampler)
-        whole = list(islice(cycle(order), len(self)))
-        return iter(balanced(whole, self.sizes, self.world, self.batch, self.accumulation))
+        order = list(self.sampler)[: len(self)]
+        return iter(balanced(order, self.sizes, self.world, self.batch, self.accumulation))
 
     def __len__(self) -> int:
         given = len(self.sampler)
-        surplus = given % (self.world * self.batch)
-        missing = -given % (self.world * self.batch)
-        return {"fill": given + missing, "drop": given - surplus, "keep": given}[self.last]
+        return given - given % (self.world * self.batch) if self.drop_last else given
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
@@ -95,12 +89,10 @@ def balance(loader: Any, sizes: Sequence[int], accumulation: int) -> None:
         return
     sampler, batches = loader.get_sampler(), loader.batch_sampler
     world, batch = 1, batches.batch_size
-    last: Last = "drop" if batches.drop_last else "keep"
     if isinstance(batches, BatchSamplerShard):
         world = batches.num_processes
         batch = batch // world if batches.split_batches else batch
-        last = "fill" if last == "keep" and batches.even_batches else last
-    loader.set_sampler(BalancedSampler(sampler, sizes, world, batch, accumulation, last))
+    loader.set_sampler(BalancedSampler(sampler, sizes, world, batch, accumulation, batches.drop_last))
 
 
 def token_counts(dataset: Dataset, columns: Sequence[str]) -> list[int]:

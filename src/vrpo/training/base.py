@@ -3,11 +3,11 @@
 Everything else (loop, optimizer, schedule, accelerate, FSDP, DeepSpeed, loggers, hub) is transformers'.
 """
 
-import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.collate import tokens_of
+from vrpo.data.collate import counted, tokens_of, with_counted
 from vrpo.models.attention import check_attention_trains
 from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
@@ -32,6 +33,7 @@ from vrpo.training.logs import JSONLogCallback
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.samples import SampleCallback
 from vrpo.training.saving import SavingTrainer
+from vrpo.training.sharding import set_up_fsdp
 from vrpo.types import Denoiser, Plan, Tokens
 
 EVAL_EPOCH = -1  # evaluation draws: one fixed key set at every evaluation
@@ -69,7 +71,7 @@ class DiffusionTrainer(SavingTrainer):
         self.watch = Watch()
         self.model_accepts_loss_kwargs = False
         if self.is_fsdp_enabled:
-            self._set_up_fsdp()
+            set_up_fsdp(self.accelerator.state.fsdp_plugin, quantized=model.quantized)
         if args.sample_steps is not None:
             if not isinstance(kwargs["eval_dataset"], Dataset):
                 raise ValueError("sample_steps takes its prompts from the evaluation set: pass one eval_dataset")
@@ -82,18 +84,6 @@ class DiffusionTrainer(SavingTrainer):
         """Without torch_compile, which here is of blocks: accelerate would compile, and wrap, the whole model."""
         given = super()._build_accelerator_args(**kwargs)
         return {name: value for name, value in given.items() if name != "dynamo_plugin"}
-
-    def _set_up_fsdp(self) -> None:
-        """FSDP2 with log-probabilities left in float32 (accelerate's policy casts outputs) and reduced in float32."""
-        plugin = self.accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise ValueError("FSDP needs fsdp_version: 2 (see recipes/accelerate/fsdp2.yaml)")
-        if self.denoiser.quantized:
-            raise ValueError("FSDP with quantised weights is not offered: plain data parallelism, or no quantisation")
-        if plugin.mixed_precision_policy is not None:
-            plugin.mixed_precision_policy = dataclasses.replace(
-                plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
-            )
 
     # What subclasses define ------------------------------------------------------------------------------------------
 
@@ -165,10 +155,31 @@ class DiffusionTrainer(SavingTrainer):
         count = torch.tensor(max(packs, 1), device=self.args.device)
         return int(self.accelerator.gather(count.reshape(1)).max())
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """The micro-batches of an optimizer step, and how many items they have over all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
+        if batches and not self.args.dataloader_drop_last:
+            batches[-1] = self._filled(batches[-1], self.train_dataset)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _filled(self, batch: Batch, dataset: Any) -> Batch:
+        """A batch that says which of its examples only fill it up, of the last one of an epoch: those beyond the data
+        set's, counted from process to process."""
+        world, each = self.args.world_size, self.items_in(batch) // self.items_per_example
+        last = world > 1 and self.accelerator.gradient_state.end_of_dataloader and isinstance(dataset, Sized)
+        left = len(dataset) % (each * world) if last else 0
+        return with_counted(batch, each, min(max(left - self.args.process_index * each, 0), each)) if left else batch
+
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """Items of one optimizer step over its micro-batches and all processes, so that each item weighs the same."""
-        count = torch.tensor(sum(self.items_in(batch) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(self.items_in(counted(batch)) for batch in batch_samples), device=device)
         return self.accelerator.gather(count.reshape(1)).sum()
+
+    def _prepare_input(self, data: Any) -> Any:
+        """On the device. transformers would cast rewards and weights, which no model reads, to DeepSpeed's type."""
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -182,7 +193,7 @@ class DiffusionTrainer(SavingTrainer):
         assert num_items_in_batch is not None
         model.train()  # gradient checkpointing asks for it; `check_trainable` has refused dropout
         batch = self._prepare_inputs(inputs)
-        share = self.items_in(batch) * self.args.world_size / int(num_items_in_batch)
+        share = self.items_in(counted(batch)) * self.args.world_size / int(num_items_in_batch)
         loss = self.batch_backward(model, batch, share)
         if self.routers is not None:
             self.routers.rate = 0.0
@@ -288,6 +299,14 @@ class DiffusionTrainer(SavingTrainer):
         else:
             self.accelerator.backward(scalar)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """All examples: dataloader_drop_last is about training."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     # Evaluation and logging ------------------------------------------------------------------------------------------
 
     def evaluate(
@@ -310,8 +329,9 @@ class DiffusionTrainer(SavingTrainer):
         tables = []
         with torch.no_grad(), self.accelerator.autocast():
             for inputs in self.get_eval_dataloader(given):
-                columns = self.batch_metrics(model, self._prepare_inputs(inputs))
-                tables.append(self._gathered(columns))
+                batch: Any = self._filled(inputs, given)
+                columns = self.batch_metrics(model, self._prepare_inputs(batch))
+                tables.append(self._gathered(columns, self.items_in(inputs)))
         values, there = (torch.cat(parts) for parts in zip(*tables, strict=True))
         self._check_evaluation(values[:, list(columns).index("loss")], given, metric_key_prefix)
         sums = sums_of(values, there)
@@ -334,13 +354,12 @@ class DiffusionTrainer(SavingTrainer):
             ids = [rows[int(row)]["example_id"] for row in broken.cpu()]
             raise stopped(self.state.global_step, f"{prefix}_loss is not finite", ids, self.args.folder)
 
-    def _gathered(self, columns: Columns) -> tuple[Float[Tensor, "P M"], Bool[Tensor, "P M"]]:
-        """Metrics of a batch's items from all processes and which are there, without the examples that fill up the
-        last batch."""
+    def _gathered(self, columns: Columns, items: int) -> tuple[Float[Tensor, "P M"], Bool[Tensor, "P M"]]:
+        """Metrics of a batch's items from all processes and which are there; a process may have fewer than `items`."""
         parts = [as_some(column) for column in columns.values()]
         both = torch.stack([*(part.values for part in parts), *(part.there.double() for part in parts)], -1)
-        by_example = both.to(self.args.device).reshape(-1, self.items_per_example, 2 * len(parts))
-        values, there = self.accelerator.gather_for_metrics(by_example).flatten(0, 1).chunk(2, -1)
+        padded = pad(both.to(self.args.device), (0, 0, 0, items - len(both)))
+        values, there = self.accelerator.gather(padded).chunk(2, -1)
         return values, there > 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

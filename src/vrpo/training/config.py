@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from vrpo.draws import Bernoulli, Exact, FixedCount
 from vrpo.losses import SFT, Objective
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, within_blocks
+from vrpo.training.inherited import check_inherited, check_resolved
 from vrpo.types import Plan
 
 _LEVELS = {"num_groups", "count_exponent"}
@@ -150,8 +151,12 @@ class DiffusionConfig(TrainingArguments):
         return Path(self.output_dir)
 
     def __post_init__(self) -> None:
+        check_inherited(self)
+        if self.tf32 is None and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
+            self.tf32 = False  # transformers would turn it on, and compiled steps would compute something else
         self.use_cpu = self.use_cpu or not _usable_accelerator()  # else bf16 is refused on a CPU
         super().__post_init__()
+        check_resolved(self)
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
         given: Any = self.gradient_checkpointing_kwargs or {}
@@ -179,6 +184,11 @@ class DiffusionConfig(TrainingArguments):
                 self.sampling_plan(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"plan={self.plan} with {name} = {getattr(self, name)}: {error}") from error
+
+    @property
+    def computes_in(self) -> torch.dtype | None:
+        """What an autocast computes in; None: there is none."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
 
     @property
     def reentrant(self) -> bool:

@@ -41,8 +41,9 @@ def pair_metrics(
     the bounds' distance to the first reference (absent without one). score/variance is the estimated Monte Carlo
     variance of the score, to first order where references are pooled and without the noise of ARWC's weights (absent
     with fewer than two independent draws, where it is not estimable); score/saturated the share of pairs whose |score|
-    is above 4; rewards/accuracies counts a margin of exactly 0 as one half; draws/values_per_pair and draws/per_pair
-    the draws of both answers whose values were computed, and those that were run for the gradient.
+    is above 4; score/square the score's square; rewards/accuracies counts a margin of exactly 0 as one half;
+    draws/values_per_pair and draws/per_pair the draws of both answers whose values were computed, and those that were
+    run for the gradient.
 
     Args:
         judged: the loss whose rewards these are: a `losses.Preference` or `losses.PlackettLuce`.
@@ -60,6 +61,7 @@ def pair_metrics(
         "rewards/margins": score,
         "elbo/chosen": policy.sum(-1)[chosen],
         "elbo/rejected": policy.sum(-1)[rejected],
+        "score/square": score.square(),
         "score/saturated": (score.abs() > SATURATED).double(),
         "draws/per_pair": (step.graphs.sum(-1)[chosen] + step.graphs.sum(-1)[rejected]).double(),
         "draws/values_per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected]).double(),
@@ -134,9 +136,9 @@ def label_metrics(step: Step, labels: Labels, draws: Draws, judged: Any) -> Colu
     }
 
 
-def row_metrics(step: Step, rows: Rows) -> dict[str, Float[Tensor, " N"]]:
+def row_metrics(step: Step, rows: Rows) -> dict[str, Float[Tensor, " M"]]:
     """Per-row metrics of supervised fine-tuning: the bound per token, in nats."""
-    return {"elbo/per_token": step.policy_terms.detach().sum(-1) / rows.length}
+    return {"elbo/per_token": (step.policy_terms.detach().sum(-1) / rows.length)[rows.imitated]}
 
 
 @dataclass
@@ -184,7 +186,7 @@ def relative_error(names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str
     if "score/variance" not in place:
         return {}
     variance, _, count = sums[place["score/variance"]].tolist()
-    _, square, _ = sums[place["rewards/margins"]].tolist()
+    square, _, _ = sums[place["score/square"]].tolist()
     return {"score/relative_error": (variance / square) ** 0.5} if square and count else {}
 
 

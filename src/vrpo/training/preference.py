@@ -13,7 +13,7 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.collate import structure_of
+from vrpo.data.collate import counted, structure_of
 from vrpo.draws import Exact, FixedCount
 from vrpo.losses import WeightedSum
 from vrpo.models.adapter import is_small, with_adapter
@@ -106,6 +106,7 @@ class VRPOTrainer(DiffusionTrainer):
         if args.stop_at_non_finite:
             for each in self.references.models:
                 check_weights(each.module, f"the reference {each.module.config.name_or_path}".rstrip())
+        data.check_baseline(args.world_size, self.train_dataset, self.eval_dataset)
         whole = not self.is_deepspeed_enabled and not self.is_fsdp_enabled
         self.references.begin(denoiser, Exact() if args.plan == "exact" else FixedCount(), whole=whole)
         self.remember(denoiser, self.references.fingerprints(denoiser))
@@ -227,10 +228,11 @@ class VRPOTrainer(DiffusionTrainer):
         return self.accelerator.reduce(sums, reduction="sum")
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
-        tokens, structure = self.tokens(batch, epoch=self.draw_epoch), structure_of(batch)
+        tokens, every = self.tokens(batch, epoch=self.draw_epoch), structure_of(batch)
+        structure = structure_of(counted(batch))
         plan = self.training_plan
-        draws = plan(tokens, structure)
-        reference: Reference = self._known[0](tokens, structure) if self._known else self.reference(policy)
+        draws = plan(tokens, every)
+        reference: Reference = self._known[0](tokens, every) if self._known else self.reference(policy)
         if not self.args.share_draws:
             reference = IndependentReference(reference, plan)
         most, around = self.args.max_tokens_per_forward, self.around(self.model_wrapped)
@@ -259,17 +261,12 @@ class VRPOTrainer(DiffusionTrainer):
         return step.loss
 
     def _check_begins(self, step: Step) -> None:
-        """Before anything is learnt, a reference that is the initial policy has the policy's terms.
-
-        Raises:
-            ValueError: it has others.
-        """
+        """Before anything is learnt, a reference that is the initial policy has the policy's terms."""
         place, begun = self.references.initial, self._begun
         self._begun = True
-        if begun or self.state.global_step or place is None or not self.args.share_draws:
-            return
-        half = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
-        check_begins_at(step.policy_terms.detach(), step.reference_terms[:, place], self.denoiser.module, half)
+        if not begun and self.state.global_step == 0 and place is not None and self.args.share_draws:
+            reference = step.reference_terms[:, place]
+            check_begins_at(step.policy_terms.detach(), reference, self.denoiser.module, self.args.computes_in)
 
     def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
         """Metrics of the pairs or lists of a batch, or of its labelled answers."""
@@ -358,9 +355,10 @@ class VRPOTrainer(DiffusionTrainer):
         return relative_error(names, sums)
 
     def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
-        tokens, structure = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
-        draws = self.evaluation_plan(tokens, structure)
-        step = self._evaluated(policy, tokens, structure, draws)
+        tokens, every = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
+        structure = structure_of(counted(batch))
+        draws = self.evaluation_plan(tokens, every)
+        step = self._evaluated(policy, tokens, every, structure, draws)
         columns = self.metrics_of(step, structure, draws, common=True)
         items = self.plain_objective().items(step.policy_terms, step.reference_terms, structure)
         return {"loss": items, **columns}
@@ -369,7 +367,7 @@ class VRPOTrainer(DiffusionTrainer):
         """What is minimised, with its slopes as they are."""
         return self.args.objective(len(self.references), self.added_up)
 
-    def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, draws: Draws) -> Step:
+    def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, asked: Preferences, draws: Draws) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once for each
         batch, which is known by what is in it."""
         most = self.args.max_tokens_per_forward
@@ -380,7 +378,7 @@ class VRPOTrainer(DiffusionTrainer):
                 self._eval_reference[key] = reference(tokens, draws, rows, max_tokens=most, agree=self.agree)
             reference = GivenReference(self._eval_reference[key])
         return preference_loss(
-            policy, reference, tokens, rows, draws, self.plain_objective(), max_tokens=most, agree=self.agree
+            policy, reference, tokens, asked, draws, self.plain_objective(), max_tokens=most, agree=self.agree
         )
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:

@@ -119,6 +119,28 @@ class PreferenceData:
         names = [*_IDS[self.kind], *(f"other_{name}" for name in _IDS[self.kind] if self.mismatched)]
         return token_counts(examples, [column for name in names for column in ("prompt_ids", name)])
 
+    def check_baseline(self, processes: int, rows: Any, eval_rows: Any) -> None:
+        """
+        Raises:
+            ValueError: kto_baseline=batch_mean, and a batch with a single label, which would be compared with itself.
+        """
+        if not self.labelled or self.mismatched:
+            return
+        config = self.config
+        parts = [("train", rows, config.dataloader_drop_last)]
+        parts += [
+            ("eval", part, False) for part in (eval_rows.values() if isinstance(eval_rows, dict) else [eval_rows])
+        ]
+        for name, part, drops in parts:
+            size = getattr(config, f"per_device_{name}_batch_size") * processes
+            last = 0 if drops or part is None else len(part) % size
+            if 1 in (size * self.items_per_example, last * self.items_per_example):
+                raise ValueError(
+                    f"kto_baseline=batch_mean compares each answer with the mean of its batch, and a batch of "
+                    f"{name}_dataset has one label, over all processes: set per_device_{name}_batch_size so that none "
+                    "has, or kto_baseline to mismatched (gradient_accumulation_steps does not help)"
+                )
+
     def collator(self, pad_id: int) -> Collator:
         if self.labelled:
             return LabelCollator(pad_id, self.mismatched, self.config.max_length)

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.collate import SFTCollator, rows_of
+from vrpo.data.collate import SFTCollator, counted, rows_of
 from vrpo.data.tokenize import tokenize_sft
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
@@ -88,12 +89,13 @@ class SFTTrainer(DiffusionTrainer):
         return examples
 
     def items_in(self, batch: Batch) -> int:
-        return len(batch["ids"])
+        return len(batch["row"] if "row" in batch else batch["ids"])
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
-        tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(batch)
+        tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(counted(batch))
         draws = self.training_plan(tokens, rows)
-        self.weigh_routers(tokens, draws.in_use, scale)
+        asked = torch.zeros_like(rows.length, dtype=torch.bool).index_fill(0, rows.imitated, True)
+        self.weigh_routers(tokens, draws.in_use & asked[:, None], scale)
         step = self._step(policy, tokens, rows, draws)
         self.watch.add(step, batch["example_id"])
         self.backward(step.loss * scale)
@@ -115,7 +117,7 @@ class SFTTrainer(DiffusionTrainer):
         )
 
     def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
-        tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(batch)
+        tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(counted(batch))
         draws = self.evaluation_plan(tokens, rows)
         per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)
         return {"loss": -per_token["elbo/per_token"], **per_token}

@@ -1,0 +1,95 @@
+"""Fields of transformers' TrainingArguments that the trainers here cannot honour, and why: refused, never ignored.
+
+What a trainer computes is its own (masks that are replayed, a bound and not logits, one forward for each draw), so what
+transformers would do in its own step or its own evaluation does not take place. tests/training/test_inherited.py has
+the list of the fields that work, so that a field of a new release of transformers is noticed.
+"""
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+_OWN_EVALUATION = "evaluations here have metrics of their own, which are means over rows of bounds, and keep no logits"
+_LENGTHS = "balance_batches puts rows of similar length together already"
+NOT_OFFERED = {  # any other value than transformers' default
+    "neftune_noise_alpha": "it adds noise to embeddings, and values, gradients and references of a step must belong to "
+    "one network: regularise by weight_decay, or train fewer steps",
+    "label_smoothing_factor": "it smooths the targets of a cross entropy, which is not what is minimised here: of "
+    "labels that may be wrong, set label_smoothing, with loss_type sigmoid, robust or exo_pair",
+    "bf16_full_eval": "evaluations compute as training does: set bf16, or load weights in bfloat16 (dtype)",
+    "fp16_full_eval": "evaluations compute as training does: set fp16, or load weights in float16 (dtype)",
+    "average_tokens_across_devices": "each item of a step weighs the same, over all processes",
+    "use_liger_kernel": "it replaces the forward of a causal model with a loss of its own: torch_compile fuses kernels",
+    "liger_kernel_config": "it belongs to use_liger_kernel, which is not offered",
+    "use_cache": "a training step decodes nothing",
+    "torch_empty_cache_steps": "it empties the cache in transformers' own step: set the environment variable "
+    "PYTORCH_CUDA_ALLOC_CONF to expandable_segments:True, or lower max_tokens_per_forward",
+    "auto_find_batch_size": "it changes how many rows a step sees, which makes it another run: max_tokens_per_forward "
+    "bounds the memory of a step of any size",
+    "include_num_input_tokens_seen": "it counts the tokens of one forward of each row, and a row has as many as draws",
+    "prediction_loss_only": _OWN_EVALUATION,
+    "eval_do_concat_batches": _OWN_EVALUATION,
+    "eval_use_gather_object": _OWN_EVALUATION,
+    "eval_accumulation_steps": _OWN_EVALUATION,
+    "include_for_metrics": _OWN_EVALUATION,
+    "batch_eval_metrics": _OWN_EVALUATION,
+    "label_names": _OWN_EVALUATION,
+    "parallelism_config": "rows are not split over processes: shard weights by FSDP2 or ZeRO-3 (docs/scaling.md)",
+    "length_column_name": _LENGTHS,
+    "ddp_static_graph": "a step has as many forwards as it needs, not always the same",
+    "dataloader_in_order": "a run that can be gone on with sees its rows in one order",
+    "do_predict": "a trainer predicts nothing: vrpo generate and vrpo eval do",
+}
+_OPTIMIZERS = {  # what in the name of an optimizer it does with a step of several backwards
+    "layerwise": "it changes weights in the middle of a backward, of which a step has several",
+    "lomo": "it changes weights in the middle of a backward, of which a step has several",
+    "schedule_free": "it holds other weights while it trains than it evaluates and saves",
+}
+_ACCELERATOR: dict[str, tuple[Any, ...]] = {  # fields of accelerator_config, and the values that work
+    "dispatch_batches": (None, False),
+    "even_batches": (True,),
+    "use_seedable_sampler": (True,),
+    "gradient_accumulation_kwargs": (None, {}),
+}
+
+
+def check_inherited(args: TrainingArguments) -> None:
+    """Before transformers fills in what is not given.
+
+    Raises:
+        ValueError: a field that would be ignored, or would change what is computed, with the reason.
+    """
+    for each in fields(TrainingArguments):
+        default: Any = each.default if each.default_factory is MISSING else each.default_factory()
+        if each.name in NOT_OFFERED and getattr(args, each.name) not in (default, None, default or None):
+            raise ValueError(f"{each.name} is not offered: {NOT_OFFERED[each.name]}. Leave it out")
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ValueError(
+            f"train_sampling_strategy must be random or sequential, not {args.train_sampling_strategy}: {_LENGTHS}"
+        )
+    name = str(getattr(args.optim, "value", args.optim))
+    for part, reason in _OPTIMIZERS.items():
+        if part in name:
+            raise ValueError(f"optim: {name} is not offered: {reason}. Take another one, such as adamw_torch")
+    if args.optim_target_modules and not name.startswith(("galore", "apollo")):
+        raise ValueError(f"optim_target_modules belongs to optimizers of GaLore and APOLLO, and optim is {name}")
+    if args.do_eval and args.eval_strategy == "no":
+        raise ValueError("do_eval says nothing of when to evaluate: set eval_strategy to steps or epoch")
+
+
+def check_resolved(args: TrainingArguments) -> None:
+    """Once transformers knows the device and has read what is nested.
+
+    Raises:
+        ValueError: as `check_inherited`.
+    """
+    for name, values in _ACCELERATOR.items():
+        found = getattr(args.accelerator_config, name)
+        if found not in values:
+            raise ValueError(
+                f"accelerator_config: {name} is not offered as {found}: batches are made on each process, in an order "
+                "that a run can go on with, and gradient_accumulation_steps says how many make a step. Leave it out"
+            )
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("fp16 is about GPUs: a CPU would compute in float32. Set bf16, or leave it out")
