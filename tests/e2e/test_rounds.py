@@ -167,6 +167,13 @@ def test_a_round_of_other_settings_is_refused(config: dict[str, Any], capsys: py
     shutil.copytree("first", "other")
     assert run(config | {"model_name_or_path": "other"}) == 2
     assert "settings: policy was 'first' and is 'other'" in capsys.readouterr().err
+    assert run(config | {"gradient_accumulation_steps": 2}) == 2
+    assert "settings: examples in a step was" in capsys.readouterr().err
+    kept = Path("first/config.json").read_text()
+    Path("first/config.json").write_text(kept + " ")
+    assert run(config) == 2
+    assert "settings: weights was" in capsys.readouterr().err
+    Path("first/config.json").write_text(kept)
     assert run(config | {"rounds": 2, "logging_steps": 1}) == 0
     assert Path("loop/round_2/done.json").is_file()
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,15 @@ def test_half_a_file_of_terms(tmp_path: Path, name: str, said: str) -> None:
         else:
             with pytest.raises(ValueError, match=f"{re.escape(str(file))} {expected}"):
                 trainer._precompute()
+
+
+def test_terms_are_computed_by_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a folder of terms that two runs fill."""
+    held: list[Path] = []
+    monkeypatch.setattr("vrpo.training.reference_terms.locked", lambda folder: nullcontext(held.append(folder)))
+    terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms")}
+    VRPOTrainer(tiny(), args=vrpo_config(tmp_path / "a", **terms), train_dataset=pairs(2))._precompute()
+    assert held == [tmp_path / "terms" / "train", tmp_path / "terms" / "eval"]
 
 
 def test_other_draws_are_other_entries(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from vrpo.commands.config_file import Parser
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
 from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
 from vrpo.commands.evaluate_prompts import compared, loader, of_all
+from vrpo.commands.stopped import keeping
 from vrpo.data.parts import known
 from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.visible import visible
@@ -48,11 +49,8 @@ def _evaluated(
 ) -> None:
     if crew.index == 0:
         print(visible(_announced(args, models, planned)), file=sys.stderr)
-    try:
+    with keeping(args.folder):
         measures = measured(args, models, planned, runner, crew)
-    except KeyboardInterrupt:
-        print(f"interrupted: what was answered is kept in {args.folder}; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
     if crew.index == 0:
         write(args, models, planned, results_of(measures, args.seed, args.num_resamples))
 

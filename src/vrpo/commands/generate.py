@@ -20,6 +20,7 @@ from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
 from vrpo.commands.config_file import Parser, with_config
 from vrpo.commands.evaluate_models import files_fingerprint
 from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
+from vrpo.commands.stopped import keeping
 from vrpo.data.parts import Parts
 from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.decode import Generation, generate
@@ -46,7 +47,7 @@ def generate_command(argv: Sequence[str]) -> None:
     if args.output is None:
         _on_terminal(args, prompts)
     else:
-        with locked(args.output) if state.is_main_process else nullcontext():
+        with keeping(args.output.parent), locked(args.output) if state.is_main_process else nullcontext():
             _into_file(args, prompts, state)
 
 

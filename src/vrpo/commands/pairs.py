@@ -26,6 +26,7 @@ from vrpo.commands.pairs_judges import (
     verdict_of,
 )
 from vrpo.commands.pairs_samples import Group, Reader
+from vrpo.commands.stopped import keeping
 from vrpo.data.json_rows import read_records
 from vrpo.data.parts import Parts, known
 from vrpo.data.whole import check_writable, locked
@@ -75,7 +76,8 @@ def _made(args: argparse.Namespace, rule: Rule, state: PartialState) -> None:
     with state.main_process_first():
         args.report.mkdir(parents=True, exist_ok=True)
         made, verdicts = _parts(args, settings, len(groups), state.is_main_process)
-    _judge(args, groups, verdicts, state)
+    with keeping(args.output.parent):
+        _judge(args, groups, verdicts, state)
     if state.is_main_process:
         outcomes = _outcomes(args, groups, verdicts.output, rule)
         if made.missing():  # only now: nothing is begun where a judge has failed

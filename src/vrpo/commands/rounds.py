@@ -10,17 +10,19 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import PartialState
+from xxhash import xxh3_128
 
 from vrpo.commands.arguments import OF_ROUNDS, ModelArguments, PreferenceDataArguments, RoundArguments
 from vrpo.commands.evaluate import checked as evaluate_checked
 from vrpo.commands.evaluate import evaluate
+from vrpo.commands.evaluate_models import files_fingerprint
 from vrpo.commands.generate import checked as generate_checked
 from vrpo.commands.generate import generate_command
 from vrpo.commands.generate_prompts import Prompt
@@ -28,20 +30,14 @@ from vrpo.commands.pairs import checked as pairs_checked
 from vrpo.commands.pairs import pairs
 from vrpo.commands.pairs_judges import is_verifier, verifier_of
 from vrpo.data.parts import differences
-from vrpo.data.whole import write_whole
+from vrpo.data.whole import write_whole, write_whole_folder
 from vrpo.diagnostics.report import table
 from vrpo.models.load import load
 from vrpo.rewards.judges import check_truth
 from vrpo.rewards.verdict import Answer
-from vrpo.training.objectives import ObjectiveConfig
+from vrpo.training.identity import settings_of
 from vrpo.training.preference_config import VRPOConfig
 
-_OF_TRAINING = (  # fields that a finished round must have been made with; others may change when the loop goes on
-    *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "optim"),
-    *("num_train_epochs", "max_steps", "seed", "max_length", "plan", "num_times", "num_masks", "num_draws", "slope"),
-    *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-    *("pair_coupling", "share_draws", *(each.name for each in fields(ObjectiveConfig))),
-)
 TrainOnce = Callable[[PreferenceDataArguments, ModelArguments, VRPOConfig], None]
 
 
@@ -87,6 +83,7 @@ def _all_rounds(
         folder = config.folder / f"round_{number}"
         reference = None if loop.refresh_reference or number == 1 else first
         made_with = {"policy": current, "reference": reference, **_settings(loop, model, config)}
+        made_with |= {"weights": files_fingerprint(current), "prompts read": _digest(_of_round(loop, prompts, number))}
         if not _is_done(folder, made_with):
             _say(f"round {number} of {loop.rounds}: {current} answers")
             _collect(loop, folder, current, config, number, prompts)
@@ -121,7 +118,20 @@ def _settings(loop: RoundArguments, model: ModelArguments, config: VRPOConfig) -
     """What a round depends on, besides where it begins."""
     ours = {"generate": loop.generate, "pairs": loop.pairs, "prompts_per_round": loop.prompts_per_round}
     theirs = {name: value for name, value in asdict(model).items() if "name_or_path" not in name}
-    return {**ours, **theirs, **{name: getattr(config, name) for name in _OF_TRAINING}}
+    return {**ours, **theirs, **settings_of(config)}
+
+
+def _digest(prompts: list[Prompt]) -> str:
+    text = json.dumps([[one.content, one.row] for one in prompts], sort_keys=True)
+    return str(xxh3_128(text.encode(errors="surrogatepass")).hexdigest())
+
+
+def _of_round(loop: RoundArguments, prompts: list[Prompt], number: int) -> list[Prompt]:
+    """The prompts that a round answers."""
+    if loop.prompts_per_round is None:
+        return prompts
+    last = number * loop.prompts_per_round
+    return prompts[last - loop.prompts_per_round : last]
 
 
 def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
@@ -216,8 +226,7 @@ def _collect(
     """
     given = _generation(folder, policy, config, number)
     if loop.prompts_per_round is not None:
-        last = number * loop.prompts_per_round
-        part = [{"prompt": one.content, **one.row} for one in prompts[last - loop.prompts_per_round : last]]
+        part = [{"prompt": one.content, **one.row} for one in _of_round(loop, prompts, number)]
         text = "\n".join(json.dumps(row, ensure_ascii=False) for row in part)
         _once(partial(_write, folder / "prompts.jsonl", text))
         given += ["--prompts", str(folder / "prompts.jsonl")]
@@ -237,11 +246,11 @@ def _train(
     """Train on the pairs of a round; an adapter is merged, so that the next round can begin with a new one."""
     own = copy.copy(config)
     into = folder / ("adapter" if model.use_peft else "model")
-    own.output_dir = str(into)
+    own.output_dir, own.hub_token = str(into), config.hub_token  # a copy has no secrets
     own.resume_from_checkpoint = "auto"
     train_once(replace(data, dataset_name=str(folder / "pairs.jsonl")), model, own)
     if model.use_peft:
-        _once(lambda: load(into).merged().save_pretrained(folder / "model"))
+        _once(lambda: write_whole_folder(folder / "model", load(into).merged().save_pretrained))
 
 
 def _account(folder: Path, rounds: int) -> None:

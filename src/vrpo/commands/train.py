@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from datasets import Dataset, Value
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
@@ -29,23 +32,30 @@ from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
+from vrpo.training.checkpoints import check_named, last_checkpoint
 from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
+from vrpo.training.processes import together
 from vrpo.training.references import check_references
+from vrpo.training.saving import written
 from vrpo.training.sft import SFTTrainer
+
+_HTTP_ERROR: Any = HfHubHTTPError.__base__  # of the library that the hub's client is made with, which changes
 
 
 def train(data: PreferenceDataArguments, model: ModelArguments, loop: RoundArguments, config: VRPOConfig) -> None:
     """Preference optimisation (VRPO) of a diffusion language model."""
-    if loop.rounds is not None:
+    with writing(config):
+        if loop.rounds is None:
+            with saying_what_is_kept(config):
+                train_on(data, model, config)
+            return
         if config.plan == "exact":
             raise ValueError("rounds write their answers with masks, which plan=exact has not: make the pairs yourself")
         check_run(data, model, config)
         rounds(loop, data, model, config, train_on)
-    else:
-        train_on(data, model, config)
 
 
 def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
@@ -87,6 +97,12 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
 
 def sft(data: SFTDataArguments, model: ModelArguments, scratch: ScratchArguments, config: SFTConfig) -> None:
     """Masked-diffusion supervised fine-tuning, or pretraining of a new model with --from_scratch."""
+    with writing(config), saying_what_is_kept(config):
+        sft_on(data, model, scratch, config)
+
+
+def sft_on(data: SFTDataArguments, model: ModelArguments, scratch: ScratchArguments, config: SFTConfig) -> None:
+    """The run itself."""
     if config.plan == "exact" and scratch.from_scratch:
         raise ValueError("from_scratch makes a diffusion model, and plan=exact is of a causal one: take another plan")
     check_kind(model, config)
@@ -106,9 +122,57 @@ def sft(data: SFTDataArguments, model: ModelArguments, scratch: ScratchArguments
     run(trainer)
 
 
+@contextmanager
+def writing(config: DiffusionConfig) -> Iterator[None]:
+    """A command that writes to output_dir, alone, before anything is loaded.
+
+    Raises:
+        ValueError: output_dir is not given, cannot be written, or another run writes there; or there is no hub, or no
+            checkpoint to go on from.
+    """
+    if not config.output_dir_given:
+        raise ValueError("output_dir is missing: say where checkpoints, logs and the model go")
+    check_named(config.resume_from_checkpoint)
+    with together(), written(config.folder) if config.process_index == 0 else nullcontext():
+        if config.push_to_hub:
+            check_hub(config)
+        yield
+
+
+def check_hub(config: DiffusionConfig) -> None:
+    """
+    Raises:
+        ValueError: the hub cannot be reached, or does not know who asks.
+    """
+    try:
+        HfApi().whoami(token=config.hub_token)
+    except (OSError, _HTTP_ERROR) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"push_to_hub: {reason}. Log in with `hf auth login`, or leave it out") from error
+
+
+@contextmanager
+def saying_what_is_kept(config: DiffusionConfig) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM: what is there, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if config.process_index == 0:
+            last = last_checkpoint(config.folder)
+            kept = "no checkpoint is whole yet (save_steps), so the same command begins anew"
+            if last is not None:
+                kept = f"{last} is whole: the same command with --resume_from_checkpoint auto goes on from there"
+            print(f"stopped before the end; {kept}", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+
+
 def run(trainer: DiffusionTrainer) -> None:
     """Train, from a checkpoint if asked, and leave model, tokenizer, card and state in output_dir."""
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if (
+        trainer.state.global_step < trainer.state.max_steps
+    ):  # a signal that transformers answered (enable_jit_checkpoint)
+        raise KeyboardInterrupt
     trainer.save_state()
     trainer.create_model_card()
     if trainer.is_fsdp_enabled:  # FSDP2 saves shards by default, from which nothing loads a model

@@ -86,16 +86,27 @@ def checkpoint_of(given: str | bool | None, folder: Path) -> Path | None:
                 f"--resume_from_checkpoint true: {folder} holds no checkpoint that is whole; auto begins without one"
             )
         return found
-    checkpoint = Path(str(given))
-    if not checkpoint.is_dir():
-        raise ValueError(f"--resume_from_checkpoint {checkpoint}: no such folder; true and auto find the last one")
-    problem = problem_of(checkpoint)
+    checkpoint = check_named(given)
+    problem = None if checkpoint is None else problem_of(checkpoint)
     if problem is not None:
         raise ValueError(
             f"--resume_from_checkpoint {checkpoint}: {problem}. Name another one; true takes the last of output_dir "
             "that is whole"
         )
     return checkpoint
+
+
+def check_named(given: str | bool | None) -> Path | None:
+    """The folder that `resume_from_checkpoint` names; None: it names none.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if given is None or str(given).lower() in ("true", "auto", "false"):
+        return None
+    if not Path(str(given)).is_dir():
+        raise ValueError(f"--resume_from_checkpoint {given}: no such folder; true and auto find the last one")
+    return Path(str(given))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

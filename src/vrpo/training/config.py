@@ -1,11 +1,13 @@
 """What a user can set: TRL-shaped training arguments, the same in Python, YAML and on the command line."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from vrpo.draws import Bernoulli, Exact, FixedCount
 from vrpo.losses import SFT, Objective
@@ -152,11 +154,13 @@ class DiffusionConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_inherited(self)
+        self.output_dir_given = self.output_dir is not None  # else transformers names one
         if self.tf32 is None and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
             self.tf32 = False  # transformers would turn it on, and compiled steps would compute something else
         self.use_cpu = self.use_cpu or not _usable_accelerator()  # else bf16 is refused on a CPU
         super().__post_init__()
         check_resolved(self)
+        self._check_steps()
         if self.remove_unused_columns or self.logging_nan_inf_filter:
             raise ValueError("remove_unused_columns and logging_nan_inf_filter must stay False")
         given: Any = self.gradient_checkpointing_kwargs or {}
@@ -184,6 +188,33 @@ class DiffusionConfig(TrainingArguments):
                 self.sampling_plan(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"plan={self.plan} with {name} = {getattr(self, name)}: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is secret: a pickle of this, training_args.bin, lies beside the weights."""
+        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def _check_steps(self) -> None:
+        """
+        Raises:
+            ValueError: there would be no step to make; or nothing to log to.
+        """
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps must be at least 1, not {self.max_steps}: -1 leaves it to num_train_epochs")
+        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs must be above 0, not {self.num_train_epochs}, or set max_steps")
+        for what in ("save", "eval"):
+            every = getattr(self, f"{what}_steps")
+            if getattr(self, f"{what}_strategy") == "steps" and every is not None and every <= 0:
+                raise ValueError(f"{what}_steps must be above 0, not {every}; set {what}_strategy to no for none")
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate must not be negative, not {self.learning_rate}")
+        named = {self.report_to} if isinstance(self.report_to, str) else set(self.report_to or ())
+        absent = named & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations())
+        for name in sorted(absent - {"flyte"}):  # which is not listed where it is installed
+            raise ValueError(f"report_to: {name} is not installed here: install it, or set report_to to none")
 
     @property
     def computes_in(self) -> torch.dtype | None:

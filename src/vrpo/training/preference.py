@@ -187,7 +187,8 @@ class VRPOTrainer(DiffusionTrainer):
             given = [dataset for dataset in datasets if dataset is not None]
             shards = Shards(given, partial(self._rows, epoch=epoch))
             mine = shards.of(self.args.process_index, self.args.world_size)
-            store.complete(mine, partial(self._terms, plan), quiet=self.args.disable_tqdm)
+            quiet, main = self.args.disable_tqdm, self.is_world_process_zero()
+            store.complete(mine, partial(self._terms, plan), quiet=quiet, main=main)
             self.accelerator.wait_for_everyone()
             known[epoch] = store.load(shards.of(0, 1))
         self._known = known
@@ -264,7 +265,9 @@ class VRPOTrainer(DiffusionTrainer):
         """Before anything is learnt, a reference that is the initial policy has the policy's terms."""
         place, begun = self.references.initial, self._begun
         self._begun = True
-        if not begun and self.state.global_step == 0 and place is not None and self.args.share_draws:
+        if begun or self.state.global_step or place is None or not self.args.share_draws:
+            return
+        if step.loss.isfinite():  # else it is said at the end of the step
             reference = step.reference_terms[:, place]
             check_begins_at(step.policy_terms.detach(), reference, self.denoiser.module, self.args.computes_in)
 

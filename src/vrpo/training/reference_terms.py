@@ -7,6 +7,7 @@ the rest (weights, plan, precision): whatever changed is found missing, and neve
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from vrpo.data.whole import write_whole
+from vrpo.data.whole import locked, write_whole
 from vrpo.draws import fold
 from vrpo.reference import GivenReference
 from vrpo.types import Pairs, Structure, Tokens
@@ -63,7 +64,10 @@ class TermStore:
     def __post_init__(self) -> None:
         path = self.folder / "settings.json"
         if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"ref_terms_dir: {self.folder} cannot be written: {error.strerror}") from error
             write_whole(path, lambda part: part.write_text(json.dumps(dict(self.settings), indent=1) + "\n"))
         try:
             found = json.loads(path.read_bytes())
@@ -90,12 +94,18 @@ class TermStore:
         compute: Callable[[Tokens, Structure], Float[Tensor, "N R K"]],
         *,
         quiet: bool | None,
+        main: bool,
     ) -> None:
-        """Compute and write those of the shards that are not there."""
-        for tokens, structure in tqdm(shards, desc="reference terms", unit="shard", disable=quiet):
-            names = entry_names(tokens, structure)
-            if not self.path(names).is_file():
-                self.save(names, compute(tokens, structure))
+        """Compute and write those of the shards that are not there.
+
+        Args:
+            main: whether this is the main process of the run, which holds the folder.
+        """
+        with locked(self.folder) if main else nullcontext():
+            for tokens, structure in tqdm(shards, desc="reference terms", unit="shard", disable=quiet):
+                names = entry_names(tokens, structure)
+                if not self.path(names).is_file():
+                    self.save(names, compute(tokens, structure))
 
     def save(self, names: Int[Tensor, " N"], terms: Float[Tensor, "N R K"]) -> None:
         """Write a shard, whole or not at all."""

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from vrpo.data.whole import as_umask, locked
@@ -24,6 +25,7 @@ from vrpo.training.config import DiffusionConfig
 from vrpo.training.finite import check_weights
 from vrpo.training.given import load_alike
 from vrpo.training.identity import check_same, model_record, rows_record, settings_of
+from vrpo.training.processes import end_with_launcher
 
 logger = logging.get_logger(__name__)
 
@@ -71,8 +73,27 @@ class SavingTrainer(Trainer, ABC):
     @contextmanager
     def alone(self) -> Iterator[None]:
         """While this holds, no other run writes to output_dir."""
+        end_with_launcher()
         with written(self.args.folder) if self.is_world_process_zero() else nullcontext():
             yield
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """transformers' numbers of epochs and steps.
+
+        Raises:
+            ValueError: there is no step to make: the model would be saved as it is.
+        """
+        if has_length(dataloader) and not len(dataloader):
+            size = self.args.train_batch_size * self.args.world_size
+            dropped = "dataloader_drop_last drops them all. " if self.args.dataloader_drop_last else ""
+            raise ValueError(
+                f"no step to make: there are fewer training rows than the {size} of a batch. {dropped}Give more rows "
+                "or a smaller per_device_train_batch_size"
+            )
+        found = super().set_initial_training_values(args, dataloader)
+        if found[-1] < 1:
+            raise ValueError(f"no step to make: num_train_epochs {args.num_train_epochs}, max_steps {args.max_steps}")
+        return found
 
     def _checkpoint(self, given: str | bool | None) -> str | None:
         """Where the run goes on from, the same on all processes, once it is known to be this run."""
@@ -196,7 +217,7 @@ def written(folder: Path) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
         except OSError as error:
-            raise ValueError(f"output_dir: {folder} cannot be written: {error}. Give another one") from error
+            raise ValueError(f"output_dir: {folder} cannot be written: {error.strerror}. Give another one") from error
         yield
 
 
