@@ -19,7 +19,9 @@ from vrpo.commands.arguments import (
     SFTDataArguments,
     parse,
 )
+from vrpo.commands.config_file import content_of
 from vrpo.models import load as loading
+from vrpo.training import inherited
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
 
@@ -53,9 +55,9 @@ def test_yaml_sets_a_field_that_is_true_by_default(fields: Callable[..., Any], t
 
 def test_yaml_mapping(fields: Callable[..., Any]) -> None:
     """Kills: str(dict), which is not JSON; json.dumps of the items of a list."""
-    *_, config = fields("gradient_checkpointing_kwargs: {use_reentrant: false}\nliger_kernel_config: {rope: true}\n")
+    *_, config = fields("gradient_checkpointing_kwargs: {use_reentrant: false}\nlr_scheduler_kwargs: {num_cycles: 2}\n")
     assert config.gradient_checkpointing_kwargs == {"use_reentrant": False}
-    assert config.liger_kernel_config == {"rope": True}
+    assert config.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,11 @@ def test_yaml_mapping(fields: Callable[..., Any]) -> None:
         ("", ["--report_to", "tensorboard", "trackio"], ["tensorboard", "trackio"]),
     ],
 )
-def test_report_to(fields: Callable[..., Any], yaml: str, arguments: list[str], value: list[str]) -> None:
+def test_report_to(
+    fields: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, yaml: str, arguments: list[str], value: list[str]
+) -> None:
     """One or several. Kills: a list refused; a list joined into one name; YAML after the command line."""
+    monkeypatch.setattr(inherited, "get_available_reporting_integrations", lambda: ["tensorboard", "trackio", "wandb"])
     *_, config = fields(yaml, *arguments)
     assert config.report_to == value
 
@@ -185,3 +190,86 @@ def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path:
     words = ["--dataset_name", "nowhere", "--output_dir", str(tmp_path), "--use_cpu", "true", "--use_peft"]
     with pytest.raises(ValueError, match="from_scratch goes without"):
         command.sft(*parse(CLASSES["sft"], [*words, "--from_scratch", "--load_in_8bit"], prog=""))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("beta: 1\nbeta: 2\n", r"run\.yaml:5: not YAML that can be read: 'beta' is there twice: keep one"),
+        ("rounds: 1\ngenerate: {steps: 1, steps: 2}\n", r"run\.yaml:5: .* 'steps' is there twice"),
+        ("generate:\n  deep:\n    - {a: 1, a: 2}\n", r"run\.yaml:6: .* 'a' is there twice"),
+        ("beta: true\n", r"run\.yaml: beta takes a finite number, not 'True'"),
+        ("beta: .nan\n", r"run\.yaml: beta takes a finite number, not 'nan'"),
+        ("beta: -.inf\n", r"run\.yaml: beta takes a finite number, not '-inf'"),
+        ("num_times: 2.0\n", r"run\.yaml: num_times takes a whole number below 2\^63, not '2\.0'"),
+        ("loss_weights: [1, two]\n", r"run\.yaml: loss_weights takes a finite number, not 'two'"),
+        ("loss_type: [[sigmoid]]\n", r"run\.yaml: loss_type takes text, numbers, true or false"),
+        ("loss_type: [{a: 1}]\n", r"run\.yaml: loss_type takes text, numbers, true or false"),
+        ("run_name: yes\n", r"run\.yaml: run_name takes text, and YAML reads true from it: put it in quotes"),
+        ("run_name: !!binary aGVsbG8=\n", r"run\.yaml: run_name takes text"),
+        ("share_draws: 3\n", r"run\.yaml: share_draws .*3"),
+        ("eval_strategy: stepps\n", r"run\.yaml: eval_strategy .*stepps"),
+        ("generate: 3\n", r"run\.yaml: generate takes a mapping"),
+        ("generate: [1]\n", r"run\.yaml: generate takes one value"),
+        ("generate: {when: .inf}\n", r"run\.yaml: generate holds what JSON has not"),
+        ("1: 2\n", r"run\.yaml: unknown field '1'"),
+        ("[a, b]: 2\n", r"run\.yaml:\d: not YAML that can be read: found unhashable key"),
+        ("config: other.yaml\n", r"run\.yaml: unknown field 'config'"),
+    ],
+)
+def test_yaml_that_is_not_meant_so(fields: Callable[..., Any], yaml: str, message: str) -> None:
+    """Kills: the last one of two values winning silently, also inside; a value of another type taken as text."""
+    with pytest.raises(ValueError, match=message):
+        fields(yaml)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "name", "value"),
+    [
+        ("learning_rate: 5e-3\n", "learning_rate", 0.005),
+        ("seed: 010\n", "seed", 10),
+        ("run_name: 12:30:45\n", "run_name", "12:30:45"),
+        ("run_name: 2024-01-01\n", "run_name", "2024-01-01"),
+        ("run_name: 'yes'\n", "run_name", "yes"),
+        ("max_steps: 1_000\n", "max_steps", 1000),
+        ("common: &b {beta: 0.5}\n<<: *b\n", None, "unknown field 'common'"),
+    ],
+)
+def test_yaml_is_read_as_it_is_meant(fields: Callable[..., Any], yaml: str, name: str | None, value: Any) -> None:
+    """Kills: YAML 1.1's octal numbers, numbers of base 60 and dates; 5e-3 as a string in nested fields."""
+    if name is None:
+        with pytest.raises(ValueError, match=value):
+            fields(yaml)
+        return
+    *_, config = fields(yaml)
+    assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("run_name: é\n".encode("latin-1"), "Save it as text in UTF-8"),
+        (bytes(range(256)), "Save it as text in UTF-8"),
+        (b"a:\n\tb: 1\n", r"run\.yaml:2: not YAML that can be read: .*'\\t'"),
+        (b"", "must hold a mapping of fields"),
+        (b"- 1\n", "must hold a mapping of fields"),
+        (b"a: &a [1, *a]\n", "too deeply nested"),
+        (b"a: " + b"[" * 20_000, "too deeply nested"),
+        (b"a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c]\n"
+         b"e: [*d,*d,*d,*d,*d,*d,*d]\n", "more than 10,000 values"),
+        (b"a: !!python/object/apply:os.getcwd []\n", r"run\.yaml:1: not YAML that can be read"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_fields(tmp_path: Path, content: bytes, message: str) -> None:
+    """The file is named. Kills: UnicodeDecodeError without a file; an alias that takes the memory of the machine."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^--config .*run\.yaml.*{message}|{message}"):
+        content_of(path)
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As Windows' editors write it, in UTF-8 and UTF-16. Kills: '\\ufeffbeta' as the name of a field."""
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "run.yaml").write_bytes("beta: 0.5\n".encode(encoding))
+        assert content_of(tmp_path / "run.yaml") == {"beta": 0.5}

@@ -338,6 +338,6 @@ ILLEGAL: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("fields", "said"), ILLEGAL)
 def test_illegal_fields_are_refused(run: Run, fields: dict[str, Any], said: str) -> None:
     """Before anything is read: neither rows nor models exist."""
-    code, err = run({"dataset_name": "nothing.jsonl", "model_name_or_path": "nowhere", **SHORT, **fields})
+    code, err = run({"dataset_name": "nobody/nothing", "model_name_or_path": "nowhere", **SHORT, **fields})
     assert code == 2
     assert said in err

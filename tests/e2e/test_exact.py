@@ -17,7 +17,7 @@ from vrpo.cli import main
 QUIET = "--report_to none --disable_tqdm true --use_cpu true --learning_rate 0.01 --logging_steps 1"
 RUN = f"{QUIET} --max_steps 2 --per_device_train_batch_size 2 --save_strategy steps --save_steps 1"
 
-NOWHERE = "--dataset_name /no/such/rows"
+NOWHERE = "--dataset_name nobody/rows"
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ def planned(
     def run(*arguments: str) -> tuple[int, str, str, Any]:
         given = ["--dataset_name", str(workplace / "pairs.jsonl"), "--output_dir", str(tmp_path / "out")]
         given += ["--model_name_or_path", str(workplace / "bare"), "--plan_file", str(tmp_path / "plan.json")]
-        given += ["--report_to", "none", "--use_cpu", "true", "--per_device_train_batch_size", "4"]
+        batch = "--per_device_train_batch_size"
+        given += ["--report_to", "none", "--use_cpu", "true", *([] if batch in arguments else [batch, "4"])]
         capsys.readouterr()
         code = main(["plan", *given, *arguments])
         said, file = capsys.readouterr(), tmp_path / "plan.json"

@@ -133,7 +133,7 @@ REFUSED = [
 @pytest.mark.parametrize(("yaml", "said"), REFUSED)
 def test_what_does_not_go_together_is_refused(run: Callable[..., Any], yaml: str, said: str) -> None:
     """Before anything is read: none of the models exists, nor do the rows."""
-    code, err, _ = run(f"model_name_or_path: nowhere\ndataset_name: nothing.jsonl\n{yaml}")
+    code, err, _ = run(f"model_name_or_path: nowhere\ndataset_name: nobody/nothing\n{yaml}")
     assert code == 2
     assert said in err
 

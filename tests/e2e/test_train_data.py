@@ -62,7 +62,8 @@ def train(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
     def run(rows: str, yaml: str, output: Path = tmp_path / "out") -> tuple[int, str, Path]:
         data, config = tmp_path / f"{rows}.jsonl", tmp_path / "run.yaml"
         data.write_text("".join(json.dumps(row) + "\n" for row in ROWS[rows]))
-        config.write_text(f"dataset_name: {data}\nmodel_name_or_path: {models / 'policy'}\n{yaml}")
+        policy = "" if "\nmodel_name_or_path" in yaml else f"model_name_or_path: {models / 'policy'}\n"
+        config.write_text(f"dataset_name: {data}\n{policy}{yaml}")
         capsys.readouterr()
         code = main(["train", "--config", str(config), *QUIET, str(output)])
         return code, capsys.readouterr().err, output
@@ -110,7 +111,7 @@ def test_each_kind(train: Callable[..., Any], rows: str, yaml: str) -> None:
 )
 def test_refused_before_a_model_is_loaded(train: Callable[..., Any], rows: str, yaml: str, message: str) -> None:
     """The policy's folder does not exist. Kills: a refusal that comes after loading."""
-    code, err, _ = train(rows, f"{yaml}model_name_or_path: /nowhere\n")
+    code, err, _ = train(rows, f"{yaml}\nmodel_name_or_path: nobody/nowhere\n")
     assert code == 2
     assert message in err
     assert "nowhere" not in err

@@ -81,7 +81,7 @@ def test_configuration_of_the_training_set(
 @pytest.mark.parametrize("data", [{"eval_fraction": 0.5}, {"eval_dataset_name": "heldout.jsonl"}])
 def test_an_evaluation_that_would_not_take_place(chosen: Callable[..., Any], data: dict[str, Any]) -> None:
     """Kills: held-out rows that are never looked at; a source of two ignored."""
-    with pytest.raises(ValueError, match=f"{next(iter(data))} is given, but eval_strategy is 'no': add --eval_str"):
+    with pytest.raises(ValueError, match=f"{next(iter(data))} is given, but eval_strategy is 'no': set eval_strategy"):
         chosen("no", **data)
     with pytest.raises(ValueError, match="exclude each other"):
         chosen(eval_fraction=0.5, eval_dataset_name="heldout.jsonl")

@@ -151,6 +151,11 @@ class ModelArguments:
         }
 
     def __post_init__(self) -> None:
+        for name in ("lora_r", "lora_alpha"):
+            if not 1 <= getattr(self, name) <= 1 << 16:
+                raise ValueError(f"{name} must be from 1 to {1 << 16:,}, not {getattr(self, name)}")
+        if self.lora_dropout:
+            raise ValueError(f"lora_dropout must stay 0, not {self.lora_dropout}: the same draw is evaluated twice")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
         if (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:

@@ -64,7 +64,7 @@ def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Prompt]]:
     prompts = given_prompts(args.prompt) if args.prompts is None else read_prompts(args.prompts)
     if len(prompts) * args.num_samples > _MOST:
         raise ValueError(
-            f"--num_samples {args.num_samples}: {len(prompts)} prompts would have more than {_MOST:,} answers. Give fewer"
+            f"--num_samples {args.num_samples}: {len(prompts)} prompts make more than {_MOST:,} answers. Give fewer"
         )
     longest = longest_of(args.model_name_or_path, args.mask_token_id, args.adapter)
     if args.max_new_tokens >= longest:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +28,18 @@ class PlanArguments:
     sample_pairs: int = field(default=64, metadata={"help": "How many training pairs show the lengths."})
     memory_gb: float | None = field(default=None, metadata={"help": "Memory to fit into. None: the device's."})
     plan_file: str | None = field(default=None, metadata={"help": "Also write the plan to this JSON file."})
+
+    def __post_init__(self) -> None:
+        if self.sample_pairs < 1:
+            raise ValueError(f"sample_pairs must be at least 1, not {self.sample_pairs}")
+        if self.memory_gb is not None and self.memory_gb <= 0:
+            raise ValueError(f"memory_gb must be above 0, not {self.memory_gb}")
+        if self.plan_file is not None and not Path(self.plan_file).parent.is_dir():
+            raise ValueError(
+                f"plan_file {self.plan_file}: there is no folder {Path(self.plan_file).parent}: make it first"
+            )
+        if self.plan_file is not None and Path(self.plan_file).is_dir():
+            raise ValueError(f"plan_file {self.plan_file} is a folder: name a file in it")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value
@@ -23,7 +24,7 @@ from vrpo.commands.arguments import (
 from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.commands.rounds import rounds
 from vrpo.commands.train_rewards import check_reward_model, with_rewards
-from vrpo.data.formats import FIELDS, preference_columns
+from vrpo.data.formats import FIELDS, preference_columns, shown
 from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.models.causal import check_causal, load_causal
@@ -208,17 +209,38 @@ def evaluates(data: DataArguments, config: DiffusionConfig) -> bool:
     if len(given) == 2:
         raise ValueError("eval_fraction and eval_dataset_name exclude each other: give one of them")
     if given and not wanted:
-        raise ValueError(f"{given[0]} is given, but eval_strategy is 'no': add --eval_strategy steps")
+        raise ValueError(f"{given[0]} is given, but eval_strategy is 'no': set eval_strategy to steps or epoch")
+    if wanted and data.eval_fraction is None:
+        _check_source(data)
     return wanted
+
+
+def _check_source(data: DataArguments) -> None:
+    """
+    Raises:
+        ValueError: the rows to evaluate on would be those to train on.
+    """
+    name, other = data.dataset_name, data.eval_dataset_name
+    if name is None or not is_one_table(name):
+        return
+    if other is None:
+        raise ValueError(f"dataset_name {name} is one table: set eval_dataset_name or eval_fraction to evaluate on")
+    if Path(other).expanduser().resolve() == Path(name).expanduser().resolve():
+        raise ValueError(
+            f"eval_dataset_name {other} is dataset_name, whose rows are trained on: name another file, or set "
+            "eval_fraction in its place"
+        )
 
 
 def evaluation_rows(data: DataArguments, columns: Wanted) -> Dataset:
     """Rows of the evaluation split, or of a source that has no splits."""
     source = data.eval_dataset_name or data.source
-    same, alone = source == data.dataset_name, is_one_table(source)
-    if same and alone:
-        raise ValueError(f"{source} is one table: give --eval_dataset_name or --eval_fraction to evaluate on")
-    split = None if alone and data.dataset_test_split == DataArguments.dataset_test_split else data.dataset_test_split
+    same = source == data.dataset_name
+    split = (
+        None
+        if is_one_table(source) and data.dataset_test_split == DataArguments.dataset_test_split
+        else data.dataset_test_split
+    )
     return load_rows(source, name=data.dataset_config if same else None, split=split, columns=columns)
 
 
@@ -228,7 +250,7 @@ def answers_of(rows: Dataset | None, column: str) -> Dataset | None:
     if rows is None or column == "completion":
         return rows
     if column not in rows.column_names:
-        raise ValueError(f"--completion_column {column}: the rows have {rows.column_names}")
+        raise ValueError(f"--completion_column {column}: no such column, the rows have {shown(rows.column_names)}")
     bare = "prompt" not in rows.column_names or isinstance(rows.features["prompt"], Value)
     transcripts = bare and not isinstance(rows.features[column], Value)
     others = {"completion", "messages", "text", *(["prompt"] if transcripts else [])} - {column}

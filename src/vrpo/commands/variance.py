@@ -31,6 +31,10 @@ from vrpo.draws import draw_key
 from vrpo.sketch import Sketch
 from vrpo.types import Tokens
 
+_MOST = {  # what a measurement may be asked for
+    **dict.fromkeys(("num_pairs", "max_length", "max_prompt_length", "eos_padding", "sketch_size"), 1 << 24),
+    **dict.fromkeys(("num_replicates", "budgets", "plan_draws"), 1 << 16),
+}
 _LEAST = 3  # pairs and replicates that a jackknife needs here
 
 
@@ -106,6 +110,11 @@ class VarianceArguments:
         for name in ("num_pairs", "num_replicates"):
             if getattr(self, name) < _LEAST:
                 raise ValueError(f"{name} must be at least {_LEAST} for an interval, not {getattr(self, name)}")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            for each in value if isinstance(value, list) else [] if value is None else [value]:
+                if not 1 <= each <= most:
+                    raise ValueError(f"{name} must be from 1 to {most:,}, not {each}")
         if self.beta <= 0:
             raise ValueError(f"beta must be positive, not {self.beta}")
         if self.pair_cost < 0:

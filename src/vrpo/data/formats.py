@@ -39,6 +39,14 @@ class UnusableRow(ValueError):
         self.detail = detail
 
 
+_OURS = ("origin", "example_id", "unusable")  # columns that a table of rows has of us (sources.py)
+
+
+def shown(columns: Sequence[str]) -> list[str]:
+    """Columns as their owner knows them."""
+    return sorted(name for name in columns if name not in _OURS)
+
+
 def kind_of(columns: Sequence[str]) -> Kind:
     """Which kind of preference rows has these columns: `chosen` pairs; else `completions` ranked lists; else
     `completion` and `label` labelled answers.
@@ -54,7 +62,7 @@ def kind_of(columns: Sequence[str]) -> Kind:
         return "labels"
     raise ValueError(
         "preference rows need the columns prompt, chosen and rejected (pairs), or prompt and completions (lists, best "
-        f"first or with rewards), or prompt, completion and label (single answers); found {sorted(columns)}"
+        f"first or with rewards), or prompt, completion and label (single answers); found {shown(columns)}"
     )
 
 
@@ -170,7 +178,8 @@ def layout_of(columns: Sequence[str]) -> Layout:
         return "text"
     raise ValueError(
         f"supervised rows need the columns 'prompt' and 'completion', or 'messages', or 'text'; found "
-        f"{sorted(columns)} (rename the columns; to imitate preferred answers, rename 'chosen' to 'completion')"
+        f"{shown(columns)} (rename the columns; to imitate preferred answers: vrpo sft --completion_column chosen, or "
+        "rename 'chosen' to 'completion')"
     )
 
 

@@ -168,7 +168,7 @@ def split_rows(rows: Dataset, eval_fraction: float, seed: int) -> tuple[Dataset,
     if not chosen or len(chosen) == len(rows):
         raise ValueError(
             f"{len(rows)} rows with {len(groups)} different prompts cannot give a fraction {eval_fraction} to "
-            "evaluation without a prompt on both sides (change eval_fraction, or pass separate evaluation rows)"
+            "evaluation without a prompt on both sides (change eval_fraction, or give other evaluation rows)"
         )
     return (
         rows.select([index for index in range(len(rows)) if index not in chosen]),

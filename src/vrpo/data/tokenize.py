@@ -26,6 +26,7 @@ from vrpo.data.formats import (
     layout_of,
     numbers_of,
     preference_of,
+    shown,
     supervised_of,
 )
 
@@ -130,7 +131,9 @@ def tokenize_sft(
 def check_columns(rows: Dataset, needed: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in rows.column_names]
     if missing:
-        raise ValueError(f"preference rows need the columns {needed}; {missing} missing, found {rows.column_names}")
+        raise ValueError(
+            f"preference rows need the columns {needed}; {missing} missing, found {shown(rows.column_names)}"
+        )
 
 
 def number_columns(rows: Dataset, kind: Kind) -> tuple[str, ...]:

@@ -66,4 +66,7 @@ def _encode(tokenizer: Any, text: str, name: str) -> list[int]:
 
 def _require(tokenizer: Any, name: str) -> None:
     if tokenizer is None:
-        raise ValueError(f"{name} is text, but the denoiser has no tokenizer; pass token ids")
+        raise ValueError(
+            f"{name} is text, but the model has no tokenizer: put its tokenizer.json beside the weights (in Python: or "
+            "give token ids)"
+        )

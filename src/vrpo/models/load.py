@@ -27,6 +27,7 @@ from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.precision import weights_dtype
 from vrpo.models.routing import Routed
 from vrpo.models.sdar import SDAR, SDARMoe
+from vrpo.models.shape import check_shape
 from vrpo.models.side_files import Origin, by_repository, origin_of
 from vrpo.models.tokenizer import load_tokenizer, with_right_template
 
@@ -303,7 +304,9 @@ def _check_no_end(config: Any, tokenizer: PreTrainedTokenizerBase | None, mask_i
 
 
 def model_class(name_or_path: str) -> type[PreTrainedModel]:
-    architectures = config_fields(name_or_path).get("architectures") or [None]
+    fields = config_fields(name_or_path)
+    check_shape(name_or_path, fields)
+    architectures = fields.get("architectures") or [None]
     return class_of(architectures[0], f"{name_or_path}: ")
 
 

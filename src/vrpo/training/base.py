@@ -74,7 +74,9 @@ class DiffusionTrainer(SavingTrainer):
             set_up_fsdp(self.accelerator.state.fsdp_plugin, quantized=model.quantized)
         if args.sample_steps is not None:
             if not isinstance(kwargs["eval_dataset"], Dataset):
-                raise ValueError("sample_steps takes its prompts from the evaluation set: pass one eval_dataset")
+                raise ValueError(
+                    "sample_steps takes its prompts from the evaluation set: give eval_dataset, or eval_fraction"
+                )
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError("sample_steps: a sharded model cannot answer in one process; leave it out")
             prompts = kwargs["eval_dataset"][: args.num_samples]["prompt_ids"]
@@ -110,7 +112,10 @@ class DiffusionTrainer(SavingTrainer):
         if dataset is None or self.ids_column in dataset.column_names:
             return dataset
         if self.denoiser.tokenizer is None:
-            raise ValueError("the model has no tokenizer: pass processing_class, or a dataset of token ids")
+            raise ValueError(
+                "the model has no tokenizer: put its tokenizer.json beside the weights (in Python: or pass "
+                "processing_class, or rows of token ids)"
+            )
         return self.tokenize(dataset, self.denoiser.tokenizer)
 
     # Training --------------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 """What a user can set: TRL-shaped training arguments, the same in Python, YAML and on the command line."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from vrpo.draws import Bernoulli, Exact, FixedCount
 from vrpo.losses import SFT, Objective
@@ -15,6 +14,17 @@ from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, N
 from vrpo.training.inherited import check_inherited, check_resolved
 from vrpo.types import Plan
 
+_RANGES = {  # least and greatest values of numbers, those of transformers among them; None of them is infinite
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, 1 << 20)),
+    **dict.fromkeys(("gradient_accumulation_steps", "num_masks"), (1, 1 << 20)),
+    **dict.fromkeys(("num_times", "eval_num_times"), (1, 1 << 16)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), (0, 1e9)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 0.999999999)),
+    **dict.fromkeys(("max_length", "max_prompt_length", "eos_padding", "sample_max_new_tokens"), (1, 1 << 24)),
+    **dict.fromkeys(("count_exponent",), (-1, 1)),
+    **dict.fromkeys(("seed", "data_seed", "draw_seed"), (0, (1 << 32) - 1)),
+    **dict.fromkeys(("dataloader_num_workers", "dataset_num_proc"), (0, 512)),
+}
 _LEVELS = {"num_groups", "count_exponent"}
 _PLAN_FIELDS = {  # what each plan is configured by, besides num_times
     "fixed_count": {"num_masks"},
@@ -153,6 +163,7 @@ class DiffusionConfig(TrainingArguments):
         return Path(self.output_dir)
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         check_inherited(self)
         self.output_dir_given = self.output_dir is not None  # else transformers names one
         if self.tf32 is None and (self.torch_compile or self.torch_compile_backend or self.torch_compile_mode):
@@ -196,25 +207,16 @@ class DiffusionConfig(TrainingArguments):
     def _check_steps(self) -> None:
         """
         Raises:
-            ValueError: there would be no step to make; or nothing to log to.
+            ValueError: there would be no step to make.
         """
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps must be at least 1, not {self.max_steps}: -1 leaves it to num_train_epochs")
-        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+        if self.max_steps == -1 and self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs must be above 0, not {self.num_train_epochs}, or set max_steps")
         for what in ("save", "eval"):
             every = getattr(self, f"{what}_steps")
             if getattr(self, f"{what}_strategy") == "steps" and every is not None and every <= 0:
                 raise ValueError(f"{what}_steps must be above 0, not {every}; set {what}_strategy to no for none")
-        if self.learning_rate < 0:
-            raise ValueError(f"learning_rate must not be negative, not {self.learning_rate}")
-        named = {self.report_to} if isinstance(self.report_to, str) else set(self.report_to or ())
-        absent = named & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations())
-        for name in sorted(absent - {"flyte"}):  # which is not listed where it is installed
-            raise ValueError(f"report_to: {name} is not installed here: install it, or set report_to to none")
 
     @property
     def computes_in(self) -> torch.dtype | None:
@@ -282,6 +284,20 @@ class DiffusionConfig(TrainingArguments):
 def automatic_groups(num_times: int) -> int:
     """The smallest number of equal groups that is above 1 and leaves each at least two draws; 1 if there is none."""
     return next((groups for groups in range(2, num_times // 2 + 1) if num_times % groups == 0), 1)
+
+
+def _check_numbers(config: Any) -> None:
+    """
+    Raises:
+        ValueError: a number is none, or out of its range; transformers would say so later, or train with it.
+    """
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{each.name} must be a finite number, not {value}")
+        least, most = _RANGES.get(each.name, (value, value))
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise ValueError(f"{each.name} must be from {least} to {most:,}, not {value}")
 
 
 def _usable_accelerator() -> bool:

@@ -6,9 +6,14 @@ the list of the fields that work, so that a field of a new release of transforme
 """
 
 from dataclasses import MISSING, fields
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 _OWN_EVALUATION = "evaluations here have metrics of their own, which are means over rows of bounds, and keep no logits"
 _LENGTHS = "balance_batches puts rows of similar length together already"
@@ -45,6 +50,22 @@ _OPTIMIZERS = {  # what in the name of an optimizer it does with a step of sever
     "layerwise": "it changes weights in the middle of a backward, of which a step has several",
     "lomo": "it changes weights in the middle of a backward, of which a step has several",
     "schedule_free": "it holds other weights while it trains than it evaluates and saves",
+}
+_PACKAGES = {  # what the names of optimizers contain -> the module that has them
+    "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    "grokadamw": "grokadamw",
+    "stable_adamw": "optimi",
+    "adamw_torch_4bit": "torchao",
+    "adamw_torch_8bit": "torchao",
+    "anyprecision": "torchdistx",
+    "adamw_torch_xla": "torch_xla",
+    "npu": "torch_npu",
+    "bnb": "bitsandbytes",
+    "paged": "bitsandbytes",
+    "_8bit": "bitsandbytes",
+    "_32bit": "bitsandbytes",
+    "ademamix": "bitsandbytes",
 }
 _ACCELERATOR: dict[str, tuple[Any, ...]] = {  # fields of accelerator_config, and the values that work
     "dispatch_batches": (None, False),
@@ -93,3 +114,23 @@ def check_resolved(args: TrainingArguments) -> None:
             )
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 is about GPUs: a CPU would compute in float32. Set bf16, or leave it out")
+    _check_packages(args)
+
+
+def _check_packages(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: report_to or optim is done by a package that is not installed; transformers would say so later.
+    """
+    there = get_available_reporting_integrations()
+    for name in args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(
+                f"report_to: there is no {name!r}. Choose among {', '.join(INTEGRATION_TO_CALLBACK)}, none"
+            )
+        if name not in there and name != "flyte":  # which is not listed where it is installed
+            raise ValueError(f"report_to: {name} is not installed here. Install it, or choose none")
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    package = next((package for part, package in _PACKAGES.items() if part in optimizer), None)
+    if package is not None and find_spec(package) is None:
+        raise ValueError(f"optim {optimizer} is in the package {package}, which is not installed: choose adamw_torch")
