@@ -78,9 +78,10 @@ def test_report_to(
     assert config.report_to == value
 
 
-def test_one_value_is_no_list(fields: Callable[..., Any]) -> None:
+def test_one_value_is_no_list(fields: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: a field that is a string or a list always being a list ("all-linear" is a keyword)."""
-    *_, config = fields("optim_target_modules: all-linear\n")
+    monkeypatch.setattr(inherited, "find_spec", lambda name: name)
+    *_, config = fields("optim: galore_adamw\noptim_target_modules: all-linear\n")
     assert config.optim_target_modules == "all-linear"
 
 

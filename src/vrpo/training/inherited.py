@@ -83,7 +83,8 @@ def check_inherited(args: TrainingArguments) -> None:
     """
     for each in fields(TrainingArguments):
         default: Any = each.default if each.default_factory is MISSING else each.default_factory()
-        if each.name in NOT_OFFERED and getattr(args, each.name) not in (default, None, default or None):
+        off = (default, None, False if default == "no" else default)  # as a command line reads "no"
+        if each.name in NOT_OFFERED and getattr(args, each.name) not in off:
             raise ValueError(f"{each.name} is not offered: {NOT_OFFERED[each.name]}. Leave it out")
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise ValueError(
