@@ -219,21 +219,3 @@ def test_a_chosen_order_stays(tmp_path: Path, strategy: str) -> None:
     trainer = SFTTrainer(tiny(), args=sft_config(tmp_path, **fields), train_dataset=rows)
     sampler = trainer.get_train_dataloader().get_sampler()
     assert type(sampler).__module__.startswith(("torch", "transformers"))
-
-
-def test_a_dataset_of_another_kind_stays(tmp_path: Path) -> None:
-    """A torch dataset of examples, whose lengths only reading it would tell."""
-
-    class Examples(torch.utils.data.Dataset):
-        column_names = tuple(answers(4).column_names)
-
-        def __len__(self) -> int:
-            return 4
-
-        def __getitem__(self, index: int) -> dict[str, Any]:
-            return answers(4)[index]
-
-    fields = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
-    _, trajectory = train(SFTTrainer, sft_config(tmp_path / "a", **fields), Examples())
-    _, expected = train(SFTTrainer, sft_config(tmp_path / "b", **fields, balance_batches=False), answers(4))
-    assert distance(trajectory, expected) == 0

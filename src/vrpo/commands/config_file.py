@@ -1,7 +1,6 @@
 """`--config file.yaml`: a file of fields becomes arguments, which the command line comes after and so overrides."""
 
 import argparse
-import difflib
 import json
 import math
 import re
@@ -11,33 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-_NOT_OFFERED = {  # what runs made for TRL's preference trainers and SFTTrainer may bring along, and what to do instead
-    "activation_offloading": "gradient_checkpointing, and one pack of draws at a time, keep memory low",
-    "alpha": "alphapo is not among the losses; leave it out",
-    "assistant_only_loss": "only the last answer is trained on",
-    "completion_only_loss": "only the completion is trained on",
-    "cpo_alpha": "name sft in loss_type, with its weight in loss_weights",
-    "device_map": "each process trains on one device; what does not fit is sharded (recipes/accelerate)",
-    "disable_dropout": "dropout is refused anyway; leave it out",
-    "discopop_tau": "discopop is not among the losses; leave it out",
-    "f_alpha_divergence_coef": "only DPO's reverse KL; leave it out",
-    "f_divergence_type": "only DPO's reverse KL: the others' ratios would be of likelihoods, of which a bound is none",
-    "generate_during_eval": "sample_steps writes answers during training",
-    "is_encoder_decoder": "encoder-decoder models are not trained; leave it out",
-    "ld_alpha": "it weighs tokens by their place, and a bound has no terms of single places",
-    "max_completion_length": "set max_length, and max_prompt_length",
-    "packing": "leave it out",
-    "pad_to_multiple_of": "nothing is computed on padding that could be shared; leave it out",
-    "padding_free": "leave it out",
-    "precompute_ref_batch_size": "max_tokens_per_forward limits these passes, too",
-    "ref_model_init_kwargs": "dtype and attn_implementation hold for the reference too",
-    "model_init_kwargs": "set dtype and attn_implementation",
-    "rpo_alpha": "set sft_coef, or name sft in loss_type with its weight in loss_weights",
-    "torch_dtype": "set dtype",
-    "trust_remote_code": "no remote code is run; leave it out",
-    "use_weighting": "WPO weighs pairs by the policy's likelihood per token, which a bound is not; a column weight "
-    "weighs pairs",
-}
+from vrpo.training.not_offered import unknown_field
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,14 +58,6 @@ def as_number(kind: Any, text: str) -> int | float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and (kind is float or abs(value) < 2**63) else None
-
-
-def unknown_field(name: str, known: Collection[str]) -> str:
-    """What to say of a field that does not exist: TRL's are named as such, others get the closest name."""
-    if name in _NOT_OFFERED:
-        return f"TRL's field {name!r} is not offered: {_NOT_OFFERED[name]}"
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"unknown field {name!r}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def with_config(parser: argparse.ArgumentParser, argv: Sequence[str], *, mappings: Collection[str] = ()) -> list[str]:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Value
 
+from vrpo.data.formats import UnusableRow
+
 ACCOUNT = {  # columns that a table of examples has until it is settled
     "origin": Value("string"),
     "reason": Value("string"),
@@ -101,6 +103,26 @@ def settled(examples: Dataset, on_bad_rows: str) -> tuple[Dataset, DataReport]:
         warnings.warn(str(report), UserWarning, stacklevel=4)
     usable = pc.is_null(account["reason"]).to_numpy().nonzero()[0]
     return examples.select(usable).remove_columns(list(ACCOUNT)), report
+
+
+def without(examples: Dataset, faults: Mapping[int, UnusableRow], on_bad_rows: str) -> Dataset:
+    """Examples that were given as such, without those at fault, which are counted like unusable rows.
+
+    Raises:
+        ValueError: as `settled`.
+    """
+    if not faults:
+        return examples
+    known = [faults.get(row) for row in range(len(examples))]
+    account = {
+        "origin": [f"row {row}" for row in range(len(examples))],
+        "reason": [None if fault is None else fault.reason for fault in known],
+        "detail": [None if fault is None else fault.detail for fault in known],
+    }
+    for name, kind in ACCOUNT.items():
+        values = account[name] if name in account else [False if kind.dtype == "bool" else 0] * len(examples)
+        examples = examples.add_column(name, values, feature=kind)
+    return settled(examples, on_bad_rows)[0]
 
 
 def _report(account: pa.Table, on_bad_rows: str) -> DataReport:

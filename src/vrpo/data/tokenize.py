@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from vrpo.data.account import ACCOUNT, UNCUT, DataReport, settled
 from vrpo.data.cache import kept, key_of
 from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
+from vrpo.data.faults import check_example_ids, faults
 from vrpo.data.formats import (
     NUMBERS,
     Kind,
@@ -232,7 +233,7 @@ def tokenized(
         raise ValueError(f"on_bad_rows must be 'error' or 'drop', not {on_bad_rows!r}")
     if not len(rows):
         raise ValueError("the dataset has no rows: check the file, the split and any filter")
-    _check_example_ids(rows)
+    check_example_ids(rows)
     features = Features({**columns, "example_id": Value("int64"), **ACCOUNT})
     batches = partial(_batch_of_examples, encoder, make, features, mask_id)
     key = key_of(rows._fingerprint, batches)
@@ -253,16 +254,6 @@ def tokenized(
     return settled(examples, on_bad_rows)
 
 
-def _check_example_ids(rows: Dataset) -> None:
-    """Two rows with one id would share their draws and their cached reference values."""
-    if "example_id" not in rows.column_names:
-        return
-    if rows.features["example_id"] not in (Value("int64"), Value("int32")):
-        raise ValueError("the column 'example_id' must hold integers, which name a row's draws: rename or remove it")
-    if len(set(rows["example_id"][:])) < len(rows):
-        raise ValueError("the column 'example_id' repeats a number (datasets put together?): remove it to number anew")
-
-
 def _batch_of_examples(
     encoder: Encoder,
     make: Callable[[Mapping[str, Any]], Making],
@@ -272,17 +263,30 @@ def _batch_of_examples(
     indices: list[int],
 ) -> pa.Table:
     rows = list(_rows_of(batch, indices))
-    made = _made_together(encoder, partial(_checked, make, mask_id), rows)
+    made = _made_together(encoder, partial(_checked, make), rows)
+    table, of = _table_of(rows, made, features)
+    wrong = {of[place]: fault for place, fault in faults(table, mask_id).items()}
+    wrong = {row: fault for row, fault in wrong.items() if not isinstance(made[row], UnusableRow)}
+    if wrong:
+        table, _ = _table_of(rows, [wrong.get(row, found) for row, found in enumerate(made)], features)
+    return table
+
+
+def _table_of(
+    rows: Sequence[Mapping[str, Any]], made: Sequence[list[Example] | UnusableRow], features: Features
+) -> tuple[pa.Table, list[int]]:
+    """The examples of rows, of an unusable one a single example that says why; and the place of each one's row."""
     blank: Example = {name: [] if isinstance(kind, List) else None for name, kind in features.items()}
     blank |= UNCUT
-    examples = []
-    for row, found in zip(rows, made, strict=True):
+    examples, of = [], []
+    for place, (row, found) in enumerate(zip(rows, made, strict=True)):
         known = {"example_id": row["example_id"], "origin": str(row["origin"])}
         if isinstance(found, UnusableRow):
             found = [{"reason": found.reason, "detail": found.detail}]
         examples += [{**blank, **known, **example} for example in found]
+        of += [place] * len(found)
     table = {name: [_flat(example[name]) for example in examples] for name in features}
-    return pa.Table.from_pydict(table, schema=features.arrow_schema)
+    return pa.Table.from_pydict(table, schema=features.arrow_schema), of
 
 
 def _flat(value: Any) -> Any:
@@ -312,21 +316,10 @@ def _made_together(
     return [found[place] for place in range(len(rows))]
 
 
-def _checked(make: Callable[[Mapping[str, Any]], Making], mask_id: int | None, row: Mapping[str, Any]) -> Making:
-    """The examples of a row; one that spells the mask token would look as if it were hidden, and be learnt as text."""
+def _checked(make: Callable[[Mapping[str, Any]], Making], row: Mapping[str, Any]) -> Making:
     if row["unusable"] is not None:
         raise UnusableRow(*str(row["unusable"]).partition(": ")[::2])
-    examples = yield from make(row)
-    for example in examples:
-        for name in example:
-            if name.endswith("_ids") and _holds(example[name], mask_id):
-                raise UnusableRow("mask token", f"its {name.removesuffix('_ids')} spells the model's mask token")
-    return examples
-
-
-def _holds(ids: list[Any], mask_id: int | None) -> bool:
-    """Whether an answer, or one of a list of answers, has this token."""
-    return mask_id in ids or any(isinstance(each, list) and mask_id in each for each in ids)
+    return (yield from make(row))
 
 
 def _rows_of(batch: Mapping[str, list[Any]], indices: list[int]) -> Iterator[dict[str, Any]]:

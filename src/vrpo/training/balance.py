@@ -102,12 +102,15 @@ def token_counts(dataset: Dataset, columns: Sequence[str]) -> list[int]:
     return np.concatenate(counts).tolist() if counts else []
 
 
-def answer_token_counts(dataset: Dataset, prompt: str, answers: str) -> list[int]:
-    """Tokens of every example that has a list of answers, the prompt being read with each of them."""
+def answer_token_counts(dataset: Dataset, prompt: str, answers: str, *, longest: bool = False) -> list[int]:
+    """Tokens of every example that has a list of answers, the prompt being read with each of them; or of the prompt
+    with its longest one."""
     counts = []
     for table in dataset.select_columns([prompt, answers]).with_format("arrow").iter(batch_size=1000):
         lists = table[answers].combine_chunks()
         example, length = pc.list_parent_indices(lists).to_numpy(), pc.list_value_length(pc.list_flatten(lists))
         size = length.to_numpy() + pc.list_value_length(table[prompt]).to_numpy()[example]
-        counts.append(np.bincount(example, weights=size, minlength=len(lists)).astype(np.int64))
+        total = np.zeros(len(lists), np.int64)
+        (np.maximum if longest else np.add).at(total, example, size)
+        counts.append(total)
     return np.concatenate(counts).tolist() if counts else []

@@ -31,6 +31,7 @@ from vrpo.training.finite import Watch, check_weights, finite, stopped
 from vrpo.training.given import check_trainable
 from vrpo.training.logs import JSONLogCallback
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
+from vrpo.training.readable import examples_of
 from vrpo.training.samples import SampleCallback
 from vrpo.training.saving import SavingTrainer
 from vrpo.training.sharding import set_up_fsdp
@@ -45,7 +46,7 @@ class DiffusionTrainer(SavingTrainer):
 
     args: DiffusionConfig
     method: str  # for the model card
-    ids_column: str  # which a dataset has if it is tokenised already
+    example_columns: tuple[str, ...]  # of a dataset that is tokenised already, the prompt's and an answer's first
     token_columns: tuple[str, ...] = ()  # whose tokens the model reads, once for each mention
     items_per_example: int = 1  # an example of a data set may be several
 
@@ -109,14 +110,9 @@ class DiffusionTrainer(SavingTrainer):
         """Rows of text as examples of token ids; examples and None as they are; a dict part by part."""
         if isinstance(dataset, dict):
             return {name: self.tokenized(part) for name, part in dataset.items()}
-        if dataset is None or self.ids_column in dataset.column_names:
-            return dataset
-        if self.denoiser.tokenizer is None:
-            raise ValueError(
-                "the model has no tokenizer: put its tokenizer.json beside the weights (in Python: or pass "
-                "processing_class, or rows of token ids)"
-            )
-        return self.tokenize(dataset, self.denoiser.tokenizer)
+        if dataset is None:
+            return None
+        return examples_of(dataset, self.example_columns, self.denoiser, self.args, self.tokenize)
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -358,6 +354,10 @@ class DiffusionTrainer(SavingTrainer):
         if self.args.stop_at_non_finite and len(broken):
             ids = [rows[int(row)]["example_id"] for row in broken.cpu()]
             raise stopped(self.state.global_step, f"{prefix}_loss is not finite", ids, self.args.folder)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: a row has no logits to give back, only what a draw hides of it."""
+        raise ValueError("predict: use evaluate(dataset) for metrics of a data set, or vrpo.generate for answers")
 
     def _gathered(self, columns: Columns, items: int) -> tuple[Float[Tensor, "P M"], Bool[Tensor, "P M"]]:
         """Metrics of a batch's items from all processes and which are there; a process may have fewer than `items`."""

@@ -12,6 +12,7 @@ from vrpo.draws import Bernoulli, Exact, FixedCount
 from vrpo.losses import SFT, Objective
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, within_blocks
 from vrpo.training.inherited import check_inherited, check_resolved
+from vrpo.training.not_offered import unknown_field
 from vrpo.types import Plan
 
 _RANGES = {  # least and greatest values of numbers, those of transformers among them; None of them is infinite
@@ -121,12 +122,16 @@ class DiffusionConfig(TrainingArguments):
             "the step sees the same ones. Only where examples come in random order."
         },
     )
-    router_aux_loss_coef: float = field(
+    router_aux_loss_coef: float | None = field(
         default=0.0,
         metadata={
             "help": "Weight of the load-balancing loss of a mixture of experts' routers, a mean over the tokens of all "
-            "passes with a gradient, so that it does not depend on the number of draws. 0: not computed."
+            "passes with a gradient, so that it does not depend on the number of draws. 0 or None: not computed."
         },
+    )
+    dataset_num_proc: int | None = field(
+        default=None,
+        metadata={"help": "Processes to tokenise with. None: this one, with all cores for a fast tokenizer's texts."},
     )
     log_gradient_snr: bool = field(
         default=True,
@@ -156,6 +161,17 @@ class DiffusionConfig(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All parameters are used."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "No buffer changes in training."})
 
+    def __new__(cls, *args: Any, **given: Any) -> Any:
+        """
+        Raises:
+            ValueError: a field does not exist, with what to do instead; Python would not say what.
+        """
+        known = [each.name for each in fields(cls)]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"{cls.__name__}: {unknown_field(unknown[0], known)}")
+        return super().__new__(cls)
+
     @property
     def folder(self) -> Path:
         """Where everything is written."""
@@ -179,7 +195,7 @@ class DiffusionConfig(TrainingArguments):
         self.gradient_checkpointing_kwargs = options
         self.activation_checkpointing_kwargs = options  # its new name, which transformers reads where it knows it
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        if self.router_aux_loss_coef < 0:
+        if self.router_aux_loss_coef is not None and self.router_aux_loss_coef < 0:
             raise ValueError(f"router_aux_loss_coef must not be negative, not {self.router_aux_loss_coef}")
         if self.router_aux_loss_coef and self.fp16:
             raise ValueError(

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from jaxtyping import Float
-from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import counted, structure_of
 from vrpo.draws import Exact, FixedCount
 from vrpo.losses import WeightedSum
-from vrpo.models.adapter import is_small, with_adapter
+from vrpo.models.adapter import is_small
 from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import (
@@ -33,7 +32,7 @@ from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.finite import check_weights
-from vrpo.training.given import as_denoiser, check_reached
+from vrpo.training.given import check_parts, check_reached, config_of, policy_of
 from vrpo.training.initial import check_begins_at
 from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list, relative_error
 from vrpo.training.preference_config import VRPOConfig
@@ -49,7 +48,7 @@ Preferences = Pairs | Rankings | Labels
 
 class VRPOTrainer(DiffusionTrainer):
     """Trains a masked diffusion language model on preferences, or with plan=exact a causal one. Used like TRL's
-    DPOTrainer.
+    DPOTrainer, whose arguments stand in the same order.
 
     Datasets are of pairs, ranked lists or labelled answers, in TRL's formats (docs/data.md), or already tokenised by
     `data.tokenize_preferences`, `tokenize_ranked` or `tokenize_unpaired`. Draws come from (draw_seed, example id, side,
@@ -68,25 +67,28 @@ class VRPOTrainer(DiffusionTrainer):
 
     def __init__(
         self,
-        model: HFDenoiser | nn.Module | str,
+        model: HFDenoiser | nn.Module | str | Path | Any,
         ref_model: Given | Sequence[Given | None] | None = None,
-        args: VRPOConfig | None = None,
+        args: VRPOConfig | Any = None,
+        data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        processing_class: PreTrainedTokenizerBase | Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | Any = None,
         optimizers: Any = (None, None),
+        peft_config: Any = None,
         causal_ref_model: Given | Sequence[Given] = (),
+        **others: Any,
     ):
-        args = VRPOConfig() if args is None else args
+        others |= {"data_collator": data_collator, "compute_metrics": compute_metrics}
+        args = config_of(args, VRPOConfig, others)
+        check_parts(processing_class, peft_config, callbacks, train_dataset, eval_dataset)
         given, causal = listed(ref_model), listed(causal_ref_model)
         check_references(args, len(given), len(causal), adapted=peft_config is not None)
         self.preference_data = data = PreferenceData.of(args, train_dataset, eval_dataset)
-        self.ids_column, self.items_per_example = data.ids_column, data.items_per_example
-        denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
-        if peft_config is not None:
-            denoiser = with_adapter(denoiser, peft_config, args.seed)
+        self.example_columns, self.items_per_example = data.example_columns, data.items_per_example
+        denoiser = policy_of(model, processing_class, peft_config, args)
         self.small = is_small(denoiser.module)
         self.references = references_of(denoiser, given, causal, args)
         self.moving: MovingReference | None = None
@@ -213,9 +215,8 @@ class VRPOTrainer(DiffusionTrainer):
             )
         policy: Any = self.model
         policy.eval()
-        most = self.args.max_tokens_per_forward
         with self.accelerator.autocast():
-            return self.reference(policy)(tokens, plan(tokens, rows), rows, max_tokens=most)
+            return self.reference(policy)(tokens, plan(tokens, rows), rows, max_tokens=self.args.max_tokens_per_forward)
 
     def reference(self, policy: Denoiser) -> Reference:
         """All references of the run, on the policy's draws."""

@@ -4,10 +4,9 @@ batches.
 What deliberately does not live here: what a row must contain (data/formats.py), any loss (losses.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 from typing import Any
 
 from datasets import Dataset
@@ -112,6 +111,11 @@ class PreferenceData:
     def ids_column(self) -> str:
         return _IDS[self.kind][0]
 
+    @property
+    def example_columns(self) -> tuple[str, ...]:
+        """What examples of this kind need."""
+        return ("prompt_ids", *_IDS[self.kind], *(("label",) if self.kind == "labels" else ()))
+
     def token_counts(self, examples: Dataset) -> list[int]:
         """Tokens that the model reads of each example."""
         if self.kind == "rankings":
@@ -156,6 +160,7 @@ class PreferenceData:
             "on_bad_rows": self.config.on_bad_rows,
             "strings_as_chat": self.config.strings_as_chat,
             "mask_id": mask_id,
+            "num_proc": self.config.dataset_num_proc,
         }
         if self.kind == "labels":
             return tokenize_unpaired(rows, tokenizer, **options)[0]
@@ -172,9 +177,8 @@ class PreferenceData:
         Raises:
             ValueError: rewards of lists that the loss cannot use.
         """
-        if self.kind == "rankings" and "rewards" in examples.column_names:
-            ids = examples.select_columns(["completions_ids", "rewards"])
-            _check_rewards(ids, ordered=self.config.structure == "rankings")
+        if self.config.structure == "rankings" and "rewards" in examples.column_names:
+            _check_order(examples["rewards"])
         if not self.mismatched or f"other_{self.ids_column}" in examples.column_names:
             return examples
         return with_other_answers(examples)
@@ -185,16 +189,13 @@ def _kind_of(columns: list[str]) -> Kind:
     return next(known, None) or kind_of(columns)
 
 
-def _check_rewards(lists: Iterable[Mapping[str, Any]], *, ordered: bool) -> None:
+def _check_order(lists: Iterable[Sequence[float]]) -> None:
     """
     Raises:
-        ValueError: a list without a number for each answer; if `ordered`, of answers that are tied or not best first.
+        ValueError: rewards of answers that are tied or not best first.
     """
-    for index, row in enumerate(lists):
-        rewards, count = row["rewards"], len(row["completions_ids"])
-        if rewards is None or len(rewards) != count or any(each is None or not isfinite(each) for each in rewards):
-            raise ValueError(f"row {index}: field 'rewards' needs a number for each of {count} answers, not {rewards}")
-        if ordered and any(better <= worse for better, worse in pairwise(rewards)):
+    for index, rewards in enumerate(lists):
+        if any(better <= worse for better, worse in pairwise(rewards)):
             raise ValueError(
                 f"row {index}: field 'rewards' must fall from answer to answer for plackett_luce, and is {rewards}: "
                 "put the best answer first, and leave out tied ones"

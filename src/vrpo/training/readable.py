@@ -1,15 +1,125 @@
-"""Whether the models of a run can read its examples: refused before the first step, not in the middle of the run.
+"""Whether the models of a run can read its examples: refused before the first step, not in the middle of the run. This
+is the door that examples come through, whether they were tokenised here or given as token ids.
 
 What deliberately does not live here: what a row must contain (data/formats.py), which models go together
 (references.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
-from vrpo.training.balance import token_counts
+from vrpo.data.account import without
+from vrpo.data.faults import ANSWERS, check_types, faults_of, tokens_of
+from vrpo.models.hf import HFDenoiser
+from vrpo.training.balance import answer_token_counts, token_counts
+from vrpo.training.config import DiffusionConfig
+from vrpo.training.given import check_dataset
+
+
+def examples_of(
+    dataset: Any,
+    needed: Sequence[str],
+    denoiser: HFDenoiser,
+    args: DiffusionConfig,
+    tokenize: Callable[[Dataset, PreTrainedTokenizerBase], Dataset],
+) -> Dataset:
+    """Examples that the model can read, of rows of text or of token ids.
+
+    Args:
+        needed: columns of examples of this kind, the prompt's and an answer's first.
+        tokenize: rows of text as examples.
+    """
+    check_dataset(dataset, "dataset")
+    if needed[1] in dataset.column_names:
+        examples = given_examples(dataset, needed, denoiser.mask_id, args.on_bad_rows)
+    elif denoiser.tokenizer is None:
+        raise ValueError(
+            "the model has no tokenizer: put its tokenizer.json beside the weights (in Python: or pass "
+            "processing_class, or rows of token ids)"
+        )
+    else:
+        examples = tokenize(dataset, denoiser.tokenizer)
+    check_readable(examples, denoiser, args.max_length)
+    return examples
+
+
+def given_examples(examples: Dataset, needed: Sequence[str], mask_id: int | None, on_bad_rows: str) -> Dataset:
+    """Examples that come as token ids, held to what is asked of text: `on_bad_rows` drops and counts those of which an
+    answer is empty or spells the mask token, and so on. An example without an `example_id` is named by its place, one
+    of a list without `places` has its answers where they stand.
+
+    Args:
+        needed: columns that examples of this kind have.
+
+    Raises:
+        ValueError: a column is missing or of the wrong type, no example is usable, or, on request, one is not.
+    """
+    missing = [name for name in needed if name not in examples.column_names]
+    if missing:
+        raise ValueError(
+            f"examples of token ids need the columns {list(needed)}: {missing} missing, found {examples.column_names}"
+        )
+    if not len(examples):
+        raise ValueError("the dataset has no rows: check the file, the split and any filter")
+    check_types(examples)
+    if "example_id" not in examples.column_names:
+        examples = examples.add_column("example_id", list(range(len(examples))))
+    if "completions_ids" in examples.column_names and "places" not in examples.column_names:
+        counts = examples.select_columns(["completions_ids"]).with_format("arrow")[:]["completions_ids"]
+        places = [list(range(count or 0)) for count in pc.list_value_length(counts).to_pylist()]
+        examples = examples.add_column("places", places)
+    return without(examples, faults_of(examples, mask_id), on_bad_rows)
+
+
+def check_readable(examples: Dataset, denoiser: HFDenoiser, max_length: int | None) -> None:
+    """
+    Raises:
+        ValueError: an example has a token id that the model's vocabulary has not, or is longer than `max_length` or
+            than what the model was made for.
+    """
+    _check_ids(examples, denoiser)
+    config = denoiser.module.config
+    context = getattr(config, "max_position_embeddings", None)  # some causal models have no such limit
+    limits = {"max_length": max_length, "config.json: max_position_embeddings": context}
+    names = [name for name in ANSWERS if name in examples.column_names]
+    counts = [
+        answer_token_counts(examples, "prompt_ids", name, longest=True)
+        if name == "completions_ids"
+        else token_counts(examples, ["prompt_ids", name])
+        for name in names
+    ]
+    longest = list(map(max, *counts)) if len(counts) > 1 else counts[0]
+    row = max(range(len(longest)), key=longest.__getitem__)
+    for name, limit in limits.items():
+        if limit is not None and longest[row] > limit:
+            raise ValueError(
+                f"example {examples[row]['example_id']} has {longest[row]} tokens of prompt and answer, and {name} is "
+                f"{limit}: cut the token ids, or give text, which is cut to max_length"
+            )
+
+
+def _check_ids(examples: Dataset, denoiser: HFDenoiser) -> None:
+    known = denoiser.module.config.vocab_size
+    if denoiser.tokenizer is not None:  # the rows of a vocabulary are rounded up
+        known = min(known, max(denoiser.tokenizer.get_vocab().values()) + 1)
+    names = [name for name in examples.column_names if name.endswith("_ids")]
+    start = 0
+    for table in examples.select_columns(names).with_format("arrow").iter(batch_size=1000):
+        for name in names:
+            values, of = tokens_of(table[name])
+            lowest, highest = pc.min_max(values).values()
+            for wrong in (lowest.as_py(), highest.as_py()):
+                if wrong is not None and not 0 <= wrong < known:
+                    row = start + int(of[values.index(wrong).as_py()])
+                    raise ValueError(
+                        f"row {row}: {name} has the token id {wrong}, and the model knows 0 to {known - 1}: tokenise "
+                        "the rows with the model's own tokenizer"
+                    )
+        start += len(table)
 
 
 def check_prompts(examples: Dataset) -> None:

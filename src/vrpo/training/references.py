@@ -159,8 +159,10 @@ def references_of(
         raise ValueError(_ADAPTER_MOVES)
     wanted = given if given or causal else [None]
     as_policy = config.plan == "exact"
-    denoisers = [None if each is None else as_denoiser(each, None, exact=as_policy) for each in wanted]
-    exact = [as_denoiser(each, None, exact=True) for each in causal if each is not None]
+    denoisers = [
+        None if each is None else as_denoiser(each, None, exact=as_policy, name="ref_model") for each in wanted
+    ]
+    exact = [as_denoiser(each, None, exact=True, name="causal_ref_model") for each in causal if each is not None]
     for name, group in (("ref_model", denoisers), ("causal_ref_model", exact)):
         for index, other in enumerate(group):
             if other is not None:

@@ -1,30 +1,29 @@
 """`SFTTrainer`: masked-diffusion supervised fine-tuning, and pretraining from scratch."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from jaxtyping import Float
-from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.collate import SFTCollator, counted, rows_of
 from vrpo.data.tokenize import tokenize_sft
-from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, preference_loss
 from vrpo.reference import NoReference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
-from vrpo.training.given import as_denoiser, check_reached
+from vrpo.training.given import check_parts, check_reached, config_of, policy_of
 from vrpo.training.metrics import Columns, row_metrics
 from vrpo.training.readable import check_prompts
 from vrpo.types import Denoiser, Draws, Rows, Tokens
 
 
 class SFTTrainer(DiffusionTrainer):
-    """Minimises -B(y) / L over rows. Used like TRL's SFTTrainer.
+    """Minimises -B(y) / L over rows. Used like TRL's SFTTrainer, whose arguments stand in the same order.
 
     Rows are prompt + completion or messages (the last answer is the response), or text (all of it is the response:
     pretraining), or already tokenised by `data.tokenize_sft`.
@@ -32,24 +31,27 @@ class SFTTrainer(DiffusionTrainer):
 
     args: SFTConfig
     method = "masked-diffusion SFT"
-    ids_column = "response_ids"
-    token_columns = ("prompt_ids", "response_ids")
+    token_columns = example_columns = ("prompt_ids", "response_ids")
 
     def __init__(
         self,
-        model: HFDenoiser | nn.Module | str,
-        args: SFTConfig | None = None,
+        model: HFDenoiser | nn.Module | str | Path | Any,
+        args: SFTConfig | Any = None,
+        data_collator: Any = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
-        peft_config: PeftConfig | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        processing_class: PreTrainedTokenizerBase | Any = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | Any = None,
         optimizers: Any = (None, None),
+        peft_config: Any = None,
+        **others: Any,
     ):
-        args = SFTConfig() if args is None else args
-        denoiser = as_denoiser(model, processing_class, exact=args.plan == "exact")
-        if peft_config is not None:
-            denoiser = with_adapter(denoiser, peft_config, args.seed)
+        others |= {"data_collator": data_collator, "compute_loss_func": compute_loss_func}
+        args = config_of(args, SFTConfig, {**others, "compute_metrics": compute_metrics})
+        check_parts(processing_class, peft_config, callbacks, train_dataset, eval_dataset)
+        denoiser = policy_of(model, processing_class, peft_config, args)
         if args.plan == "exact":
             self.method = "SFT"
         self.remember(denoiser)
@@ -78,6 +80,7 @@ class SFTTrainer(DiffusionTrainer):
             on_bad_rows=self.args.on_bad_rows,
             strings_as_chat=self.args.strings_as_chat,
             mask_id=self.denoiser.mask_id,
+            num_proc=self.args.dataset_num_proc,
             chunk=self.args.chunk_text and "text" in rows.column_names,
         )
         return examples
