@@ -211,7 +211,7 @@ def test_supervised_layouts(tokenizer):
     completion = {
         "prompt": said("a", "b", "c"),
         "completion": said("yes", first="assistant"),
-        "messages": said("x", "y"),
+        "messages": said("a", "b", "c", "yes"),
     }
     assert supervised(tokenizer, completion)[0][0] == spoken
     plain = supervised(tokenizer, {"prompt": "the ", "completion": "sky"})[0][0]

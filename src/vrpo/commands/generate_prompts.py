@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrpo.data.formats import as_messages
 from vrpo.data.json_rows import SUFFIXES, read_records
+from vrpo.data.messages import as_messages
 from vrpo.decoding.text import prompt_ids
 
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from vrpo.data.formats import as_messages
 from vrpo.data.json_rows import Record, read_records
+from vrpo.data.messages import as_messages
 from vrpo.models.load import end_ids_of
 from vrpo.rewards.extract import before_end
 from vrpo.rewards.pairing import Sample, distinct

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from vrpo.commands.arguments import (
 from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.commands.rounds import rounds
 from vrpo.commands.train_rewards import check_reward_model, with_rewards
-from vrpo.data.formats import FIELDS, preference_columns, shown
+from vrpo.data.formats import FIELDS, preference_columns, shown, supervised_columns
 from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
+from vrpo.data.unread import Read
 from vrpo.models.causal import check_causal, load_causal
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, require_bitsandbytes
@@ -111,7 +113,8 @@ def sft_on(data: SFTDataArguments, model: ModelArguments, scratch: ScratchArgume
     if quantized is not None and scratch.from_scratch:
         raise ValueError("a new model is trained as a whole: from_scratch goes without load_in_4bit and load_in_8bit")
     columns = tuple(dict.fromkeys((*FIELDS, data.completion_column)))
-    rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config, columns))
+    read = partial(supervised_columns, completion_column=data.completion_column)
+    rows, eval_rows = (answers_of(part, data.completion_column) for part in datasets(data, config, columns, read))
     denoiser = (
         new_model(scratch, rows, config)
         if scratch.from_scratch
@@ -184,7 +187,7 @@ def run(trainer: DiffusionTrainer) -> None:
 
 
 def datasets(
-    data: DataArguments, config: DiffusionConfig, columns: Wanted = preference_columns
+    data: DataArguments, config: DiffusionConfig, columns: Wanted = preference_columns, read: Read | None = None
 ) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if the configuration evaluates or samples.
 
@@ -192,10 +195,10 @@ def datasets(
         ValueError: as `evaluates`; no such rows.
     """
     wanted = evaluates(data, config)
-    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split, columns=columns)
+    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split, columns=columns, read=read)
     if data.eval_fraction is not None:
         return split_rows(rows, data.eval_fraction, config.seed)
-    return rows, evaluation_rows(data, columns) if wanted else None
+    return rows, evaluation_rows(data, columns, read) if wanted else None
 
 
 def evaluates(data: DataArguments, config: DiffusionConfig) -> bool:
@@ -232,7 +235,7 @@ def _check_source(data: DataArguments) -> None:
         )
 
 
-def evaluation_rows(data: DataArguments, columns: Wanted) -> Dataset:
+def evaluation_rows(data: DataArguments, columns: Wanted, read: Read | None = None) -> Dataset:
     """Rows of the evaluation split, or of a source that has no splits."""
     source = data.eval_dataset_name or data.source
     same = source == data.dataset_name
@@ -241,7 +244,8 @@ def evaluation_rows(data: DataArguments, columns: Wanted) -> Dataset:
         if is_one_table(source) and data.dataset_test_split == DataArguments.dataset_test_split
         else data.dataset_test_split
     )
-    return load_rows(source, name=data.dataset_config if same else None, split=split, columns=columns)
+    name = data.dataset_config if same else None
+    return load_rows(source, name=name, split=split, columns=columns, read=read)
 
 
 def answers_of(rows: Dataset | None, column: str) -> Dataset | None:

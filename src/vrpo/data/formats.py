@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Message = dict[str, str]
+from vrpo.data.messages import Message, UnusableRow, as_messages, check_messages
+
 Text = str | list[Message]
 Layout = Literal["completion", "messages", "text"]
 Kind = Literal["pairs", "rankings", "labels"]  # of preference rows
@@ -20,23 +21,14 @@ NUMBERS: dict[Kind, tuple[str, ...]] = {  # columns that rows of a kind may have
     "rankings": ("weight",),
     "labels": ("weight",),
 }
-_COLUMNS: dict[Kind, tuple[str, ...]] = {
+COLUMNS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected", *NUMBERS["pairs"]),
     "rankings": ("prompt", "completions", "rewards", *NUMBERS["rankings"]),
     "labels": ("prompt", "completion", "label", *NUMBERS["labels"]),
 }
 ASSISTANT = "\n\nAssistant:"  # where the assistant's turn begins in a transcript that is a string
 LISTS = ("completions", "rewards")  # columns that hold several values in each row
-READ = tuple(dict.fromkeys((*FIELDS, *(name for names in _COLUMNS.values() for name in names))))
-
-
-class UnusableRow(ValueError):
-    """A row that cannot be trained on: `reason` is what rows are counted by, `detail` names the field and the fact."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+READ = tuple(dict.fromkeys((*FIELDS, *(name for names in COLUMNS.values() for name in names))))
 
 
 _OURS = ("origin", "example_id", "unusable")  # columns that a table of rows has of us (sources.py)
@@ -68,7 +60,7 @@ def kind_of(columns: Sequence[str]) -> Kind:
 
 def preference_columns(present: Sequence[str]) -> list[str]:
     """The columns, of those that are there, which rows of their kind are read from. The others may hold anything."""
-    return [name for name in _COLUMNS[kind_of(present)] if name in present]
+    return [name for name in COLUMNS[kind_of(present)] if name in present]
 
 
 def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, Text]:
@@ -183,6 +175,14 @@ def layout_of(columns: Sequence[str]) -> Layout:
     )
 
 
+def supervised_columns(present: Sequence[str], completion_column: str = "completion") -> list[str]:
+    """The columns, of those that are there, which supervised rows are read from."""
+    if completion_column != "completion":
+        return [name for name in ("prompt", completion_column) if name in present]
+    layout = layout_of(present)
+    return ["prompt", "completion"] if layout == "completion" else [layout]
+
+
 def supervised_of(row: Mapping[str, Any], layout: Layout) -> tuple[Text, Text]:
     """Prompt and response of a supervised row.
 
@@ -220,18 +220,7 @@ def text_field(row: Mapping[str, Any], field: str) -> Text:
         raise UnusableRow(
             "wrong type", f"field '{field}' is neither a string nor a list of messages with string 'role' and 'content'"
         )
-    return messages
-
-
-def as_messages(value: Any) -> list[Message] | None:
-    """A list of messages reduced to `role` and `content`, or None if it is not one."""
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        return None
-    if not all("role" in item and "content" in item for item in value):
-        return None
-    messages = [{"role": item["role"], "content": item["content"]} for item in value]
-    if not all(isinstance(part, str) for item in messages for part in item.values()):
-        return None
+    check_messages(value, field)
     return messages
 
 
@@ -334,6 +323,9 @@ def _answers(row: Mapping[str, Any]) -> list[Text]:
     )
     if not isinstance(value, list) or any(answer is None for answer in answers):
         raise UnusableRow("wrong type", "field 'completions' is no list of strings, nor of lists of messages")
+    for place, each in enumerate(value):
+        if not isinstance(each, str):
+            check_messages(each, f"completions[{place}]")
     if len(answers) < 2:
         raise UnusableRow("fewer than two answers", f"field 'completions' has {len(answers)}")
     return [answer for answer in answers if answer is not None]

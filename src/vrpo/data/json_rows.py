@@ -23,7 +23,9 @@ from datasets import Dataset
 from datasets.table import MemoryMappedTable
 
 from vrpo.data.cache import digest_of, kept, key_of
-from vrpo.data.formats import LISTS, READ, as_messages
+from vrpo.data.formats import LISTS, READ
+from vrpo.data.messages import as_messages, barred_key
+from vrpo.data.unread import SAID, Carried, Read, refuse, warn_of
 from vrpo.data.whole import write_whole
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -33,6 +35,8 @@ _BROKEN = "text that is not Unicode"
 _LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
 _EMPTY = "an empty list"
+_MORE = "messages with "  # more than is read of them
+_UNREAD = b"unread"  # a table's note of what its rows carry beside what is read
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs put first
 _BLOCK = 1000  # rows that are in memory together
 
@@ -115,9 +119,10 @@ def _record(row: Any, origin: str) -> Record:
     return Record(origin, {}, f"not a JSON object: it is of type {type(row).__name__}")
 
 
-def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str) -> Dataset:
+def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, read: Read | None = None) -> Dataset:
     """The given columns of the rows of files, those that occur, as a dataset with `origin`, `example_id` and
-    `unusable`. Each file with what its rows' origins call it.
+    `unusable`. Each file with what its rows' origins call it. What the rows carry beside the columns that they are
+    `read` from is named in one warning.
 
     A column holds one kind of value: strings, lists of messages (reduced to role and content), numbers, booleans, in
     the columns `LISTS` lists of those, or, for any other object or list, its JSON text (never in the columns that are
@@ -126,13 +131,15 @@ def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str) -> 
     The table is kept in datasets' cache, named by what is in the files.
 
     Raises:
-        ValueError: none of the columns occurs in any row.
+        ValueError: none of the columns occurs in any row, or the rows carry what the model should be given.
     """
-    key = key_of([(digest_of(path), path.name, origin) for path, origin in files], columns)
+    key = key_of([(digest_of(path), path.name, origin) for path, origin in files], columns, read)
     with kept(key) as path:
         if not path.is_file():
-            write_whole(path, partial(_write_table, files, columns, label))
-    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
+            write_whole(path, partial(_write_table, files, columns, label, read))
+    table = MemoryMappedTable.from_file(str(path))
+    warn_of(table.schema.metadata[_UNREAD].decode(), label)
+    return Dataset(table, fingerprint=key)
 
 
 @dataclass
@@ -159,7 +166,8 @@ class _Column:
     def common(self) -> str:
         """The commonest kind of those that the column may hold."""
         barred = {"null", _BROKEN, _JSON} if self.name in READ else {"null", _BROKEN}
-        kinds = Counter({kind: count for kind, count in self.kinds.items() if kind not in barred})
+        known = {kind: count for kind, count in self.kinds.items() if not kind.startswith(_MORE)}
+        kinds = Counter({kind: count for kind, count in known.items() if kind not in barred})
         if len(kinds) > 1:
             del kinds[_EMPTY]  # it is of any kind
         return kinds.most_common(1)[0][0] if kinds else "no text"
@@ -183,21 +191,28 @@ def _united(first: pa.DataType, second: pa.DataType) -> pa.DataType:
     return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
 
 
-def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, path: Path) -> None:
+def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, read: Read | None, path: Path) -> None:
     found: dict[str, _Column] = {}
-    problem = ""
+    problem, carried = "", Carried()
     for block in _blocks(files):
+        for record in block if read is not None else ():
+            carried.look(record.fields)
         for name in dict.fromkeys(name for record in block for name in record.fields):
             found.setdefault(name, _Column(name))
         for column in found.values():
             column.look(block)
         problem = problem or next((f" ({each.origin}: {each.unusable})" for each in block if each.unusable), "")
     kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
+    own = list(found) if read is None else wanted(read, list(found), label, problem)
+    asked = any(name.lower() in SAID and name not in own for name in found)
     types = {column.name: column.types.get(column.common, pa.null()) for column in kept_columns}
     schema = pa.schema({**types, "origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()})
+    schema = schema.with_metadata({_UNREAD: carried.unread(own)})
     with pa.ipc.new_stream(str(path), schema) as writer:
         start = 0
         for block in _blocks(files):
+            for record in block if asked else ():
+                refuse(record.fields, own, record.origin)
             problems = [record.unusable for record in block]
             arrays = [column.stored(block, problems) for column in kept_columns]
             origins, numbers = [record.origin for record in block], range(start, start + len(block))
@@ -240,6 +255,9 @@ def _typed(value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         return ("a string", value) if _is_unicode(value) else (_BROKEN, None)
     messages = as_messages(value)
+    key = barred_key(value) if messages else None
+    if key is not None:
+        return f"{_MORE}{key!r}", None
     if messages:
         readable = all(_is_unicode(message["role"] + message["content"]) for message in messages)
         return ("messages", messages) if readable else (_BROKEN, None)

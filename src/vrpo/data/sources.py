@@ -15,12 +15,18 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from vrpo.data.formats import FIELDS, prompt_identity
 from vrpo.data.json_rows import Wanted, suffix_of, table_of, wanted
+from vrpo.data.unread import Read, check_table
 
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
 def load_rows(
-    name_or_path: str, *, name: str | None = None, split: str | None = None, columns: Wanted = FIELDS
+    name_or_path: str,
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    columns: Wanted = FIELDS,
+    read: Read | None = None,
 ) -> Dataset:
     """Rows of a dataset as a table of `columns` (those that exist), `origin` and `example_id`; from files of rows also
     `unusable`, which says why a line is no usable row (null for a good one).
@@ -35,20 +41,23 @@ def load_rows(
         split: may be None where there is only one; a lone file is the split "train" and the split of its own name.
         columns: columns to keep, or a function that says which of those that are there
             (`formats.preference_columns`); objects other than messages are kept as JSON text.
+        read: which columns the rows will be read from; None: those of `columns` if it is a function, else all. What
+            else the rows carry is named in one warning.
 
     Raises:
-        ValueError: no such source, split or columns.
+        ValueError: no such source, split or columns, or a row carries what the model should be given and would not be.
     """
     path = Path(name_or_path).expanduser()
+    read = columns if read is None and callable(columns) else read
     if not path.exists():
-        return _hub_rows(name_or_path, name, split, columns)
+        return _hub_rows(name_or_path, name, split, columns, read)
     if name is not None:
         raise ValueError(f"{path} is a local path, which has no configurations: leave out name={name!r}")
     if path.is_file():
-        return _file_rows(path, split, columns)
+        return _file_rows(path, split, columns, read)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved_rows(path, split, columns)
-    return _folder_rows(path, split, columns)
+        return _saved_rows(path, split, columns, read)
+    return _folder_rows(path, split, columns, read)
 
 
 def is_one_table(name_or_path: str) -> bool:
@@ -57,7 +66,7 @@ def is_one_table(name_or_path: str) -> bool:
     return path.is_file() or (path / "state.json").is_file()
 
 
-def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Wanted) -> Dataset:
+def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
     if suffix_of(Path(name_or_path)) is not None or name_or_path.startswith(("/", ".", "~")):
         raise ValueError(f"{name_or_path}: no such file or folder")
     try:
@@ -67,20 +76,20 @@ def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: W
         raise ValueError(
             f"{name_or_path} ({where}) is neither a local path nor a readable hub dataset: {error}"
         ) from error
-    return _labelled(loaded, name_or_path, split, columns)
+    return _labelled(loaded, name_or_path, split, columns, read)
 
 
-def _file_rows(path: Path, split: str | None, columns: Wanted) -> Dataset:
+def _file_rows(path: Path, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
     suffix = suffix_of(path)
     if suffix is None:
         raise ValueError(f"{path}: not a .jsonl, .jsonl.gz, .json, .json.gz or .parquet file")
     stem = path.name.removesuffix(suffix)
     if split not in (None, "train", stem, _SHARD.sub("", stem)):
         raise ValueError(f"{path}: a single file has no split {split!r} (leave split out, or give a folder)")
-    return table_of([(path, path.name)], columns, str(path))
+    return table_of([(path, path.name)], columns, str(path), read)
 
 
-def _folder_rows(folder: Path, split: str | None, columns: Wanted) -> Dataset:
+def _folder_rows(folder: Path, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
     files: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -95,7 +104,7 @@ def _folder_rows(folder: Path, split: str | None, columns: Wanted) -> Dataset:
             f"{folder}: split {chosen!r} is there twice, as {[path.name for path in files[chosen]]}: keep one"
         )
     named = [(path, str(path.relative_to(folder))) for path in files[chosen]]
-    return table_of(named, columns, f"{folder} (split {chosen!r})")
+    return table_of(named, columns, f"{folder} (split {chosen!r})", read)
 
 
 def _split_of(path: Path, folder: Path) -> str:
@@ -104,12 +113,12 @@ def _split_of(path: Path, folder: Path) -> str:
     return _SHARD.sub("", path.name.removesuffix(suffix_of(path) or ""))
 
 
-def _saved_rows(path: Path, split: str | None, columns: Wanted) -> Dataset:
+def _saved_rows(path: Path, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
     _check_named_files(path)
     loaded = load_from_disk(str(path))
     if isinstance(loaded, Dataset) and split not in (None, "train", str(loaded.split)):
         raise ValueError(f"{path}: a saved dataset without splits has no split {split!r} (leave split out)")
-    return _labelled(loaded, path.name, split, columns)
+    return _labelled(loaded, path.name, split, columns, read)
 
 
 def _check_named_files(path: Path) -> None:
@@ -133,13 +142,17 @@ def _only_split(splits: Sequence[str], split: str | None, label: str) -> str:
     return split
 
 
-def _labelled(loaded: Dataset | DatasetDict, label: str, split: str | None, columns: Wanted) -> Dataset:
+def _labelled(
+    loaded: Dataset | DatasetDict, label: str, split: str | None, columns: Wanted, read: Read | None
+) -> Dataset:
     """The wanted columns of an already typed dataset, with each row's origin "label[split]:row 17", counted from 0."""
     if isinstance(loaded, DatasetDict):
         split = _only_split(list(loaded), split, label)
         loaded = loaded[split]
     found = wanted(columns, loaded.column_names, label)
     where = label if split is None else f"{label}[{split}]"
+    if read is not None:
+        check_table(loaded, wanted(read, loaded.column_names, label), where)
     table = loaded.select_columns(found).add_column("origin", [f"{where}:row {row}" for row in range(len(loaded))])
     return table.add_column("example_id", list(range(len(loaded))))
 

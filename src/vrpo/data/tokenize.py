@@ -17,6 +17,7 @@ from vrpo.data.cache import kept, key_of
 from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
 from vrpo.data.faults import check_example_ids, faults
 from vrpo.data.formats import (
+    COLUMNS,
     NUMBERS,
     Kind,
     Layout,
@@ -28,8 +29,10 @@ from vrpo.data.formats import (
     numbers_of,
     preference_of,
     shown,
+    supervised_columns,
     supervised_of,
 )
+from vrpo.data.unread import check_table
 
 Example = dict[str, Any]
 Encoding = Generator[list[str], list[list[int]], Any]  # asks for the token ids of texts; many rows are asked together
@@ -74,6 +77,7 @@ def tokenize_preferences(
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
     check_columns(rows, ("chosen", "rejected"))
+    check_table(rows, COLUMNS["pairs"], "the rows")
     explicit = "prompt" in rows.column_names
     if strings_as_chat and not explicit and not holds_messages(rows, "chosen"):
         raise ValueError(
@@ -114,6 +118,7 @@ def tokenize_sft(
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
     layout = layout_of(rows.column_names)
+    check_table(rows, supervised_columns(rows.column_names), "the rows")
     if chunk and (layout != "text" or max_length is None):
         raise ValueError(
             f"chunk=True needs rows of 'text' and a max_length; these have the layout {layout!r} (set it False)"

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.account import DataReport
 from vrpo.data.encode import Budget, Encoder, encoder_of
-from vrpo.data.formats import UnusableRow, check_different, label_of, numbers_of, ranked_of, supervised_of
+from vrpo.data.formats import COLUMNS, UnusableRow, check_different, label_of, numbers_of, ranked_of, supervised_of
 from vrpo.data.tokenize import (
     IDS,
     Example,
@@ -24,6 +24,7 @@ from vrpo.data.tokenize import (
     number_columns,
     tokenized,
 )
+from vrpo.data.unread import check_table
 
 
 def tokenize_unpaired(
@@ -46,6 +47,7 @@ def tokenize_unpaired(
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
     check_columns(rows, ("prompt", "completion", "label"))
+    check_table(rows, COLUMNS["labels"], "the rows")
     encoder = encoder_of(tokenizer, chat=strings_as_chat or holds_messages(rows, "completion"))
     budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding, encoder.header)
     numbers = number_columns(rows, "labels")
@@ -80,6 +82,7 @@ def tokenize_ranked(
         ValueError: columns are missing, no row is usable, or, on request, a row is not.
     """
     check_columns(rows, ("prompt", "completions"))
+    check_table(rows, COLUMNS["rankings"], "the rows")
     encoder = encoder_of(tokenizer, chat=strings_as_chat or _lists_messages(rows))
     budget = Budget(max_length, max_prompt_length, truncation_mode, eos_padding, encoder.header)
     numbers, rewarded = number_columns(rows, "rankings"), "rewards" in rows.column_names

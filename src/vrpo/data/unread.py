@@ -1,0 +1,131 @@
+"""What rows carry beside what is read: refused if the model should be given it, else named in one warning.
+
+What deliberately does not live here: what is read, and which messages cannot be (formats.py, messages.py).
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, LargeList, List
+
+from vrpo.data.messages import message_keys
+
+Read = Callable[[Sequence[str]], Sequence[str]]  # which of the columns that are there rows are read from
+INTERNAL = ("origin", "example_id", "unusable")  # columns of `load_rows`
+TURNS = {  # columns of turns that a prompt or transcript should hold; harmless where it does
+    *("system", "system_prompt", "system_message", "developer", "messages", "conversation", "conversations"),
+    *("dialog", "dialogue", "history"),
+}
+ASKED = {  # the same, of what is asked
+    *("prompt", "instruction", "instructions", "question", "query", "problem", "input", "inputs", "context"),
+    *("contexts", "passage", "passages", "document", "documents", "prefix", "suffix"),
+}
+STRUCTURE = {  # columns that say how the model is asked, or hold what is no text
+    *("tools", "functions", "chat_template", "chat_template_kwargs", "labels"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+}
+SAID = frozenset(TURNS | ASKED | STRUCTURE)
+_NOTHING = ("", "[]", "{}", "null", "none")
+_NAMES = ("role", "from", "type")  # fields of turns that are no text
+
+
+def refuse(fields: Mapping[str, Any], read: Iterable[str], origin: str, names: Set[str] = SAID) -> None:
+    """Raise if a row has something for the model, by these names, in columns that are not read.
+
+    Raises:
+        ValueError: naming the row and the column.
+    """
+    said: str | None = None
+    for name, value in fields.items():
+        if name.lower() not in names or name in read or is_nothing(value):
+            continue
+        said = "\n".join(_texts([fields.get(each) for each in read])) if said is None else said
+        texts = [text.strip() for text in _texts(value)]
+        if name.lower() in STRUCTURE or not texts or not all(text in said for text in texts):
+            raise ValueError(
+                f"{origin}: column '{name}' holds what the model would not be given. Write it into {_where(read)}, "
+                "rename it to the column that is meant, or remove it"
+            )
+
+
+def _where(read: Iterable[str]) -> str:
+    found = list(read)
+    return "'prompt'" if "prompt" in found else " and ".join(f"'{name}'" for name in found[:2]) or "'prompt'"
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value is null, blank, or a list or object of such values."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NOTHING
+    if isinstance(value, Mapping):
+        return all(map(is_nothing, value.values()))
+    return value is None or (isinstance(value, Sequence) and all(map(is_nothing, value)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in a value, without the names of roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([each for name, each in value.items() if name not in _NAMES])
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
+
+
+@dataclass
+class Carried:
+    """In how many rows a column says something, and messages of a column something beside their content."""
+
+    columns: Counter[str] = field(default_factory=Counter)
+    keys: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def look(self, fields: Mapping[str, Any]) -> None:
+        self.columns.update(name for name, value in fields.items() if name not in INTERNAL and not is_nothing(value))
+        self.keys.update((name, key) for name, value in fields.items() for key in message_keys(value))
+
+    def unread(self, read: Sequence[str]) -> str:
+        """What is carried and not read, where these columns are."""
+        found = {name: count for name, count in self.columns.items() if count and name not in read}
+        found |= {f"{key!r} of messages in {name}": count for (name, key), count in self.keys.items() if name in read}
+        return ", ".join(f"{name} ({count} rows)" for name, count in found.items())
+
+
+def warn_of(unread: str, label: str) -> None:
+    """One warning that names everything which is not read, if there is anything."""
+    if unread:
+        warnings.warn(f"{label}: not read: {unread}", UserWarning, stacklevel=4)
+
+
+def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
+    """Name what a table carries beside these columns in one warning; tables of `load_rows` have been looked at.
+
+    Raises:
+        ValueError: it carries something that the model should be given.
+    """
+    if {"origin", "example_id"} <= {*rows.column_names}:
+        return
+    own = [name for name in rows.column_names if name in read]
+    beside = [name for name in rows.column_names if name not in read and name not in INTERNAL]
+    asked = [name for name in beside if name.lower() in SAID]
+    keyed = [name for name in own if len(_fields(rows.features[name])) > 2]
+    carried = Carried()
+    if asked or keyed:
+        table = rows.select_columns([*own, *asked]).with_format("arrow")  # without decoding images
+        records = (record for part in table.iter(1000) for record in part.to_pylist())
+        for number, record in enumerate(records):
+            refuse(record, own, f"{label}, row {number}")
+            carried.look(record)
+    empty = {name: rows.data.column(name).null_count for name in beside if name not in asked}
+    carried.columns.update({name: len(rows.data) - count for name, count in empty.items()})
+    warn_of(carried.unread(read), label)
+
+
+def _fields(feature: Any) -> Mapping[str, Any]:
+    """The fields of the messages in a column, lists of lists included."""
+    while isinstance(feature, List | LargeList):
+        feature = feature.feature
+    return feature if isinstance(feature, Mapping) else {}

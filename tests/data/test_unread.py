@@ -1,0 +1,192 @@
+"""What rows carry beside what is read: each is refused, dropped with its reason, or named in one warning."""
+
+import warnings
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from tests.data.data_rows import pair, preferences, said, supervised
+from vrpo.data import load_rows, tokenize_ranked, tokenize_unpaired
+from vrpo.data.formats import preference_columns, supervised_columns
+
+ANSWERS = {"chosen": "The capital is Paris.", "rejected": "The capital is Lyon."}
+CALL = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+LOST = [  # rows of pairs, and the column that the model would not be given
+    ({"system": "Be brief", "question": "What is the capital of France?", **ANSWERS}, "system"),
+    ({"question": "What is the capital of France?", **ANSWERS}, "question"),
+    ({"instruction": "Name a fruit", "input": "", "chosen": "Apple", "rejected": "Stone"}, "instruction"),
+    (pair(input="a table"), "input"),
+    (pair(System="Be brief"), "System"),
+    (pair(context="Paris is a city"), "context"),
+    (pair(history=[["a", "b"]]), "history"),
+    (pair(images=["a.png"]), "images"),
+    (pair(image={"path": "a.png", "bytes": None}), "image"),
+    (pair(tools=[{"name": "f"}]), "tools"),
+    (pair(chat_template_kwargs={"enable_thinking": False}), "chat_template_kwargs"),
+    (pair(conversations=[{"from": "human", "value": "more"}]), "conversations"),
+    ({"messages": said("What is it?"), **ANSWERS}, "messages"),
+]
+
+
+@pytest.mark.parametrize(("row", "column"), LOST)
+@pytest.mark.parametrize("source", ["file", "table"])
+def test_what_the_model_would_not_be_given(row, column, source, tokenizer, write):
+    """From a file and as a table. Kills: a question, a system turn or pictures that a run trains without."""
+    where = {"file": "train.jsonl:1", "table": "the rows, row 0"}[source]
+    with pytest.raises(ValueError, match=f"^{where}: column '{column}' holds what the model would not be given"):
+        load_rows(write(row), columns=preference_columns) if source == "file" else preferences(tokenizer, row)
+
+
+HARMLESS = [  # nothing is said, or it is said where it is read
+    pair(system=None, input=" ", images=[], tools="[]", history=None),
+    pair("What is it?", question="What is it?"),
+    {"prompt": "q", "messages": said("q", "a"), "chosen": said("q", "a"), "rejected": said("q", "b")},
+]
+
+
+@pytest.mark.parametrize("row", HARMLESS)
+def test_what_says_nothing_more(row, tokenizer, write):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(load_rows(write(row), columns=preference_columns)) == len(preferences(tokenizer, row)[0]) == 1
+
+
+def test_everything_else_is_named_once(tokenizer, write):
+    """Whatever it is called, in how many rows, from either source. Kills: a column dropped in silence; a warning each;
+    a warning at the first reading of a file only."""
+    rows: list[dict[str, Any]] = [
+        pair(source="a", margin=0.5, score_chosen=None),
+        pair(source="b", margin=None, score_chosen=3.0),
+        pair(source=" ", margin=1.5, score_chosen=None),
+    ]
+    path = write(*rows)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="not read") as caught:
+            load_rows(path, columns=preference_columns)
+        expected = f"{path}: not read: source (2 rows), margin (2 rows), score_chosen (1 rows)"
+        assert [str(each.message) for each in caught] == [expected]
+    with pytest.warns(UserWarning, match="not read") as caught:
+        preferences(tokenizer, *rows)
+    assert [str(each.message) for each in caught] == [
+        "the rows: not read: source (3 rows), margin (2 rows), score_chosen (1 rows)"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_rows(path)  # nobody said what they are read from
+
+
+def test_fields_of_messages_are_named(tokenizer, write):
+    named = [{"role": "user", "content": "q", "name": "Ann", "id": None}]
+    row = {"prompt": named, "chosen": said("a", first="assistant"), "rejected": said("b", first="assistant")}
+    with pytest.warns(UserWarning, match=r"not read: 'name' of messages in prompt \(1 rows\)"):
+        load_rows(write(row), columns=preference_columns)
+    with pytest.warns(UserWarning, match=r"not read: 'name' of messages in prompt \(1 rows\)"):
+        preferences(tokenizer, row)
+
+
+BARRED = [
+    {"tool_calls": CALL},
+    {"function_call": {"name": "f"}},
+    {"reasoning_content": "so"},
+    {"thinking": "so"},
+    {"images": ["a.png"]},
+    {"weight": 0},
+    {"train": False},
+    {"prefix": True},
+]
+
+
+@pytest.mark.parametrize("more", BARRED, ids=lambda more: next(iter(more)))
+@pytest.mark.parametrize("source", ["file", "table"])
+def test_messages_that_say_more(more, source, tokenizer, write):
+    """Kills: calls, thoughts or pictures left out of an answer; an answer trained that is marked as not to be."""
+    bad = {"messages": [*said("q"), {"role": "assistant", "content": "a", **more}]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = load_rows(write(bad, {"messages": said("q", "a")})) if source == "file" else Dataset.from_list([bad])
+        columns = [rows[index] for index in range(len(rows))]
+        with pytest.raises(ValueError, match=f"wrong type: field 'messages' .*messages with '{next(iter(more))}'"):
+            supervised(tokenizer, *columns, on_bad_rows="error")
+
+
+@pytest.mark.parametrize("role", ["usr", "human", "gpt", "function", "User", ""])
+def test_roles_that_nobody_knows(tokenizer, role):
+    odd = [{"role": role, "content": "q"}]
+    row = {"prompt": odd, "chosen": said("a", first="assistant"), "rejected": said("b", first="assistant")}
+    with pytest.raises(ValueError, match=f"unknown role: field 'prompt' has the role '{role}'"):
+        preferences(tokenizer, row, on_bad_rows="error")
+    ranked = {"prompt": said("q"), "completions": [odd, said("a", first="assistant")]}
+    with pytest.raises(ValueError, match=r"unknown role: field 'completions\[0\]'"):
+        tokenize_ranked(Dataset.from_list([ranked]), tokenizer, on_bad_rows="error")
+
+
+ASKED = "What is the capital of France?"
+UNUSABLE = [
+    (pair(ASKED, f"{ASKED} Paris", f"{ASKED} Lyon"), "repeated prompt"),
+    (pair("2+2=", "2+2=4", "2+2=5"), "repeated prompt"),
+    ({"prompt": "other", "chosen": said("q", "a"), "rejected": said("q", "b")}, "two prompts"),
+    ({"chosen": said("q", "a", "r", "x"), "rejected": said("q", "a", "s", "y")}, "not an assistant turn"),
+    ({"chosen": said("q", "a", "r", "x"), "rejected": said("q", "b")}, "not an assistant turn"),
+    (
+        {
+            side: [{"role": "system", "content": side}, *said("q", "a")] for side in ("chosen", "rejected")
+        },  # other system turns
+        "not an assistant turn",
+    ),
+    (
+        {side: f"\n\nHuman: q\n\nAssistant: a\n\nHuman: {side}\n\nAssistant: b" for side in ("chosen", "rejected")},
+        "not an assistant turn",
+    ),
+    (
+        {
+            "prompt": said("q", "It is"),
+            "chosen": said("so", first="assistant"),
+            "rejected": said("not", first="assistant"),
+        },
+        "not the user's turn",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), UNUSABLE)
+def test_rows_that_are_another_format(tokenizer, row, reason):
+    """Kills: the question trained inside the answer; one of two prompts lost; a turn continued as a new one."""
+    with pytest.raises(ValueError, match=f"row 0: {reason}: "):
+        preferences(tokenizer, row, on_bad_rows="error")
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("Hi", "Highly so"), ("the sky", "the sky"), ("p", "pear")])
+def test_answers_that_only_look_like_the_prompt(tokenizer, prompt, answer):
+    assert len(supervised(tokenizer, {"prompt": prompt, "completion": answer})[0]) == 1
+
+
+def test_repeated_prompts_of_every_kind(tokenizer):
+    for tokenize, row in (
+        (tokenize_unpaired, {"prompt": ASKED, "completion": f"{ASKED} Paris", "label": True}),
+        (tokenize_ranked, {"prompt": ASKED, "completions": [f"{ASKED} Paris", f"{ASKED} Lyon"]}),
+    ):
+        with pytest.raises(ValueError, match="repeated prompt"):
+            tokenize(Dataset.from_list([row]), tokenizer, on_bad_rows="error")
+    with pytest.raises(ValueError, match="repeated prompt"):
+        supervised(tokenizer, {"prompt": ASKED, "completion": f"{ASKED} Paris"}, on_bad_rows="error")
+
+
+@pytest.mark.parametrize("row", [pair(""), pair(" \n"), {"chosen": "Apple", "rejected": "Stone"}])
+def test_tables_without_a_prompt(tokenizer, row):
+    """Kills: answers trained without a question. One empty prompt of several is a prompt, and counted."""
+    with pytest.raises(ValueError, match="prompt: it is empty in all 2 usable rows"):
+        preferences(tokenizer, row, row)
+    assert preferences(tokenizer, pair(""), pair())[1].empty_prompts == 1
+
+
+def test_columns_that_another_kind_would_read(tokenizer, write):
+    """Kills: stepwise labels taken for a ranking; a text beside messages; answers beside those to imitate."""
+    with pytest.raises(ValueError, match="column 'labels' holds what"):
+        load_rows(
+            write({"prompt": "p", "completions": ["a", "b"], "labels": [True, False]}), columns=preference_columns
+        )
+    with pytest.raises(ValueError, match="column 'prompt' holds what"):
+        load_rows(write({"prompt": "p", "messages": said("q", "a")}), read=supervised_columns)
+    with pytest.warns(UserWarning, match=r"not read: text \(1 rows\), weight \(1 rows\)$"):
+        load_rows(write({"text": "x", "messages": said("q", "a"), "weight": 2}), read=supervised_columns)
