@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 from tests.models.folders import checkpoint
 from vrpo.cli import main
+from vrpo.models import limits
+from vrpo.models.adapter import with_adapter
 from vrpo.models.folder import INDEX, inside
 from vrpo.models.load import load
 from vrpo.models.side_files import SideFiles
@@ -187,3 +190,129 @@ def test_code_is_left_behind_where_it_is_not_wanted(
         assert "auto_map" in json.loads((tmp_path / "with" / file).read_text())
         assert "auto_map" not in json.loads((tmp_path / "without" / file).read_text())
     load(tmp_path / "without")
+
+
+NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
+    "no layer": ({"n_layers": 0}, "n_layers is '0'"),
+    "fewer than none": ({"n_layers": -1}, "n_layers is '-1'"),
+    "text": ({"n_layers": "2"}, "n_layers is '2' and must be a whole number"),
+    "a fraction": ({"d_model": 2.5}, "d_model is '2.5'"),
+    "no number": ({"n_heads": True}, "n_heads is 'True'"),
+    "more layers than tensors": ({"n_layers": 10**9}, "n_layers is '1000000000' and does not fit the weights"),
+    "wider than the tensors": ({"mlp_hidden_size": 10**30}, "mlp_hidden_size .* does not fit the weights"),
+    "too many heads": ({"n_heads": 3}, "3 attention heads do not divide a width of 64"),
+    "too many groups": ({"n_kv_heads": 3}, "3 heads of keys do not divide 4"),
+    "other widths": ({"mlp_hidden_size": 64}, "mismatched keys: .*mlp"),
+    "another vocabulary": ({"embedding_size": 100}, "mismatched keys"),
+    "another number of layers": ({"n_layers": 1}, "unexpected keys"),
+    "no number at all": ({"rms_norm_eps": float("nan")}, "rms_norm_eps is 'nan'"),
+    "no angle": ({"rope_theta": 0}, "rope_theta is '0'"),
+    "no token": ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
+    "no mask token": ({"mask_token_id": [1]}, "mask_token_id is \\[1\\]"),
+    "no type": ({"torch_dtype": "load"}, "torch_dtype is 'load' and must be one of"),
+    "no name": ({"architectures": -5}, "architectures is '-5'"),
+}
+
+
+@pytest.mark.parametrize("what", NUMBERS)
+def test_numbers_that_cannot_be_are_refused_in_a_line(folder: Path, what: str) -> None:
+    """Before a model is built. Kills: a traceback; hours spent on a billion of layers."""
+    fields, message = NUMBERS[what]
+    said(folder, "config.json", **fields)
+    with pytest.raises(ValueError, match=message) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+    assert "config.json" in str(raised.value)
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[10,10],"data_offsets":[0,4]}}'
+CONTENTS = {
+    "half": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "garbage": lambda whole: bytes(range(256)),
+    "deep": lambda whole: b"[" * 100_000 + b"]" * 100_000,
+    "a list": lambda whole: b"[1]",
+    "a lie": lambda whole: len(HEADER).to_bytes(8, "little") + HEADER + b"0000",
+}
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors")
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("file", FILES)
+def test_broken_files_are_named(folder: Path, file: str, content: str) -> None:
+    """Kills: SafetensorError, RecursionError, whatever a tokenizer raises."""
+    (folder / file).write_bytes(CONTENTS[content]((folder / file).read_bytes()))
+    with pytest.raises(ValueError, match=file) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", [*FILES[:4], "merges.txt"])
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_named(folder: Path, file: str, kind: str) -> None:
+    (folder / file).unlink(missing_ok=True)
+    (os.mkdir if kind == "folder" else os.mkfifo)(folder / file)
+    with pytest.raises(ValueError, match=f"{file} is no ordinary file"):
+        load(folder)
+
+
+def test_a_template_that_does_not_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_SECONDS", 1)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loop)
+    with pytest.raises(ValueError, match="its chat template takes more than 1 s"):
+        load(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(made: Path) -> Path:
+    """An adapter on the model."""
+    with_adapter(load(made), LoraConfig(r=2, init_lora_weights=False), 1).save_pretrained(made.parent / "adapter")
+    return made.parent / "adapter"
+
+
+ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "half a config": (
+        lambda folder: (folder / "adapter_config.json").write_text("{"),
+        "adapter_config.json is no JSON",
+    ),
+    "no kind": (lambda folder: said(folder, "adapter_config.json", peft_type="X"), "adapter_config.json that peft"),
+    "a prompt": (
+        lambda folder: (folder / "adapter_config.json").write_text(
+            '{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "base_model_name_or_path": "x"}'
+        ),
+        "not put on modules",
+    ),
+    "code": (lambda folder: said(folder, "adapter_config.json", megatron_config={"a": 1}), "names code to import"),
+    "a rank": (lambda folder: said(folder, "adapter_config.json", r=10**12), "is no rank"),
+    "another rank": (lambda folder: said(folder, "adapter_config.json", r=3), "no adapter of this model"),
+    "no pattern": (lambda folder: said(folder, "adapter_config.json", target_modules="(("), "no adapter of this model"),
+    "a pattern for ever": (
+        lambda folder: said(folder, "adapter_config.json", rank_pattern={"((.*)*)*x": 2}),
+        "patterns of modules take more than 1 s",
+    ),
+    "half the weights": (
+        lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\x10"),
+        "adapter_model.safetensors is no whole safetensors file",
+    ),
+    "pickles": (
+        lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
+        "lacks adapter_model.safetensors",
+    ),
+    "no conventions": (lambda folder: (folder / "diffusion.json").write_text('{"x": 1}'), "diffusion.json"),
+    "a base that is an adapter": (
+        lambda folder: said(folder, "adapter_config.json", base_model_name_or_path=str(folder)),
+        "which is one itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ADAPTERS)
+def test_broken_adapters_are_named(trained: Path, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_SECONDS", 1)
+    folder = Path(shutil.copytree(trained, tmp_path / "adapter"))
+    broken, message = ADAPTERS[what]
+    broken(folder)
+    with pytest.raises(ValueError, match=message) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
@@ -22,10 +22,12 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from vrpo.models.base_model import FILE as BASE
 from vrpo.models.conventions import FILE as CONVENTIONS
+from vrpo.models.limits import check_patterns
 
 State = Mapping[str, Tensor]
 Rename = Callable[[str], str]
 
+_LARGEST_RANK = 1 << 16
 _PREFIX = "base_model.model."  # peft's, before every name
 _NOT_CONVERTED = ("target_parameters", "trainable_token_indices", "layer_replication", "megatron_config")
 
@@ -86,6 +88,40 @@ def export_adapter(adapter: str, architecture: type, folder: Path) -> None:
     save_file(dict(state), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
+def check_adapter(adapter: str) -> None:
+    """Look at what an adapter says of itself, before its model is loaded.
+
+    Raises:
+        ValueError: there is none, its weights are pickled, or it is of a kind that is not put on modules here.
+    """
+    try:
+        config: Any = PeftConfig.from_pretrained(adapter)
+    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"adapter {adapter}: neither a folder with an adapter_config.json that peft reads nor one that the hub "
+            f"gave: {why}"
+        ) from error
+    if config.peft_type is None or config.is_prompt_learning or config.peft_type == PeftType.XLORA:
+        raise ValueError(f"adapter {adapter} is of the kind {config.peft_type}, which is not put on modules: merge it")
+    if getattr(config, "megatron_config", None):
+        raise ValueError(f"adapter {adapter} names code to import (megatron_core): remove megatron_config")
+    if Path(adapter).is_dir() and not (Path(adapter) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"adapter {adapter} lacks adapter_model.safetensors (pickled ones, .bin, are not read)")
+    ranks = [config.r, *(config.rank_pattern or {}).values()] if isinstance(config, LoraConfig) else []
+    if any(type(rank) is not int or not 1 <= rank <= _LARGEST_RANK for rank in ranks):
+        raise ValueError(f"adapter {adapter}: adapter_config.json: r or rank_pattern is no rank: {ranks[:5]}")
+
+
+def _patterns(config: Any) -> list[str]:
+    """What peft looks for in names of modules as regular expressions."""
+    found = [*(getattr(config, "rank_pattern", None) or {}), *(getattr(config, "alpha_pattern", None) or {})]
+    for field in ("target_modules", "exclude_modules", "layers_pattern"):
+        given = getattr(config, field, None) or []
+        found += [given] if isinstance(given, str) else list(given) if field == "layers_pattern" else []
+    return found
+
+
 def with_saved_adapter(module: Any, adapter: str) -> PeftModel:
     """The module with a saved adapter on it, its parameters frozen, whichever names it was saved under.
 
@@ -93,10 +129,12 @@ def with_saved_adapter(module: Any, adapter: str) -> PeftModel:
         ValueError: it is an adapter of another model.
     """
     state = load_peft_weights(adapter, device="cpu")
+    names = [name for name, _ in module.named_modules()]
+    check_patterns(_patterns(PeftConfig.from_pretrained(adapter)), names, f"{adapter}/adapter_config.json")
     try:
         wrapped, unplaced = _wrapped(module, adapter, state)
-    except (RuntimeError, UserWarning) as error:  # of another shape; without a module of ours
-        raise ValueError(f"{adapter} is no adapter of this model: {error}") from error
+    except (RuntimeError, UserWarning, TypeError, re.error) as error:  # another shape; no module of ours; no pattern
+        raise ValueError(f"{adapter} is no adapter of this model: {' '.join(str(error).split())}") from error
     if unplaced:
         raise ValueError(f"{adapter} is no adapter of this model, which has no place for {unplaced[:5]}")
     return wrapped

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from vrpo.models.conventions import FILE, Conventions
 from vrpo.models.facts import CAUSAL, TABLE
 from vrpo.models.head import target_logp
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import base_of, config_fields, parts_of, require_bitsandbytes
+from vrpo.models.load import base_of, check_loaded, config_fields, parts_of, require_bitsandbytes
 from vrpo.models.precision import weights_dtype
 from vrpo.models.side_files import Origin, origin_of
 from vrpo.models.tokenizer import load_tokenizer
@@ -176,17 +177,17 @@ def load_causal(
             name_or_path,
             output_loading_info=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are named below
             trust_remote_code=False,
             dtype=weights_dtype("inference", dtype),
             attn_implementation=attn_implementation,
             **placed,
         )
-    except (OSError, ValueError) as error:  # no safetensors; no class, or one of the authors
-        raise ValueError(f"{name_or_path} is no causal language model that transformers loads: {error}") from error
+    except (OSError, ValueError, StrictDataclassError) as error:  # no safetensors; no class, or one of the authors
+        why = " ".join(str(error).split())
+        raise ValueError(f"{name_or_path} is no causal language model that transformers loads: {why}") from error
     module, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise ValueError(f"{name_or_path}: {problem.replace('_', ' ')}: {sorted(info[problem])[:5]}")
+    check_loaded(name_or_path, info)
     module.generation_config = GenerationConfig.from_model_config(module.config)  # as in `load`
     tokenizer = load_tokenizer(name_or_path)
     found = as_causal(module if placed else module.to(device), tokenizer, origin_of(name_or_path, tokenizer))

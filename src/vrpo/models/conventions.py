@@ -12,6 +12,8 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from vrpo.models.folder import fields_of
+
 FILE = "diffusion.json"
 
 
@@ -32,7 +34,10 @@ class Conventions:
         found = None if adapter is None else _file_of(adapter)
         if found is None:
             return self
-        trained = Conventions(**json.loads(found.read_text()))
+        said = fields_of(found.parent, FILE)
+        if said.keys() != asdict(self).keys():
+            raise ValueError(f"{found} does not say {', '.join(asdict(self))}, or something else: copy it again")
+        trained = Conventions(**said)
         merged: dict[str, Any] = asdict(trained)
         for name, given in asdict(self).items():
             if given is None:

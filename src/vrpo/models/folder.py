@@ -5,6 +5,7 @@ mean (official.py), and which files are written beside weights (side_files.py).
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -14,6 +15,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+
+from vrpo.models.plausible import check_plausible
 
 INDEX = "model.safetensors.index.json"
 _FIELDS = (  # JSON objects that are read, here or by transformers and peft
@@ -91,6 +94,14 @@ def content_of(folder: Path, name: str) -> bytes:
         raise ValueError(f"{folder}/{name} cannot be read: {error.strerror}. Look at its permissions") from error
 
 
+def _check_readable(folder: Path, name: str) -> None:
+    path = folder / name
+    if not path.is_file() and name != "additional_chat_templates":
+        raise ValueError(f"{path} is no ordinary file: put the model's own file in its place, or remove it")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} cannot be read: Permission denied. Look at its permissions")
+
+
 def fields_of(folder: Path, name: str) -> dict[str, Any]:
     """The fields of a JSON file of the folder.
 
@@ -142,10 +153,12 @@ def check_folder(name_or_path: str) -> None:
     for name in sorted(there):
         if any(fnmatchcase(name, pattern) for pattern in _COPIED):
             inside(folder, name)
+            _check_readable(folder, name)
         if name in _FIELDS:
             _check_names(folder, name, fields_of(folder, name))
-    for path in shards_of(folder):
-        shapes_of(path)
+    shapes = {name: shape for path in shards_of(folder) for name, shape in shapes_of(path).items()}
+    if (folder / "config.json").is_file():
+        check_plausible(fields_of(folder, "config.json"), shapes, f"{folder}/config.json")
 
 
 def modules_of(folder: Path, name: str) -> list[str]:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
-from vrpo.models.adapter_names import with_saved_adapter
+from vrpo.models.adapter_names import check_adapter, with_saved_adapter
 from vrpo.models.attention import check_attention
 from vrpo.models.base_model import check_base, identity_of
 from vrpo.models.bidirectional import BidirectionalLlama, BidirectionalQwen2, BidirectionalQwen3
@@ -111,6 +110,7 @@ def load(
             config=config,
             output_loading_info=True,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are named below
             dtype=weights_dtype("inference", dtype),
             attn_implementation=attn_implementation,
             **options,
@@ -120,9 +120,7 @@ def load(
             f"{name_or_path}: no weights in safetensors (pickled ones, .bin, are not read: convert them): {error}"
         ) from error
     module, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise ValueError(f"{name_or_path}: {problem.replace('_', ' ')}: {sorted(info[problem])[:5]}")
+    check_loaded(name_or_path, info)
     _keep_layout(module)
     # ours decodes without it; transformers refuses to save one that it finds odd, such as a temperature by itself, and
     # what stands beside the weights is kept anyway
@@ -135,6 +133,20 @@ def load(
     if device_map is None:
         module = module.to(device)
     return replace(adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer)), base=base)
+
+
+def check_loaded(name_or_path: str, info: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: tensors are missing, surplus, or of another shape than config.json says.
+    """
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            found = sorted(map(str, info[problem]))[:5]
+            raise ValueError(
+                f"{name_or_path}: {problem.replace('_', ' ')}: {found}: its weights are not those that its config.json "
+                "describes. Copy or download both again"
+            )
 
 
 def _check_shift(config: Any, shift_logits: bool, place: str) -> None:
@@ -157,12 +169,7 @@ def _told(
     given = Conventions(mask_token_id, shift_logits, block_size)
     if adapter is None:
         return given
-    try:
-        PeftConfig.from_pretrained(str(adapter))
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"adapter {adapter}: neither a folder with an adapter_config.json nor one that the hub gave: {error}"
-        ) from error
+    check_adapter(str(adapter))
     return given.of_adapter(str(adapter))
 
 
@@ -281,6 +288,8 @@ def mask_id_in(config: Any, tokenizer: PreTrainedTokenizerBase | None, given: in
         found = tokenizer.get_vocab().get(facts.mask_token) if named is None and facts.mask_token else named
     if found is None:
         found = facts.mask_id
+    if not isinstance(found, int | None):
+        raise ValueError(f"config.json: mask_token_id is {found!r}, no number of a token: pass mask_token_id")
     if found is None or not 0 <= found < config.vocab_size:
         raise ValueError(
             f"the mask token {'is not known' if found is None else f'{found} is not in the vocabulary'} "

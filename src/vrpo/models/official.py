@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
+
 _DTYPE = ("torch_dtype", "dtype")  # the field's name before and since transformers 4.56
 _Mixin: Any = object  # for type checkers: the other bases have what is asked of self and super() here
 
@@ -54,7 +56,10 @@ class OfficialConfig(_Mixin):
                 "config.json: quantization_config: its weights are quantised, and would be read as if they were not: "
                 "give the model it was made of, with load_in_4bit or load_in_8bit"
             )
-        return super().from_dict({**known, "official": official}, **kwargs)
+        try:
+            return super().from_dict({**known, "official": official}, **kwargs)
+        except StrictDataclassError as error:  # of transformers' checks
+            raise ValueError(f"config.json: {' '.join(str(error).split())}: copy or download it again") from error
 
     @classmethod
     def _check_rope(cls, official: dict[str, Any]) -> None:

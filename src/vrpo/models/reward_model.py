@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
+from vrpo.models.folder import check_folder
+from vrpo.models.tokenizer import check_templates
 from vrpo.rewards.verdict import Answer, Verdict
 
 Form = Literal["chat", "text", "pair"]
@@ -150,14 +152,22 @@ def load_reward_model(
     Raises:
         ValueError: there is no such model, it is not in safetensors, or it has no head for classification.
     """
+    check_folder(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        check_templates(tokenizer, name_or_path)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            name_or_path,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise ValueError(
-            f"{name_or_path} gives no reward model (in safetensors, without remote code): {error}"
+            f"{name_or_path} gives no reward model (in safetensors, without remote code): "
+            f"{' '.join(str(error).split())}"
         ) from error
     module, info = loaded
     for problem in ("missing_keys", "mismatched_keys"):

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from vrpo.models.facts import BYTE_PAIR_CLASSES, Facts
+from vrpo.models.limits import check_template
 
 _PROBES: tuple[list[dict[str, str]], ...] = (  # conversations that wait for an answer
     [{"role": "user", "content": " x "}],
@@ -67,9 +68,12 @@ def check_templates(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
     """Each of several chat templates becomes a file of its name where the tokenizer is saved.
 
     Raises:
-        ValueError: one has no name of a file.
+        ValueError: one has no name of a file, or does not end.
     """
     templates = tokenizer.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if template is not None:
+            check_template(str(template), place)
     for name in templates if isinstance(templates, dict) else ():
         if not re.fullmatch(r"[\w\-][\w.\-]*", name):
             raise ValueError(f"{place}: the chat template {name!r} has no name of a file: rename or remove it")
@@ -81,6 +85,8 @@ def with_right_template(tokenizer: PreTrainedTokenizerBase | None, facts: Facts)
     if tokenizer is None or facts.template is None or not isinstance(tokenizer.chat_template, str):
         return
     own, ours = tokenizer.chat_template, facts.template
+    if "bos_token" in own and tokenizer.bos_token is None:
+        return  # it says something else than that of the table, or nothing at all
     ignores = all(
         _rendered(tokenizer, own, probe, True) == _rendered(tokenizer, own, probe, False) for probe in _PROBES
     )
