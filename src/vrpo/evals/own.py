@@ -13,7 +13,6 @@ from typing import Any
 
 from vrpo.data.json_rows import Record, read_records
 from vrpo.rewards.countdown import problem_of
-from vrpo.rewards.sandbox import SandboxUnavailable
 from vrpo.rewards.verdict import Answer, Judge
 
 Row = dict[str, Any]
@@ -73,7 +72,7 @@ class OwnTask:
     def _try(self, judge: Judge, record: Record) -> None:
         try:
             judge([Answer(self.prompt(record.fields), "1", record.fields)])
-        except (ValueError, SandboxUnavailable) as error:
+        except ValueError as error:
             why = str(error).removeprefix("answer 0: ")
             raise ValueError(f"{record.origin} cannot be judged: {why}") from error
 

@@ -8,7 +8,6 @@ The order matters: the user first (root is exempt from the limit on processes), 
 Landlock for files, seccomp for system calls, and a check that they hold. Nothing of this can be undone by the process.
 """
 
-import builtins
 import ctypes
 import json
 import linecache
@@ -28,13 +27,12 @@ DEATH_SIGNAL, DUMPABLE, KEEP_CAPS, SECCOMP, NO_NEW_PRIVILEGES = 1, 4, 8, 22, 38 
 NEW_USER = 0x10000000
 
 # Landlock: rights on files, by the version of its interface that brought them
-READ_FILE, READ_DIR, WRITE_FILE, REMOVE_FILE, MAKE_FILE = 1 << 2, 1 << 3, 1 << 1, 1 << 5, 1 << 8
+READ_FILE, READ_DIR, WRITE_FILE, MAKE_FILE = 1 << 2, 1 << 3, 1 << 1, 1 << 8
 TRUNCATE, IOCTL = 1 << 14, 1 << 15
 ON_FILES = 1 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 
-OWN, TRACES = dict(builtins.__dict__), (sys.settrace, sys.setprofile)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
@@ -109,16 +107,17 @@ def threads_of(user: int) -> int:
 
 
 def wall_off(folder: str, readable: list[str]) -> None:
-    """Landlock: plain files in `folder` may be made, written and removed, `readable` read; nothing else is opened.
+    """Landlock: plain files in `folder` may be made and written, `readable` read; nothing else is opened.
 
-    No folders, links, sockets or devices can be made, so what is left behind is flat. From its 4th and 6th version on
-    Landlock also refuses TCP, and signals and abstract sockets to the outside.
+    No file can be removed or replaced, so that none is open or mapped and not counted. No folders, links, sockets or
+    devices can be made, so what is left behind is flat. From its 4th and 6th version on Landlock also refuses TCP, and
+    signals and abstract sockets to the outside.
     """
     version = call("syscall", "landlock", CREATE_RULESET, None, 0, 1)
     rights = RIGHTS[min(version, max(RIGHTS))]
     attributes = struct.pack("=QQQ", rights, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = call("syscall", "landlock", CREATE_RULESET, attributes, len(attributes), 0)
-    grant(ruleset, folder, rights & (READ_FILE | READ_DIR | WRITE_FILE | REMOVE_FILE | MAKE_FILE | TRUNCATE))
+    grant(ruleset, folder, rights & (READ_FILE | READ_DIR | WRITE_FILE | MAKE_FILE | TRUNCATE))
     for path in readable:
         grant(ruleset, path, READ_FILE | READ_DIR)
     grant(ruleset, "/dev/null", rights & (READ_FILE | WRITE_FILE | TRUNCATE))
@@ -197,7 +196,6 @@ def run(parts: list[str]) -> tuple[str, str | None]:
     try:
         for code in [compiled(text, number) for number, text in enumerate(parts)]:
             exec(code, module.__dict__)
-            restore(module.__dict__)
     except SystemExit as error:
         return "exited", f"SystemExit: {error.code}"
     except MemoryError:
@@ -212,14 +210,6 @@ def compiled(text: str, number: int) -> types.CodeType:
     name = PROGRAM if number == 0 else f"program.{number}.py"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     return compile(text, name, "exec")
-
-
-def restore(names: dict[str, Any]) -> None:
-    """What a part has done to Python's own names, and its tracing, do not reach the next part: that may be a test."""
-    for trace in TRACES:
-        trace(None)
-    builtins.__dict__.update(OWN)
-    names["__builtins__"] = builtins
 
 
 def outcome_of(error: BaseException) -> str:
@@ -250,7 +240,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     status = os.open("/proc/self/status", os.O_RDONLY)
     report: dict[str, Any] = {"nonce": job["nonce"]}
-    sys.argv, sys.path = [PROGRAM], [*sys.path, *job["packages"]]
+    sys.argv, sys.path = [PROGRAM, *map(str, job["pipes"])], [*sys.path, *job["packages"]]
     try:
         confine(job)
     except Exception as error:

@@ -19,7 +19,11 @@ _BOX = re.compile(r"\\?\b(?:f?boxed)\s*\{")
 _TAG = re.compile(r"<answer>(.*?)(?=</answer|<answer>|\Z)", re.DOTALL)
 _MARKED = re.compile(r"####[ \t]*([^\n]+)")
 _SAID = re.compile(r"answer\s+is\s*:?|answer\s*:", re.IGNORECASE)
-_FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^(?P<indent>[ \t]*|[^\n`]*(?=```(?:python|py)\b))(?P<mark>`{3,}|~{3,})[^\n`]*\n"
+    r"(?P<code>.*?)(?:^[ \t]*(?P=mark)|(?P=mark)[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
 _FRACTION = re.compile(
     r"(?P<before>(?<=[0-9}])\s?)?\\[dtc]?frac\s?(?:\{\s*([-\u2212]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*\}|([0-9]))\s?"
     r"(?:\{\s*([0-9]{1,30})\s*\}|([0-9]))"
@@ -100,8 +104,14 @@ def last_line(text: str) -> str | None:
 
 
 def fenced(text: str) -> list[str]:
-    """The contents of the text's code fences; the last one need not be closed."""
-    return _FENCE.findall(text)
+    """The contents of the text's code fences, without the indentation of the fence; the last one need not be closed."""
+    found = []
+    for match in _FENCE.finditer(text):
+        indent = len(match["indent"]) if match["indent"].isspace() else 0
+        found.append(
+            re.sub(rf"^[ \t]{{1,{indent}}}", "", match["code"], flags=re.MULTILINE) if indent else match["code"]
+        )
+    return found
 
 
 def plain(text: str) -> str:

@@ -19,7 +19,8 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,15 @@ DEFENCES = ("user", "landlock", "seccomp")
 _INSIDE = (Path(__file__).parent / "confine.py").read_text() + "\nmain()\n"
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo", "/dev/urandom")
 _POLL_SECONDS = 0.02
+_LAST_SECONDS = 0.5
 _TAIL_BYTES = 4000
 _MEBI = 1 << 20
+_LIMITS = ("timeout", "output", "files")  # by which the watching side ends a program
+_STATUSES = ("passed", "failed", "exited", "memory", "files", "forbidden")  # what a process says of itself
 
 
-class SandboxUnavailable(RuntimeError):
-    """A defence cannot be had on this machine; nothing was run. The message says which, and why."""
+class SandboxUnavailable(ValueError):
+    """A defence cannot be had on this machine; nothing was run. The message says in a line which, and why."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +70,19 @@ class Outcome:
 class Sandbox:
     """Runs a Python program's text in a process of its own, and returns its `Outcome`.
 
-    A program may come in parts, such as the tests behind it: they share their names, but all are compiled before the
-    first is run, and what one does to Python's own names (builtins, tracing) does not reach the next.
+    A program may come in parts: they share their names, and all are compiled before the first is run.
 
     The process has no network, no other process and no program but itself, no environment, and no rights: it can read
     what Python needs and `readable` (whose folders can also be imported from), write plain files in a temporary folder
-    that is removed, and signal itself only. Its standard input is empty; PYTHONHASHSEED is 0. Everything it starts is
-    threads, and they die with it, as it dies with the process that watches it.
+    that is removed, and signal itself only. It cannot remove or rename a file: one that is open and has no name would
+    not be counted (so `tempfile` needs `dir="."` and `delete=False`). Its standard input is empty; PYTHONHASHSEED is 0.
+    Everything it starts is threads, and they die with it, as it dies with the process that watches it.
 
     `without` names defences to go without (of `DEFENCES`) where a machine lacks them: an explicit loss of protection.
 
-    Not to be confused with a guarantee of honest tests: a program shares an interpreter with the tests behind it, and
-    one written to look for them can find them. And what the kernel tells everybody (whether a path exists, its
-    size, the machine's name) is told.
+    `together` runs two programs that talk to each other, such as one that nobody trusts and its tests.
+
+    What the kernel tells everybody (whether a path exists, its size, the machine's name) is told.
 
     Args:
         memory: bytes of address space, which is more than what is held: an interpreter alone has some 30 MiB.
@@ -111,27 +115,35 @@ class Sandbox:
         SandboxUnavailable: this machine lacks a defence that `without` does not name.
         """
         _check_machine(self.without)
-        with tempfile.TemporaryDirectory(prefix="vrpo-") as folder:
-            return self._run(program, os.path.realpath(folder))
+        with tempfile.TemporaryDirectory(prefix="vrpo-") as folder, ExitStack() as ends:
+            return _watched([_Watch(self, program, os.path.realpath(folder), ())], ends)[0]
 
-    def _run(self, program: Sequence[str], folder: str) -> Outcome:
-        nonce = os.urandom(16).hex()
-        reader, writer = os.pipe()
-        started = time.monotonic()
-        try:
-            process = _start(folder, writer)
-        finally:
-            os.close(writer)
-        with os.fdopen(reader, "rb", buffering=0) as report, process:
-            watch = _Watch(self, process, report, folder, started)
-            try:
-                _hand_over(process, self._job(program, nonce, folder, writer, process.pid))
-                why = watch.until_the_end()
-            finally:
-                watch.end()
-        return _outcome(watch, why, nonce, self.cpu_seconds)
+    def together(self, program: Sequence[str], tests: Sequence[str]) -> Outcome:
+        """Runs two programs, each in a process and a folder of its own, with a pipe each way between them: in each,
+        `sys.argv[1:]` are the descriptors to read and to write. Only the second one's word counts for passing.
 
-    def _job(self, program: Sequence[str], nonce: str, folder: str, report: int, pid: int) -> dict[str, Any]:
+        Returns:
+            How the second one ended, or the first one if it was the first to go; CPU seconds of both; the most memory
+            that one of them held; what the first one printed, and errors of both.
+
+        Raises:
+            SandboxUnavailable: this machine lacks a defence that `without` does not name.
+        """
+        _check_machine(self.without)
+        with (
+            tempfile.TemporaryDirectory(prefix="vrpo-") as first,
+            tempfile.TemporaryDirectory(prefix="vrpo-") as second,
+            ExitStack() as ends,
+        ):
+            (read, answer), (hear, ask) = _pipe(ends), _pipe(ends)
+            watches = [
+                _Watch(self, program, os.path.realpath(first), (hear, answer)),
+                _Watch(self, tests, os.path.realpath(second), (read, ask)),
+            ]
+            one, other = _watched(watches, ends)
+        return _of_both(one, other, watches[0].left)
+
+    def job(self, program: Sequence[str], nonce: str, folder: str, report: int, pid: int) -> dict[str, Any]:
         read = [*_needed(), *(os.path.realpath(path) for path in self.readable)]
         names = ("cpu_seconds", "memory", "threads", "file_bytes")
         return {
@@ -148,69 +160,70 @@ class Sandbox:
         }
 
 
-@dataclass
 class _Watch:
-    """One running program: what it has written so far, and what it has used."""
+    """One running program: what it has written so far, and what it has used. `pipes`: descriptors that it inherits."""
 
-    limits: Sandbox
-    process: subprocess.Popen[bytes]
-    report: Any
-    folder: str
-    started: float
-    written: dict[str, bytearray] = field(default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()})
-    reported: bytearray = field(default_factory=bytearray)
-    output: int = 0
-    peak: int = 0
-    code: int = 0
-    cpu_seconds: float = 0.0
-    seconds: float = 0.0
+    def __init__(self, limits: Sandbox, program: Sequence[str], folder: str, pipes: Sequence[int]) -> None:
+        self.limits, self.program, self.folder, self.pipes = limits, program, folder, pipes
+        self.written = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
+        self.output = self.peak = self.code = 0
+        self.cpu_seconds, self.seconds, self.left = 0.0, 0.0, False
+        self.nonce = os.urandom(16).hex()
 
-    def until_the_end(self) -> str | None:
-        """Returns when the program has ended, or with the name of the limit by which it has to be."""
-        with selectors.DefaultSelector() as selector:
-            for stream, name in self._streams():
-                os.set_blocking(stream.fileno(), False)
-                selector.register(stream, selectors.EVENT_READ, name)
-            while True:
-                for key, _ in selector.select(_POLL_SECONDS):
-                    if self._read(key.fd, key.data) == 0:
-                        selector.unregister(key.fileobj)
-                self.peak = max(self.peak, _peak(self.process.pid))
-                if why := self._beyond():
-                    return why
-                if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                    return None
+    def start(self, ends: ExitStack) -> None:
+        """Starts its interpreter, which waits for the program; killed and reaped where `ends` ends, if not before."""
+        reader, writer = os.pipe()
+        self.report = ends.enter_context(os.fdopen(reader, "rb", buffering=0))
+        self.started = time.monotonic()
+        try:
+            self.process = ends.enter_context(_start(self.folder, (writer, *self.pipes)))
+        finally:
+            os.close(writer)
+        ends.callback(self.end)
+        job = self.limits.job(self.program, self.nonce, self.folder, writer, self.process.pid)
+        self.given = job | {"pipes": list(self.pipes)}
 
     def end(self) -> None:
         """Kills the whole group, whose number the unreaped process keeps from being given to others, and reaps it."""
+        if self.process.returncode is not None:
+            return
+        self.left = self.ended()
         os.killpg(self.process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self.process.pid, 0)
         self.seconds = time.monotonic() - self.started
         self.process.returncode = self.code = os.waitstatus_to_exitcode(status)
         self.cpu_seconds = usage.ru_utime + usage.ru_stime
-        for stream, name in self._streams():
+        for stream, name in self.streams():
             os.set_blocking(stream.fileno(), False)
-            while self.output <= self.limits.output_bytes and self._read(stream.fileno(), name):
+            while self.output <= self.limits.output_bytes and self.read(stream.fileno(), name):
                 pass
 
-    def _streams(self) -> Iterable[tuple[Any, str]]:
+    def ended(self) -> bool:
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def wait(self) -> None:
+        """Waits a moment for it to end by itself: the other program has ended, and whoever listens to it hears that."""
+        until = time.monotonic() + _LAST_SECONDS
+        while not self.ended() and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def streams(self) -> Iterable[tuple[Any, str]]:
         return (self.process.stdout, "stdout"), (self.process.stderr, "stderr"), (self.report, "report")
 
-    def _read(self, stream: int, name: str) -> int | None:
+    def read(self, stream: int, name: str) -> int | None:
         """How much was there to be read; 0 at the end of the stream, None if nothing is there yet."""
         try:
             data = os.read(stream, 1 << 16)
         except BlockingIOError:
             return None
         self.output += len(data)
-        if name == "report":
-            self.reported += data
-        else:
-            self.written[name] += data
+        self.written[name] += data
+        if name != "report":
             del self.written[name][:-_TAIL_BYTES]
         return len(data)
 
-    def _beyond(self) -> str | None:
+    def beyond(self) -> str | None:
+        self.peak = max(self.peak, _peak(self.process.pid))
         if time.monotonic() - self.started > self.limits.wall_seconds:
             return "timeout"
         if self.output > self.limits.output_bytes:
@@ -218,7 +231,64 @@ class _Watch:
         return "files" if _too_full(self.folder, self.limits) else None
 
 
-def _start(folder: str, report: int) -> subprocess.Popen[bytes]:
+def _pipe(ends: ExitStack) -> tuple[int, int]:
+    """A pipe, whose ends here are closed by `ends` if not before."""
+    reader, writer = os.pipe()
+    for one in (reader, writer):
+        ends.callback(os.close, one)
+    return reader, writer
+
+
+def _watched(watches: Sequence[_Watch], ends: ExitStack) -> list[Outcome]:
+    """Starts programs that run together until the last one ends, and says what happened to each."""
+    with ExitStack() as running:
+        for watch in watches:
+            watch.start(running)
+        ends.close()
+        for watch in watches:
+            _hand_over(watch.process, watch.given)
+        whys = _until_the_end(watches)
+        if not any(whys):
+            watches[0].wait()
+        for watch in watches:
+            watch.end()
+    return [_outcome(watch, why) for watch, why in zip(watches, whys, strict=True)]
+
+
+def _until_the_end(watches: Sequence[_Watch]) -> list[str | None]:
+    """Returns when the last program has ended, or one is beyond a limit: for each, the limit by which it has to end."""
+    with selectors.DefaultSelector() as selector:
+        for watch in watches:
+            for stream, name in watch.streams():
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ, (watch, name))
+        while True:
+            for key, _ in selector.select(_POLL_SECONDS):
+                watch, name = key.data
+                if watch.read(key.fd, name) == 0:
+                    selector.unregister(key.fileobj)
+            whys = [watch.beyond() for watch in watches]
+            if any(whys) or watches[-1].ended():
+                return whys
+
+
+def _of_both(program: Outcome, tests: Outcome, left: bool) -> Outcome:
+    """One outcome of tests and a program. It is the program's where that was beyond a limit, or `left` before tests
+    that then failed. A program's own word that it passed never counts."""
+    own = program.status in _LIMITS or (left and not tests.passed and not program.passed)
+    counts = program if own else tests
+    return Outcome(
+        counts.status,
+        counts.error,
+        program.stdout,
+        (program.stderr + tests.stderr)[-_TAIL_BYTES:],
+        max(program.seconds, tests.seconds),
+        program.cpu_seconds + tests.cpu_seconds,
+        max(program.peak_bytes, tests.peak_bytes),
+    )
+
+
+def _start(folder: str, inherited: Sequence[int]) -> subprocess.Popen[bytes]:
     """A fresh interpreter in a session of its own. `-s -P` and an environment of our own are what `-I` is, except that
     the order of sets can be fixed; `-S`: no site packages."""
     environment = {"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
@@ -228,7 +298,7 @@ def _start(folder: str, report: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        pass_fds=(report,),
+        pass_fds=inherited,
         cwd=folder,
         env=environment,
         start_new_session=True,
@@ -246,31 +316,41 @@ def _hand_over(process: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
     process.stdin.close()
 
 
-def _outcome(watch: _Watch, why: str | None, nonce: str, cpu_limit: int) -> Outcome:
-    reports = list(_reports(bytes(watch.reported), nonce))
-    if refused := next((one["refused"] for one in reports if "refused" in one), None):
-        raise SandboxUnavailable(f"{refused} (a Sandbox(without=...) that names it goes without this protection)")
-    stdout, stderr = (bytes(text).decode(errors="replace") for text in watch.written.values())
-    if why is None and not any("started" in one for one in reports):
-        raise SandboxUnavailable(f"the interpreter did not start the program: {stderr.strip()[-500:]}")
-    last = next((one for one in reports if "outcome" in one), None)
-    status, error = _ending(watch, why, last, cpu_limit)
-    peak = max(watch.peak, last["peak"] if last else 0)
-    return Outcome(status, error, stdout, stderr, watch.seconds, watch.cpu_seconds, peak)
+def _outcome(watch: _Watch, why: str | None) -> Outcome:
+    stdout, stderr, reported = (bytes(watch.written[name]) for name in ("stdout", "stderr", "report"))
+    reports = [*_reports(reported, watch.nonce), {}]
+    first = reports[0]  # of those after it, a program that found the secret may be the author
+    if "refused" in first:
+        raise SandboxUnavailable(f"{first['refused']}. A Sandbox(without=...) that names it goes without it.")
+    if why is None and "started" not in first:
+        said = stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise SandboxUnavailable(f"the interpreter did not start the program: {' '.join(said)}")
+    last = next((one for one in reports if one.get("outcome") in _STATUSES), None)
+    status, error = _ending(watch, why, last)
+    peak = last.get("peak") if last else 0
+    return Outcome(
+        status,
+        error,
+        stdout.decode(errors="replace"),
+        stderr.decode(errors="replace"),
+        watch.seconds,
+        watch.cpu_seconds,
+        max(watch.peak, peak if isinstance(peak, int) else 0),
+    )
 
 
-def _ending(watch: _Watch, why: str | None, last: dict[str, Any] | None, cpu_limit: int) -> tuple[str, str | None]:
+def _ending(watch: _Watch, why: str | None, last: dict[str, Any] | None) -> tuple[str, str | None]:
     """Status and error: the watcher's word, the program's end, and last the way the process died."""
     if why is None and watch.output > watch.limits.output_bytes:
         why = "output"
     if why is not None:
         return why, None
     if last is not None:
-        return last["outcome"], last["error"]
+        return last["outcome"], None if last.get("error") is None else str(last["error"])
     if watch.code >= 0:
         return "exited", f"the process left with exit status {watch.code}"
     name = signal.Signals(-watch.code).name
-    if name == "SIGXCPU" or (name == "SIGKILL" and watch.cpu_seconds >= cpu_limit):
+    if name == "SIGXCPU" or (name == "SIGKILL" and watch.cpu_seconds >= watch.limits.cpu_seconds):
         return "timeout", None
     return ("forbidden" if name == "SIGSYS" else "crashed"), name
 
@@ -292,7 +372,8 @@ def _too_full(folder: str, limits: Sandbox) -> bool:
         for entry in entries:
             count += 1
             try:
-                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                facts = entry.stat(follow_symlinks=False)
+                size += max(facts.st_size, facts.st_blocks * 512)  # some systems allot blocks late, or store fewer
             except FileNotFoundError:
                 continue
             if count > limits.folder_files or size > limits.folder_bytes:

@@ -4,9 +4,10 @@ What lives here: the numbers of two machines and the filter as bytes. What does 
 
 An allowed list, not a forbidden one, so that calls invented after this was written are refused. Refused are, among
 others: sockets, new processes, running another program, tracing, signals to others, mounts, namespaces, keys, shared
-memory, changes of a file's owner, mode, times and attributes (which Landlock does not cover), and resource limits of
-other processes. Calls with a condition look at one argument; a structure in memory cannot be looked at, so `clone3` is
-answered with "no such call", and libc falls back to `clone`.
+memory, files without a name in a folder (removed or replaced while they are open or mapped, or never given one: nobody
+could count them), changes of a file's owner, mode, times and attributes (which Landlock does not cover), and resource
+limits of other processes. Calls with a condition look at one argument; a structure in memory cannot be looked at, so
+`clone3` is answered with "no such call", and libc falls back to `clone`.
 """
 
 import errno
@@ -68,8 +69,6 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "getcwd": (79, 17),
     "chdir": (80, 49),
     "fchdir": (81, 50),
-    "rename": (82, None),
-    "unlink": (87, None),
     "readlink": (89, None),
     "umask": (95, 166),
     "gettimeofday": (96, 169),
@@ -115,8 +114,6 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "epoll_ctl": (233, 21),
     "waitid": (247, 95),
     "newfstatat": (262, 79),
-    "unlinkat": (263, 35),
-    "renameat": (264, 38),
     "readlinkat": (267, 78),
     "faccessat": (269, 48),
     "pselect6": (270, 72),
@@ -130,7 +127,6 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "pipe2": (293, 59),
     "preadv": (295, 69),
     "pwritev": (296, 70),
-    "renameat2": (316, 276),
     "getrandom": (318, 278),
     "membarrier": (324, 283),
     "copy_file_range": (326, 285),
@@ -153,6 +149,7 @@ _IOCTLS = (
     0x5451,
 )  # is it a terminal, its size, bytes to read, blocking, cloexec
 _OWNERS = (8, 10, 15)  # fcntl F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to others by way of a pipe
+_LARGER_PIPE = 1031  # fcntl F_SETPIPE_SZ: memory that no limit counts
 _SET_NAME = 15  # prctl: a thread's name
 _THREAD, _NAMESPACES = 0x10000, 0x7E020080  # flags of clone
 
@@ -187,7 +184,7 @@ def _conditional(pid: int) -> list[tuple[tuple[int | None, int | None], Block]]:
         (_KILL_CALL, [_argument(0), *_allowed_if((pid,))]),
         (_TGKILL, [_argument(0), *_allowed_if((pid,))]),
         (_IOCTL, [_argument(1), *_allowed_if(_IOCTLS)]),
-        (_FCNTL, [_argument(1), *_refused_if(_OWNERS)]),
+        (_FCNTL, [_argument(1), *_refused_if((*_OWNERS, _LARGER_PIPE))]),
         (_PRCTL, [_argument(0), *_allowed_if((_SET_NAME,))]),
         (_PRLIMIT, [_argument(0), *_allowed_if((0, pid))]),
         (_SENDTO, [_argument(4), (_EQUAL, 1, 0, 0), _refuse(errno.EPERM), _argument(4, high=True), *_allowed_if((0,))]),
@@ -195,10 +192,14 @@ def _conditional(pid: int) -> list[tuple[tuple[int | None, int | None], Block]]:
 
 
 def _opening(argument: int) -> Block:
-    """Refuses to open for truncation without writing, and access mode 3: both can empty a file that Landlock, before
-    its third version, lets be read."""
-    access, truncate = 3, 0o1000
+    """Refuses to open a file without a name, for truncation without writing, and with access mode 3: the last two can
+    empty a file that Landlock, before its third version, lets be read."""
+    access, truncate, nameless = 3, 0o1000, 0o20000000
     return [
+        _argument(argument),
+        (_AND, 0, 0, nameless),
+        (_EQUAL, 1, 0, 0),
+        _refuse(errno.EPERM),
         _argument(argument),
         (_AND, 0, 0, access | truncate),
         *_refused_if((truncate, access, access | truncate)),
