@@ -1696,7 +1696,7 @@ PAIRS = [  # answers to preference pairs
     Mutant(
         "pairs: the key follows a redirect",
         "rewards/endpoint.py",
-        (("build_opener(_NoRedirect)", "build_opener()"),),
+        (("build_opener(_NoRedirect, limited)", "build_opener(limited)"),),
         PAIR_TESTS["ENDPOINT"],
     ),
     Mutant(

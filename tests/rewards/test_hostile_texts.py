@@ -8,6 +8,7 @@ from vrpo.rewards.choice import Choice
 from vrpo.rewards.code import code_of, continued, defines
 from vrpo.rewards.countdown import Countdown
 from vrpo.rewards.instructions import CHECKS, Instructions
+from vrpo.rewards.mathematics import Symbolic
 from vrpo.rewards.numeric import Numeric
 from vrpo.rewards.sudoku import Sudoku, SudokuCells
 from vrpo.rewards.verdict import Answer
@@ -103,3 +104,30 @@ def test_long_repetitions(piece):
             assert 0 <= verdict.reward <= 1
         defines(continued("", code_of(text, "f")[-1])[-1], "f")
         assert time.process_time() - start < 2, piece
+
+
+TAILS = (
+    *(" " * 5000, "\n" * 5000, "\nAnd so it goes on, as one can see." * 300, ".... " * 1000, "!" * 5000, "*" * 5000),
+    *("\n---\n" * 500, "<|eot_id|>1 " * 900, "</answer>" * 500, "\\boxed{}" * 50, "<answer></answer>" * 50, "_" * 5000),
+)
+RIGHT = [
+    (Numeric(), ["1", "The answer is 1.", "\\boxed{1}", "<answer>1</answer>", "#### 1"]),
+    (Choice("choice"), ["(A)", "The answer is A.", "\\boxed{A}", "<answer>A</answer>"]),
+    (Countdown(), ["<answer>1+2+3</answer>", "\\boxed{1+2+3}", "<answer>\\boxed{1+2+3}</answer>", "1+2+3"]),
+    (Sudoku(), ["4321123434122143", "<answer>4321123434122143</answer>"]),
+]
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_tail_changes_no_verdict(tail):
+    """Kills: the last box although it is empty, the last line although it says nothing, a cut from the end."""
+    for judge, texts in RIGHT:
+        for text in texts:
+            assert judge([Answer("q", text + tail, ROW)])[0].reward == 1, (judge, text)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_tail_changes_no_expression(tail):
+    pytest.importorskip("math_verify")
+    for text in (r"\boxed{\frac{1}{2}}", r"The answer is $\frac{1}{2}$.", "1/2"):
+        assert Symbolic()([Answer("q", text + tail, {"answer": "0.5"})])[0].reward == 1, text

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from vrpo.rewards.extract import before_end, boxed, exact, last_line, tagged, typed
+from vrpo.rewards.extract import before_end, boxed, exact, last_line, tagged, typed, without_tail
 from vrpo.rewards.fields import field_of, has_fields
 from vrpo.rewards.numeric import written
 from vrpo.rewards.verdict import Answer, Verdict
 
+_ARITHMETIC = r"[0-9]\s*\)?\s*(?:[-+*/\u00d7\u00f7]|\\times|\\div|\\cdot)\s*\(?\s*[0-9]"
 _SIGNS = re.compile(r"[0-9+\-*/() ]+")
 _LONGEST = 200  # characters; an expression of a few numbers is far shorter, and the parser recurses
 _WRITTEN = {"\\times": "*", "\\cdot": "*", "\\div": "/"} | dict(
@@ -34,8 +35,8 @@ class Countdown:
 
     Allowed are + - * / (also × ÷ \times \div \cdot \frac), parentheses and a leading minus; the arithmetic is that of
     fractions. The expression is the last <answer> tag's last \boxed{...}, or else its last line; without a tag, the
-    last box of the text or else its last line. What follows a "=" in it is dropped, true or not. Of a sentence the last
-    piece of arithmetic is taken.
+    last box of the text or else its last line. A line with arithmetic comes before one without. What follows a "=" in
+    it is dropped, true or not. Of a sentence the last piece of arithmetic is taken.
 
     Rows are in one of three formats: `extra_info.numbers` "[44, 19, 35]" with `reward_model.ground_truth`; `input`
     "30,100,93" with `output`; `ground_truth` [[49, 55, 53], 51].
@@ -94,11 +95,11 @@ def expression_of(text: str) -> str | None:
     inside = tagged(text)
     place = text if inside is None else inside
     boxes = boxed(place)
-    found = boxes[-1] if boxes else last_line(place)
+    found = boxes[-1] if boxes else last_line(place, _ARITHMETIC) or last_line(place)
     if found is None:
         return None
-    left = plain_expression(found).split("=", 1)[0].strip()
-    if re.search(r"[A-Za-z]{2}", left):  # a sentence: its last piece of arithmetic
+    left = plain_expression(without_tail(found)).split("=", 1)[0].strip()
+    if re.search(r"[^\W\d_]{2}", left):  # a sentence: its last piece of arithmetic
         left = (re.findall(r"[(]*[0-9][0-9+\-*/() ]*", left) or [""])[-1].strip()
     return left or None
 

@@ -13,7 +13,11 @@ from fractions import Fraction
 from typing import Any
 
 _END = re.compile(r"<\|(?:eot_id|endoftext|im_end|end_of_text|eom_id|end)\|>|</s>")
-_LONGEST_BOX, _MOST_BOXES = 1000, 20  # more is no answer but a repetition, and would take the square of its length
+_LONGEST_BOX, _MOST_BOXES, _LOOKED_AT = (
+    1000,
+    20,
+    1000,
+)  # more is no answer but a repetition, and would take the square of its length
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\?\b(?:f?boxed)\s*\{")
 _TAG = re.compile(r"<answer>(.*?)(?=</answer|<answer>|\Z)", re.DOTALL)
@@ -55,16 +59,15 @@ def before_end(text: str) -> str:
 
 
 def boxed(text: str) -> list[str]:
-    r"""The contents of the last 20 \boxed{...}, in order; one that is never closed ends with its line, or at "<".
-
-    A box within another one is a part of it."""
+    r"""The contents of the last 20 \boxed{...} that hold anything, in order; one that is never closed ends with its
+    line, or at "<". A box within another one is a part of it."""
     found, end = [], 0
-    for match in list(_BOX.finditer(text))[-_MOST_BOXES:]:
+    for match in list(_BOX.finditer(text))[-_LOOKED_AT:]:
         if match.start() >= end:
             content = _braced(text, match.end())
             end = match.end() + len(content)
             found.append(_BOX.sub("{", content))
-    return found
+    return [content for content in found if content.strip("{} ")][-_MOST_BOXES:]
 
 
 def _braced(text: str, start: int) -> str:
@@ -97,10 +100,18 @@ def said(text: str) -> str | None:
     return rest.split("\n", 1)[0] or None
 
 
-def last_line(text: str) -> str | None:
-    """The last line with a letter or digit that is no tag."""
+def last_line(text: str, pattern: str = r"\w") -> str | None:
+    """The last line with a letter or digit that is no tag, or with what else the pattern finds."""
     lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in reversed(lines) if re.search(r"\w", re.sub(r"<[^<>]*>?", "", line))), None)
+    return next((line for line in reversed(lines) if re.search(pattern, re.sub(r"<[^<>]*>?", "", line))), None)
+
+
+def without_tail(text: str) -> str:
+    """Without the runs of one sign in which a text may end."""
+    text = text.rstrip()
+    while text and not text[-1].isalnum() and text[-1] not in "$)]}" and text.endswith(4 * text[-1]):
+        text = text.rstrip(text[-1]).rstrip()
+    return text
 
 
 def fenced(text: str) -> list[str]:

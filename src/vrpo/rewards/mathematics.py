@@ -9,16 +9,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vrpo.rewards.extract import before_end, boxed, tagged
+from vrpo.rewards.extract import before_end, boxed, tagged, without_tail
 from vrpo.rewards.fields import field_of
 from vrpo.rewards.verdict import Answer, Verdict
 
 _LONGEST = 100_000  # characters from the end, in which an expression is looked for
 _SPACING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[,;!: ]|[\s$~]")
-_DOTS = re.compile(r"\\(?:[cl]?dots[bcimo]?)(?![a-z])|\.{3}|…|(?<=,)(?=,)")  # the library drops dots between two commas
+_DOTS = re.compile(
+    r"\\(?:[cl]?dots[bcimo]?)(?![a-z])|(?<=[,+\-])(?:\.{3,}|…)|(?<=,)(?=,)"
+)  # the library drops dots between two commas
 _BASED = re.compile(r"(?<![\w\\])([0-9][0-9A-Za-z]*)_\{?\s*([0-9]{1,2})\s*\}?")
 _NAMED_BASE = re.compile(r"_\{?\s*\\(?:text|mathrm)\{\s*(?:base\s*)?(\w+)\s*\}\s*\}?")  # which the library drops
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+
+_STUCK = re.compile(  # what may stand at a number, which the library then reads as another one
+    r"</?answer>|<\|\w+\|>|\\boxed\{\s*\}|(?<=[0-9])(?=[\u3000-\u9fff\uff00-\uffef\U0001f000-\U0001ffff])"
+    r"|^[-*_=#.~ \t]{3,}$",
+    re.MULTILINE,
+)
 
 
 class _TooLongError(BaseException):
@@ -143,4 +152,4 @@ def expression_of(text: str) -> str:
     inside = tagged(text)
     place = text if inside is None else inside
     boxes = boxed(place)
-    return rf"\boxed{{{boxes[-1]}}}" if boxes else place
+    return rf"\boxed{{{boxes[-1]}}}" if boxes else without_tail(_STUCK.sub(" ", place))
