@@ -1975,7 +1975,7 @@ KILLED = [  # what a kill leaves
     Mutant(
         "half a checkpoint taken for one",
         "training/checkpoints.py",
-        (('if path.stat().st_size != said["bytes"]:', "if False:"),),
+        (("if path.stat().st_size != size:", "if False:"),),
         RESUME,
     ),
     Mutant(

@@ -37,12 +37,10 @@ def test_other_rows_are_others() -> None:
 
 def test_settings_that_matter(tmp_path: Path) -> None:
     """Kills: a new field of ours that is forgotten; the size of a micro-batch taken for that of a step."""
-    one, other = (
-        settings_of(
-            vrpo_config(tmp_path / name, per_device_train_batch_size=size, gradient_accumulation_steps=8 // size)
-        )
-        for name, size in (("a", 4), ("b", 2))
-    )
+    sizes = [{"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size} for size in (4, 2)]
+    one, other = (settings_of(vrpo_config(tmp_path / str(index), **each)) for index, each in enumerate(sizes))
     assert one == other
+    kto = [settings_of(vrpo_config(tmp_path / "c", loss_type=["kto"], **each)) for each in sizes]
+    assert kto[0] != kto[1]  # its baseline is one of a micro-batch
     assert {"beta", "plan", "num_times", "draw_seed", "sft_coef", "loss_type", "seed", "learning_rate"} <= one.keys()
     assert not {"output_dir", "hub_token", "logging_steps", "resume_from_checkpoint", "report_to"} & one.keys()

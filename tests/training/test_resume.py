@@ -225,6 +225,9 @@ def test_no_file_of_a_checkpoint_is_taken_as_it_comes(tmp_path: Path, change: An
         change(last / name)
         assert re.match(name + said, str(problem_of(last)))
         assert last_checkpoint(tmp_path) == first
+    for text in ("", "{", "[]", '{"files": []}', '{"files": {"a": 1}}'):
+        (last / "manifest.json").write_text(text)
+        assert "manifest.json cannot be read" in str(problem_of(last))
 
 
 def test_every_file_of_a_run_is_in_its_manifest(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from vrpo.models.load import load, require_bitsandbytes
 from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
-from vrpo.training.checkpoints import check_named, last_checkpoint
+from vrpo.training.checkpoints import check_named, sealed
 from vrpo.training.config import DiffusionConfig, SFTConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
@@ -162,9 +162,8 @@ def saying_what_is_kept(config: DiffusionConfig) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if config.process_index == 0:
-            last = last_checkpoint(config.folder)
             kept = "no checkpoint is whole yet (save_steps), so the same command begins anew"
-            if last is not None:
+            for last in sealed(config.folder)[-1:]:
                 kept = f"{last} is whole: the same command with --resume_from_checkpoint auto goes on from there"
             print(f"stopped before the end; {kept}", file=sys.stderr, flush=True)
         raise SystemExit(130) from None

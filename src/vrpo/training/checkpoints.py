@@ -50,19 +50,19 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
 def problem_of(checkpoint: Path) -> str | None:
     """Why a run cannot go on from this checkpoint; None: it can."""
     try:
-        files = manifest_of(checkpoint)["files"]
+        files = {name: (int(said["bytes"]), said["digest"]) for name, said in manifest_of(checkpoint)["files"].items()}
     except FileNotFoundError:
         return f"it has no {MANIFEST}, which is written last: it was not finished, or not by this version of vrpo"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
-    for name, said in files.items():
+    for name, (size, _) in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != said["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes of {said['bytes']}"
-    for name, said in files.items():
-        if file_digest(checkpoint / name) != said["digest"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes of {size}"
+    for name, (_, digest) in files.items():
+        if file_digest(checkpoint / name) != digest:
             return f"{name} has other bytes than were written"
     if not any(name.startswith("rng_state") for name in files):
         return "it has no state of the optimizer (save_only_model)"
@@ -119,14 +119,19 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def sealed(folder: Path) -> list[Path]:
+    """Those that were written to their end, in the order of their steps; not looked at any further."""
+    return [path for path in checkpoints(folder) if (path / MANIFEST).is_file()]
+
+
 def rotate(config: DiffusionConfig, checkpoint: Path) -> None:
-    """Remove what `save_total_limit` has no room for now that this checkpoint of output_dir is whole: also after a kill
-    in the middle of that."""
+    """Remove what `save_total_limit` has no room for beside this checkpoint: also after a kill in the middle of
+    that."""
     if config.save_total_limit is None or config.save_total_limit < 1:
         return
     best = TrainerState.load_from_json(str(checkpoint / _STATE)).best_model_checkpoint
     protected = {checkpoint} if best is None else {checkpoint, Path(best)}
-    older = [path for path in checkpoints(config.folder) if _steps(path) <= _steps(checkpoint)]
+    older = [path for path in checkpoints(checkpoint.parent) if _steps(path) <= _steps(checkpoint)]
     surplus = len(older) - max(config.save_total_limit, len(protected))
     halves_first = sorted(older, key=lambda path: (path / MANIFEST).is_file())
     for path in [path for path in halves_first if path not in protected][: max(surplus, 0)]:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from vrpo.preference import Step
-from vrpo.training.checkpoints import MANIFEST, checkpoints
+from vrpo.training.checkpoints import sealed
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _NAMED = 16  # rows in a message, at most
@@ -68,7 +68,7 @@ def stopped(step: int, what: str, rows: Sequence[int], folder: Path) -> ValueErr
     """
     some = sorted(set(rows))
     named = ", ".join(map(str, some[:_NAMED])) + (", ..." if len(some) > _NAMED else "")
-    kept = [str(path) for path in checkpoints(folder) if (path / MANIFEST).is_file()][-2:]
+    kept = list(map(str, sealed(folder)))[-2:]
     return ValueError(
         f"step {step}: {what} (rows {named}, by example_id). The weights are left as they were before it, and whole "
         f"checkpoints are {', '.join(kept) or 'none yet'}. Try a lower learning_rate, max_grad_norm, a longer warmup "

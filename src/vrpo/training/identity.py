@@ -14,6 +14,7 @@ from vrpo.data.parts import differences
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.config import DiffusionConfig
+from vrpo.training.preference_config import VRPOConfig
 
 Record = Mapping[str, Any]
 
@@ -30,6 +31,7 @@ _IDLE = {  # fields of ours that change what is told, or how fast it goes, and n
 }
 _OF_PLACE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}  # of an adapter's configuration
 ANCHORS = ("references", "frozen weights")  # what a run is held to: not even `resume_with_changes` replaces it
+_NAMED = 12  # changes in a message, at most
 _ROWS = 1000  # of a table at a time
 
 
@@ -39,6 +41,8 @@ def settings_of(config: DiffusionConfig) -> dict[str, Any]:
     ours = [each.name for each in fields(config) if each.name not in inherited | _IDLE]
     values = config.to_dict()
     step = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
+    if isinstance(config, VRPOConfig) and config.structure == "labels":  # whose baseline couples what is run together
+        ours.append("gradient_accumulation_steps")
     return {"examples in a step": step, **{name: values[name] for name in (*_INHERITED, *ours)}}
 
 
@@ -82,14 +86,15 @@ def check_same(then: Record, now: Record, checkpoint: str, *, changes: bool) -> 
         ValueError: something has, and nobody asked for it; or it is what the run is anchored to.
     """
     changed = differences(then, now)
+    some = "; ".join(changed[:_NAMED]) + (f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else "")
     if any(then.get(name) != now.get(name) for name in ANCHORS):
         raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} is of a run that began with other models: {'; '.join(changed)}. "
+            f"resume_from_checkpoint: {checkpoint} is of a run that began with other models: {some}. "
             "Give the model and the references that it began with, or begin a new run in another output_dir"
         )
     if changed and not changes:
         raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} is of another run: {'; '.join(changed)}. Go on with what it was, "
+            f"resume_from_checkpoint: {checkpoint} is of another run: {some}. Go on with what it was, "
             "begin anew in another output_dir, or set resume_with_changes"
         )
     return changed

@@ -107,6 +107,7 @@ class SavingTrainer(Trainer, ABC):
         checkpoint, refused = found
         if refused is not None:
             raise ValueError(refused)
+        self.gone_on_from = None if checkpoint is None else str(checkpoint)
         if checkpoint is None:
             return None
         manifest, changes = manifest_of(checkpoint), self.args.resume_with_changes
@@ -116,7 +117,6 @@ class SavingTrainer(Trainer, ABC):
             logger.warning(f"{checkpoint} is gone on from with changes: {'; '.join(changed)}")
         if self.is_world_process_zero() and checkpoint.parent == self.args.folder:
             rotate(self.args, checkpoint)
-        self.gone_on_from = str(checkpoint)
         return self.gone_on_from
 
     def run_record(self) -> dict[str, Any]:
