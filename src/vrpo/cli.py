@@ -4,6 +4,7 @@ The exit code is 0, 2 for what a user did wrong, 130 after Ctrl-C and 143 after 
 traceback.
 """
 
+import difflib
 import errno
 import importlib
 import os
@@ -49,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         print(importlib.import_module("vrpo").__version__)
         return 0
     if argv[0] not in COMMANDS:
-        print(f"error: no command {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        print(f"error: no command {argv[0]!r}{meant} (vrpo --help lists them)", file=sys.stderr)
         return 2
     if asks_for_help(argv[1:]):
         print(help_of(argv[0], argv[1:]), end="")

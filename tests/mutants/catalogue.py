@@ -1545,7 +1545,12 @@ REWARDS = [
     Mutant(
         "what equals everything passes",
         "rewards/calls.py",
-        (('        raise TypeError("the result is an object', '        return True\n        raise TypeError("the result is an object'),),
+        (
+            (
+                '        raise TypeError("the result is an object',
+                '        return True\n        raise TypeError("the result is an object',
+            ),
+        ),
         ("tests/rewards/test_calls.py", "tests/rewards/test_code.py"),
     ),
     Mutant(

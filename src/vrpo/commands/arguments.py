@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from transformers import HfArgumentParser
 
 from vrpo.commands.config_file import Parser, with_config
 from vrpo.models.precision import weights_dtype
+from vrpo.models.shape import check_sizes
 
 _HELP = {  # in place of transformers'
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
@@ -187,6 +189,17 @@ class ScratchArguments:
     intermediate_size: int = field(default=768, metadata={"help": "Width of the new model's MLP."})
     tie_embeddings: bool = field(default=False, metadata={"help": "Share embedding and head weights."})
 
+    def __post_init__(self) -> None:
+        if self.from_scratch:
+            check_sizes(
+                vocab_size=self.vocab_size,
+                hidden_size=self.hidden_size,
+                num_layers=self.num_layers,
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                intermediate_size=self.intermediate_size,
+            )
+
 
 @dataclass
 class RoundArguments:
@@ -259,6 +272,24 @@ class FieldParser(HfArgumentParser, Parser):
             value = getattr(space, name)
             setattr(space, name, value[0] if isinstance(value, list) and len(value) == 1 else value)
         return space, rest
+
+
+def check_device(name: str | None) -> None:
+    """
+    Raises:
+        ValueError: it is not the name of a device, or of none that is here.
+    """
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: there is no such device; cpu, or cuda, or cuda:1") from error
+    if device.type == "cpu":
+        return
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if here is None or device.type != here.type or (device.index or 0) >= torch.accelerator.device_count():
+        raise ValueError(f"--device {name}: there is no such device here that this PyTorch can use; choose cpu")
 
 
 def _admits(hint: Any, kind: type) -> bool:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, check_device
 from vrpo.commands.evaluate_prompts import NAME, RUN_CODE, own_prompts
 from vrpo.commands.pairs_judges import is_verifier, verifier_of
 from vrpo.decoding.sampling import SAMPLING, Sampling
@@ -100,6 +100,7 @@ class EvalArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        check_device(self.device)
         if (self.prompts is None) != (self.judge is None):
             raise ValueError("--prompts and --judge go together: which prompts, and who judges the answers")
         if self.judge is None and self.judge_arguments is not None:

@@ -1,6 +1,7 @@
 """`vrpo export`: a model in its official layout, with an adapter merged into it; or an adapter under official names."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from vrpo.commands.arguments import BLOCK_HELP
 from vrpo.commands.config_file import Parser, with_config
-from vrpo.data.whole import write_whole_folder
+from vrpo.data.whole import check_writable, write_whole_folder
 from vrpo.models.adapter_names import export_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, model_class
@@ -24,6 +25,8 @@ def export(argv: Sequence[str]) -> None:
     """Merge an adapter into its model and write the official layout: names, shards, the files beside the weights."""
     parser = flags()
     args = parser.parse_args(with_config(parser, argv))
+    if not re.fullmatch(r"0*[1-9]\d*(KB|MB|GB|TB)", args.max_shard_size):
+        raise ValueError(f"--max_shard_size {args.max_shard_size}: give a size such as 500MB or 5GB")
     base, adapter = _parts(args)
     folder = _output(args, [base, adapter])
     write = _write_adapter if args.adapter_only else _write_model
@@ -100,6 +103,7 @@ def _output(args: argparse.Namespace, sources: Sequence[str | None]) -> Path:
             raise ValueError(f"--overwrite replaces a folder with a model in it only, and {args.output_dir} has none")
     elif folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {args.output_dir} is a file")
+    check_writable(folder / "config.json" if folder.is_dir() else folder, "--output_dir")
     return folder
 
 

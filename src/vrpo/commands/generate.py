@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 from tqdm import tqdm
 
-from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, check_device
 from vrpo.commands.config_file import Parser, with_config
 from vrpo.commands.evaluate_models import files_fingerprint
 from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
@@ -244,20 +244,11 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     if args.device is not None and args.device_map is not None:
         raise ValueError("--device and --device_map exclude each other: a map says where every part of the model is")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(args.device)
+    check_device(args.device)
     sampling = Sampling.of(**{name: getattr(args, name) for name in SAMPLING})
     if args.num_samples > 1 and not sampling.random:
         raise ValueError(f"--num_samples {args.num_samples} would be equal answers: set --temperature above 0")
     return args
-
-
-def _check_device(name: str) -> None:
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: there is no GPU here that this PyTorch can use")
 
 
 def flags() -> Parser:

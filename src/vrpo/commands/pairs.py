@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from vrpo.commands.arguments import check_device
 from vrpo.commands.config_file import Parser, arguments_of, with_config
 from vrpo.commands.pairs_judges import (
     JUDGES,
@@ -229,6 +230,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(with_config(parser, argv, mappings=_MAPPINGS))
     _check_counts(args, "prompts_per_part")
     check_fields(args)
+    check_device(args.device)
     return args
 
 

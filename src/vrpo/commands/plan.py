@@ -30,7 +30,8 @@ from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured, Roofline
 from vrpo.estimator import plan_packs
 from vrpo.models.block import BlockDiffusion
 from vrpo.models.head import HEAD_CHUNK
-from vrpo.models.load import model_class, tokenizer_of
+from vrpo.models.load import config_fields, model_class, tokenizer_of
+from vrpo.models.shape import check_tensors
 from vrpo.preference import all_graphs_fit, kept_packs, rows_of
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.references import check_references
@@ -193,6 +194,7 @@ def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
             f"{model.model_name_or_path} is a block diffusion model, whose calls run clean text and noised blocks: "
             "what they cost is not planned yet (docs/block_diffusion.md says how many tokens it is)"
         )
+    check_tensors(model.model_name_or_path, config_fields(model.model_name_or_path))
     config = klass.config_class.from_pretrained(model.model_name_or_path)
     if getattr(config, "num_experts", None):
         raise ValueError(

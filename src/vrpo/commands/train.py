@@ -31,7 +31,7 @@ from vrpo.data.sources import is_one_table, load_rows, split_rows
 from vrpo.data.unread import Read
 from vrpo.models.causal import check_causal, load_causal
 from vrpo.models.hf import HFDenoiser
-from vrpo.models.load import load, require_bitsandbytes
+from vrpo.models.load import class_of, load, require_bitsandbytes
 from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.training.base import DiffusionTrainer
@@ -108,6 +108,10 @@ def sft_on(data: SFTDataArguments, model: ModelArguments, scratch: ScratchArgume
     """The run itself."""
     if config.plan == "exact" and scratch.from_scratch:
         raise ValueError("from_scratch makes a diffusion model, and plan=exact is of a causal one: take another plan")
+    if scratch.from_scratch and model.model_name_or_path is not None:
+        raise ValueError("from_scratch makes a new model, and model_name_or_path names one: leave one of them out")
+    if scratch.from_scratch:
+        class_of(scratch.architecture, "--architecture: ")
     check_kind(model, config)
     quantized = quantization(model, config)
     if quantized is not None and scratch.from_scratch:

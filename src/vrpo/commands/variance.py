@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, field_parser, parse
+from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, check_device, field_parser, parse
 from vrpo.commands.config_file import Parser
 from vrpo.commands.variance_models import Models, models_of
 from vrpo.commands.variance_plans import named_designs, trained_by_default
@@ -111,6 +111,7 @@ class VarianceArguments:
         for name in ("num_pairs", "num_replicates"):
             if getattr(self, name) < _LEAST:
                 raise ValueError(f"{name} must be at least {_LEAST} for an interval, not {getattr(self, name)}")
+        check_device(self.device)
         for name, most in _MOST.items():
             value = getattr(self, name)
             for each in value if isinstance(value, list) else [] if value is None else [value]:

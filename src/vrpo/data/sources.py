@@ -128,7 +128,10 @@ def _check_named_files(path: Path) -> None:
         ValueError: one is elsewhere.
     """
     for file in (*path.glob("dataset_dict.json"), *path.glob("state.json"), *path.glob("*/state.json")):
-        fields = json.loads(file.read_text())
+        try:
+            fields = json.loads(file.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is no JSON: {error}. Save the dataset again") from error
         for name in [*fields.get("splits", ()), *(each["filename"] for each in fields.get("_data_files", ()))]:
             if not re.fullmatch(r"\w[\w.\-]*", name):
                 raise ValueError(f"{file} names {name!r}, which is no file beside it: do not use this dataset")

@@ -13,7 +13,7 @@ from datasets import Dataset
 from vrpo.commands.config_file import Parser
 from vrpo.decoding.decode import generate
 from vrpo.demo.report import paired_difference, results_table, wilson
-from vrpo.demo.task import LENGTH, problems, right_bases, student_answers
+from vrpo.demo.task import LENGTH, PARTS, problems, right_bases, student_answers
 from vrpo.diagnostics.plots import demo_picture
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
@@ -60,6 +60,11 @@ class Settings:
         for name in ("pretrain_steps", "pretrain_batch", "collect", "evaluate", "num_times", "batch"):
             if not 1 <= getattr(self, name) <= _MOST:
                 raise ValueError(f"--{name} must be from 1 to {_MOST:,}, not {getattr(self, name):,}")
+        needed = {"collect": self.collect, "test": self.evaluate, "students": self.pretrain_steps * self.pretrain_batch}
+        names = {"collect": "--collect", "test": "--evaluate", "students": "--pretrain_steps times --pretrain_batch"}
+        for part, count in needed.items():
+            if count > PARTS[part]:
+                raise ValueError(f"{names[part]} must be at most {PARTS[part]:,} problems, not {count:,}")
         for name in ("beta", "learning_rate", "sft_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} must be positive, not {getattr(self, name)}")
@@ -90,6 +95,8 @@ def run(settings: Settings, folder: Path) -> dict[str, Any]:
     base = imitate_students(settings, folder / "base")
     say("2/5  it answers new problems twice; a verifier says which answer has more right bases")
     pairs = collect_pairs(base, settings, folder / "pairs.jsonl")
+    if not pairs:
+        raise ValueError(f"--collect {settings.collect}: no two answers of a problem differ in right bases: raise it")
     say(
         f"     {len(pairs)} pairs; right bases: {mean_right(pairs, 'chosen'):.0%} in preferred answers, "
         f"{mean_right(pairs, 'rejected'):.0%} in the others; {share_right(pairs):.0%} of the preferred are all right"

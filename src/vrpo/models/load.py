@@ -26,7 +26,7 @@ from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.precision import weights_dtype
 from vrpo.models.routing import Routed
 from vrpo.models.sdar import SDAR, SDARMoe
-from vrpo.models.shape import check_shape
+from vrpo.models.shape import check_shape, check_tensors
 from vrpo.models.side_files import Origin, by_repository, origin_of
 from vrpo.models.tokenizer import load_tokenizer, with_right_template
 
@@ -93,6 +93,7 @@ def load(
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
     name_or_path, adapter = parts_of(name_or_path, adapter)
+    check_tensors(name_or_path, config_fields(name_or_path))
     told = _told(adapter, mask_token_id, shift_logits, block_size)
     options: dict[str, Any] = _placement(device, device_map, quantization_config)
     if experts_implementation is not None:
@@ -109,6 +110,7 @@ def load(
             name_or_path,
             config=config,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are named below
             dtype=weights_dtype("inference", dtype),

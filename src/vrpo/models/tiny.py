@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt, class_of
+from vrpo.models.shape import check_sizes
 
 SPECIAL_TOKENS = (
     "<|startoftext|>",
@@ -83,8 +84,13 @@ def from_config(
     Raises:
         ValueError: sizes do not fit together, or there is no such architecture.
     """
-    if hidden_size % (2 * num_heads):
-        raise ValueError(f"hidden_size {hidden_size} must be divisible by 2 * num_heads = {2 * num_heads}")
+    check_sizes(
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        intermediate_size=intermediate_size,
+    )
     model: Any = class_of(architecture)
     config = model.config_class(
         vocab_size=-(-len(tokenizer) // 64) * 64,
