@@ -110,9 +110,8 @@ def load(
             name_or_path,
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are named below
+            use_safetensors=True,
             dtype=weights_dtype("inference", dtype),
             attn_implementation=attn_implementation,
             **options,
