@@ -59,17 +59,21 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], place: str) ->
         )
 
 
-@cache
 def check_template(template: str, place: str) -> None:
     """
     Raises:
         ValueError: to render a short conversation takes too long, or too much memory.
     """
-    if not _ends(_RENDER, {"template": template, "messages": _MESSAGES}):
+    if not _renders(template):
         raise ValueError(
             f"{place}: its chat template takes more than {_SECONDS} s or {_BYTES >> 30} GiB for four short messages: "
             "give another chat_template.jinja"
         )
+
+
+@cache
+def _renders(template: str) -> bool:
+    return _ends(_RENDER, {"template": template, "messages": _MESSAGES})
 
 
 def _ends(code: str, given: Mapping[str, Any]) -> bool:

@@ -11,8 +11,10 @@ from typing import Any
 Shapes = Mapping[str, tuple[int, ...]]
 
 _LAYERS = ("n_layers", "num_hidden_layers", "n_layer")
-_WIDTHS = ("d_model", "hidden_size", "n_embd", "mlp_hidden_size", "intermediate_size", "vocab_size", "embedding_size")
-_WIDTHS += ("moe_intermediate_size", "expert_intermediate_size", "head_dim")
+_WIDTHS = (
+    *("d_model", "hidden_size", "n_embd", "mlp_hidden_size", "intermediate_size", "vocab_size", "embedding_size"),
+    *("moe_intermediate_size", "expert_intermediate_size", "head_dim"),
+)
 _HEADS = ("n_heads", "num_attention_heads", "n_head")
 _GROUPS = ("n_kv_heads", "num_key_value_heads")
 _COUNTS = ("max_sequence_length", "max_position_embeddings", "num_experts", "num_experts_per_tok", "block_size")
