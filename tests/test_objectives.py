@@ -59,10 +59,10 @@ def test_slopes_by_finite_differences(case: Case, seed: int) -> None:
 
 
 def held(objective: Objective, policy: Tensor, reference: Tensor, structure: Structures) -> Objective:
-    """The objective with KTO's baseline as it is at these terms: a total of z0, of one row."""
+    """The objective with KTO's baseline as it is at these terms: a total of 2 z0, of two rows."""
     if isinstance(objective, KTO):
         z0 = objective.zero(objective.values(policy, reference, structure), structure)
-        return replace(objective, over_processes=lambda own: torch.stack([z0, torch.ones_like(z0)]))
+        return replace(objective, over_processes=lambda own: torch.stack([2 * z0, 2 * torch.ones_like(z0)]))
     if isinstance(objective, WeightedSum):
         parts = tuple((weight, held(part, policy, reference, structure)) for weight, part in objective.parts)
         return replace(objective, parts=parts)

@@ -258,9 +258,13 @@ def test_the_baseline_is_one_over_processes(baseline: str, seed: int) -> None:
     ]
     sums: list[Tensor] = []
 
+    def twice(own: Tensor) -> Tensor:
+        """The same mean, of more than one label."""
+        return 2 * own
+
     def heard(own: Tensor) -> Tensor:
         sums.append(own)
-        return own
+        return twice(own)
 
     for part in parts:
         replace(whole, over_processes=heard)(policy, reference, part)
@@ -268,7 +272,7 @@ def test_the_baseline_is_one_over_processes(baseline: str, seed: int) -> None:
     two = replace(whole, over_processes=lambda own: total)
     found = torch.cat([two.items(policy, reference, part) for part in parts])
     torch.testing.assert_close(found, whole.items(policy, reference, replace(LABELS, weight=None)), rtol=1e-14, atol=0)
-    alone = torch.cat([whole.items(policy, reference, part) for part in parts])
+    alone = torch.cat([replace(whole, over_processes=twice).items(policy, reference, part) for part in parts])
     assert float((found - alone).abs().max()) > 1e-3
 
 

@@ -87,8 +87,7 @@ class Preference:
         each = _weighted(self.loss(value[pairs.chosen], value[pairs.rejected], self.temperature(pairs)), pairs.weight)
         if pairs.item is None:
             return each
-        lists = int(pairs.item.max()) + 1 if len(pairs.item) else 0
-        return each.new_zeros(lists).index_add(0, pairs.item, each)
+        return each.new_zeros(int(pairs.item.max()) + 1 if len(pairs.item) else 0).index_add(0, pairs.item, each)
 
     def __call__(
         self,

@@ -1166,12 +1166,6 @@ STEP_COST = [
         BALANCE,
     ),
     Mutant(
-        "other examples fill the last balanced window",
-        "training/balance.py",
-        (('"fill": given + missing', '"fill": given'),),
-        BALANCE,
-    ),
-    Mutant(
         "a balanced sampler that stays in its epoch",
         "training/balance.py",
         (("        self.sampler.set_epoch(epoch)", "        pass"),),
@@ -2353,7 +2347,7 @@ EXPERTS = [  # mixtures of experts: layout, products, the routers' loss
     Mutant(
         "supervised steps without the loss of routers",
         "training/sft.py",
-        (("        self.weigh_routers(tokens, draws.in_use, scale)\n", ""),),
+        (("        self.weigh_routers(tokens, draws.in_use & asked[:, None], scale)\n", ""),),
         ROUTERS,
     ),
     Mutant(

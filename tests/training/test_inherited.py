@@ -27,8 +27,8 @@ hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best
 ignore_data_skip restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config
 dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
 dataloader_prefetch_factor dataloader_multiprocessing_context remove_unused_columns train_sampling_strategy
-ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp fsdp_config deepspeed
-debug skip_memory_metrics do_train do_eval resume_from_checkpoint local_rank""",
+length_column_name ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp
+fsdp_config deepspeed debug skip_memory_metrics do_train do_eval resume_from_checkpoint local_rank""",
 )
 KNOWN_TO_SOME = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # releases of transformers
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -54,9 +54,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataloader_in_order": False}, "in one order"),
     ({"do_predict": True}, "vrpo generate"),
     ({"do_eval": True}, "set eval_strategy"),
-    ({"train_sampling_strategy": "group_by_length"}, "must be random or sequential"),
-    ({"train_sampling_strategy": "batch_rebalance"}, "must be random or sequential"),
-    ({"length_column_name": "size"}, "balance_batches"),
+    ({"train_sampling_strategy": "batch_rebalance"}, "balance_batches does this"),
+    ({"length_column_name": "size"}, "belongs to train_sampling_strategy=group_by_length"),
     ({"optim": "lomo"}, "in the middle of a backward"),
     ({"optim": "galore_adamw_layerwise"}, "in the middle of a backward"),
     ({"optim": "schedule_free_adamw"}, "holds other weights"),

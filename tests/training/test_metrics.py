@@ -13,13 +13,15 @@ from tests.training.runs import Recorder, answers, lora, pairs, sft_config, tiny
 from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, tokens_of
 from vrpo.draws import FixedCount, rekeyed
 from vrpo.estimator import elbo
+from vrpo.losses import DPO
 from vrpo.models.hf import HFDenoiser
+from vrpo.preference import Step
 from vrpo.training.base import EVAL_EPOCH
-from vrpo.training.metrics import GradientNoise, Window, mean_and_error
+from vrpo.training.metrics import GradientNoise, Window, mean_and_error, pair_metrics, per_list, relative_error
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
-from vrpo.types import Draws, Pairs, Tokens
+from vrpo.types import Draws, Pairs, Rankings, Tokens
 
 TRL = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "loss")
 OURS = ("elbo/chosen", "elbo/rejected", "elbo/chosen_change", "elbo/rejected_change", "score/saturated")
@@ -50,6 +52,7 @@ def expected(policy: HFDenoiser, reference: HFDenoiser, count: int, num_times: i
         "elbo/rejected": bound[rejected],
         "elbo/chosen_change": change[chosen],
         "elbo/rejected_change": change[rejected],
+        "score/square": score.square(),
         "score/saturated": (score.abs() > 4).double(),
         "draws/per_pair": torch.full_like(score, 2 * num_times),
         "draws/values_per_pair": torch.full_like(score, 2 * num_times),
@@ -183,6 +186,26 @@ def test_the_error_of_one_item_is_unknown() -> None:
     mean, error = mean_and_error(window.sums(torch.device("cpu")))
     assert float(mean[0]) == 2.0
     assert math.isnan(float(error[0]))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_relative_error_of_noise_is_1(size: int) -> None:
+    """Of lists, too, of terms without any signal; by chance within a tenth. Kills: the square of a list's mean, in
+    which the noise of its pairs averages out (1.5, 1.9 and 3.0)."""
+    lists, draws = 300, 4
+    rows = lists * size
+    generator = torch.Generator().manual_seed(0)
+    terms = torch.randn(rows, draws, dtype=torch.float64, generator=generator)
+    length = torch.ones(rows, dtype=torch.int64)
+    group = torch.arange(draws).expand(rows, draws)
+    made = Draws(torch.ones(rows, draws, 1, dtype=torch.bool), torch.ones(rows, draws, 1, dtype=torch.float64), group)
+    step = Step(terms.sum(), terms, torch.zeros(rows, 1, draws, dtype=torch.float64), made.in_use)
+    structure = Rankings(torch.arange(rows).view(lists, size), length)
+    columns = per_list(pair_metrics(step, structure, made, DPO(1.0), common=True), structure.pairs)
+    window = Window()
+    window.add(columns)
+    found = relative_error(window.total, window.sums(torch.device("cpu")))
+    assert found["score/relative_error"] == pytest.approx(1, abs=0.1)
 
 
 def test_relative_error_where_there_is_no_score(tmp_path: Path) -> None:

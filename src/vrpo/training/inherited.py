@@ -16,7 +16,6 @@ from transformers.integrations.integration_utils import (
 )
 
 _OWN_EVALUATION = "evaluations here have metrics of their own, which are means over rows of bounds, and keep no logits"
-_LENGTHS = "balance_batches puts rows of similar length together already"
 NOT_OFFERED = {  # any other value than transformers' default
     "neftune_noise_alpha": "it adds noise to embeddings, and values, gradients and references of a step must belong to "
     "one network: regularise by weight_decay, or train fewer steps",
@@ -41,7 +40,6 @@ NOT_OFFERED = {  # any other value than transformers' default
     "batch_eval_metrics": _OWN_EVALUATION,
     "label_names": _OWN_EVALUATION,
     "parallelism_config": "rows are not split over processes: shard weights by FSDP2 or ZeRO-3 (docs/scaling.md)",
-    "length_column_name": _LENGTHS,
     "ddp_static_graph": "a step has as many forwards as it needs, not always the same",
     "dataloader_in_order": "a run that can be gone on with sees its rows in one order",
     "do_predict": "a trainer predicts nothing: vrpo generate and vrpo eval do",
@@ -86,10 +84,12 @@ def check_inherited(args: TrainingArguments) -> None:
         off = (default, None, False if default == "no" else default)  # as a command line reads "no"
         if each.name in NOT_OFFERED and getattr(args, each.name) not in off:
             raise ValueError(f"{each.name} is not offered: {NOT_OFFERED[each.name]}. Leave it out")
-    if args.train_sampling_strategy not in ("random", "sequential"):
+    if args.train_sampling_strategy == "batch_rebalance":
         raise ValueError(
-            f"train_sampling_strategy must be random or sequential, not {args.train_sampling_strategy}: {_LENGTHS}"
+            "train_sampling_strategy: batch_rebalance is not offered: balance_batches does this, of random"
         )
+    if args.length_column_name != "length" and args.train_sampling_strategy != "group_by_length":
+        raise ValueError("length_column_name belongs to train_sampling_strategy=group_by_length: leave it out")
     name = str(getattr(args.optim, "value", args.optim))
     for part, reason in _OPTIMIZERS.items():
         if part in name:
