@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.models.hf import HFDenoiser
@@ -14,10 +15,19 @@ from vrpo.training.finite import finite
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 
-DIVERGES: dict[str, Any] = {"learning_rate": 1e30, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+SAVES: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
 STOPS = (
     r"step 2: the loss is not finite \(rows \d, \d, \d, \d, by example_id\).*checkpoint-1\. Try a lower learning_rate"
 )
+
+
+class Diverges(TrainerCallback):
+    """The first step goes much too far: its weights are finite, and nothing that they give is."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for parameter in kwargs["model"].parameters():
+                parameter.mul_(1e200 if parameter.requires_grad else 1)
 
 
 def broken(name: str = "q_proj") -> HFDenoiser:
@@ -44,14 +54,14 @@ def test_a_diverged_run_stops(tmp_path: Path, adapter: bool) -> None:
     """Kills: NaN weights saved; slopes that "differ", being NaN; a last good checkpoint removed."""
     options = {"peft_config": lora()} if adapter else {}
     with pytest.raises(ValueError, match=STOPS):
-        train(VRPOTrainer, vrpo_config(tmp_path, **DIVERGES), pairs(8), **options)
+        train(VRPOTrainer, vrpo_config(tmp_path, **SAVES), pairs(8), callbacks=[Diverges()], **options)
     assert problem_of(tmp_path / "checkpoint-1") is None
     assert not (tmp_path / "checkpoint-2").exists()
 
 
 def test_supervised_too(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=STOPS):
-        train(SFTTrainer, sft_config(tmp_path, **DIVERGES), answers(8))
+        train(SFTTrainer, sft_config(tmp_path, **SAVES), answers(8), callbacks=[Diverges()])
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["two passes", "one pass"])
@@ -59,8 +69,8 @@ def test_going_on_all_the_same(tmp_path: Path, adapter: bool) -> None:
     """What is not known is absent, in every file. Kills: bare NaN and Infinity; a best loss that is none."""
     options = {"peft_config": lora()} if adapter else {}
     fields = {"stop_at_non_finite": False, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
-    config = vrpo_config(tmp_path, **{**DIVERGES, **fields})
-    trainer, _ = train(VRPOTrainer, config, pairs(8), eval_dataset=pairs(3), **options)
+    config = vrpo_config(tmp_path, **{**SAVES, **fields})
+    trainer, _ = train(VRPOTrainer, config, pairs(8), eval_dataset=pairs(3), callbacks=[Diverges()], **options)
     trainer.save_state()
     trainer.save_metrics("all", trainer.evaluate())
     assert len(parsed(tmp_path)) > 5
@@ -71,9 +81,7 @@ def test_going_on_all_the_same(tmp_path: Path, adapter: bool) -> None:
 def test_a_step_that_is_not_finite_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     """The rate explodes at the third step: the weights of the second save are finite and useless. Kills: the last good
     checkpoint removed for one that no step was made from."""
-    trainer = VRPOTrainer(
-        tiny(), args=vrpo_config(tmp_path, **{**DIVERGES, "learning_rate": 1.0}), train_dataset=pairs(8)
-    )
+    trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **{**SAVES, "learning_rate": 1.0}), train_dataset=pairs(8))
     trainer.lr_scheduler, trainer.optimizer = None, None
     trainer.create_optimizer()
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, lambda step: 1e-3 if step < 1 else 1e30)
