@@ -271,6 +271,7 @@ def test_importing_vrpo_imports_nothing_heavy() -> None:
     """`import vrpo` and `dir(vrpo)` stay light; every public name resolves to something."""
     code = (
         "import sys, vrpo; assert vrpo.__version__; assert 'elbo' in dir(vrpo);"
+        "import logging; assert logging.getLogger('bitsandbytes.backends.cpu.ops').level == logging.ERROR;"
         "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.models.folders import AUTO_MAP, CONFIGS, checkpoint, tokenizer
 from tests.models.test_load import logp
 from tests.training.runs import answers, sft_config
 from vrpo.models.adapter import with_adapter
-from vrpo.models.load import adapt, load
+from vrpo.models.load import _ADAPTERS, adapt, load
 from vrpo.models.side_files import by_repository
 from vrpo.training.sft import SFTTrainer
 
@@ -154,6 +155,13 @@ def test_a_model_made_here_saves_its_own(tmp_path: Path) -> None:
     made = from_config(tokenizer(), hidden_size=32, num_layers=1, num_heads=2, intermediate_size=48)
     made.save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("architecture", [each for each in _ADAPTERS if not each.startswith("A2D")])
+def test_a_new_configuration_names_no_code(architecture: str) -> None:
+    """Kills: AutoTokenizer asking whether to run a repository's code, of a folder that was made here."""
+    klass: Any = _ADAPTERS[architecture]
+    assert "auto_map" not in klass.config_class.presentation
 
 
 @pytest.fixture
