@@ -107,6 +107,12 @@ def attacks(at: Scene) -> Iterator[tuple[str, str]]:
     yield "output without end", "while True: print('x' * 1000)"
     yield "one huge file", "f = open('f', 'wb')\nwhile True: f.write(bytes(1 << 20))"
     yield "many files", "import itertools\nfor n in itertools.count(): open(f'f{n}', 'w')"
+    mapped = "os.ftruncate(f, 1 << 23); m.append(mmap.mmap(f, 1 << 23)); m[-1][:] = bytes(1 << 23); os.close(f)"
+    yield (
+        "files that are mapped and removed",
+        f"import mmap, os\nm = []\nwhile True: f = os.open('f', 66); {mapped}; os.unlink('f')",
+    )
+    yield "files without a name", f"import mmap, os\nm = []\nwhile True: f = os.open('.', os.O_TMPFILE | 2); {mapped}"
     yield "deep folders", "import os\nwhile True: os.mkdir('d'); os.chdir('d')"
     yield "fork bomb", "import os\nwhile True: os.fork()"
     yield (
@@ -215,9 +221,8 @@ def report(result: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            "What is not prevented: a program shares its interpreter with the tests that are appended to it, so one "
-            "written to find them in memory can; the kernel tells everybody whether a path exists, its size and owner, "
-            "and the machine's name; and nobody is kept from using the processor until the limit.",
+            "What is not prevented: the kernel tells everybody whether a path exists, its size and owner, and the "
+            "machine's name; and nobody is kept from using the processor until the limit.",
             "",
         ]
     )

@@ -5,6 +5,7 @@ functions whatever surrounds it (loading.py), and how tests call them from anoth
 """
 
 import builtins
+import marshal
 import re
 import symtable
 import textwrap
@@ -18,16 +19,16 @@ from vrpo.rewards.fields import field_of
 from vrpo.rewards.sandbox import Outcome, Sandbox
 from vrpo.rewards.verdict import Answer, Verdict
 
-_INSIDE = {
-    f"vrpo.rewards.{name}": (Path(__file__).parent / f"{name}.py").read_text() for name in ("plain", "calls", "loading")
-}
-_MODULES = f"""import sys, types
-for name, text in {_INSIDE!r}.items():
-    sys.modules[name] = types.ModuleType(name)
-    exec(compile(text, name, "exec"), vars(sys.modules[name]))
-calls, loading = (sys.modules[f"vrpo.rewards.{{name}}"] for name in ("calls", "loading"))
+_HERE = Path(__file__).parent
+_IMPORT = """import marshal, sys, types
+sys.modules["vrpo.rewards.{name}"] = {name} = types.ModuleType("vrpo.rewards.{name}")
+exec(marshal.loads({code!r}), vars({name}))
 pipes = [int(number) for number in sys.argv[1:]]
 """
+_PLAIN, _CALLS, _LOADING = (  # compiled once: the sandbox's interpreter is this one
+    _IMPORT.format(name=name, code=marshal.dumps(compile((_HERE / f"{name}.py").read_text(), f"{name}.py", "exec")))
+    for name in ("plain", "calls", "loading")
+)
 _BARE = re.compile(r"^[ \t]*```[ \t]*$", re.MULTILINE)
 _SOLUTION = re.compile(r"^class\s+Solution\b", re.MULTILINE)
 _SERVE = "calls.serve(pipes, *loading.load({texts!r}))"
@@ -47,7 +48,8 @@ class Program:
     entry: str | None = None
 
     def run(self, sandbox: Sandbox) -> Outcome:
-        return sandbox.together([_MODULES, _SERVE.format(**vars(self))], [_MODULES, _TEST.format(**vars(self))])
+        program = [_PLAIN, _CALLS, _LOADING, _SERVE.format(**vars(self))]
+        return sandbox.together(program, [_PLAIN, _CALLS, _TEST.format(**vars(self))])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,29 +123,24 @@ class Sandbox:
         `sys.argv[1:]` are the descriptors to read and to write. Only the second one's word counts for passing.
 
         Returns:
-            How the second one ended, or the first one if it was the first to go; CPU seconds of both; the most memory
-            that one of them held; what the first one printed, and errors of both.
+            How the second one ended, or the first one if it was the first to go; what the first one printed, errors and
+            CPU seconds of both, and the most memory that one of them held.
 
         Raises:
             SandboxUnavailable: this machine lacks a defence that `without` does not name.
         """
         _check_machine(self.without)
-        with (
-            tempfile.TemporaryDirectory(prefix="vrpo-") as first,
-            tempfile.TemporaryDirectory(prefix="vrpo-") as second,
-            ExitStack() as ends,
-        ):
-            (read, answer), (hear, ask) = _pipe(ends), _pipe(ends)
-            watches = [
-                _Watch(self, program, os.path.realpath(first), (hear, answer)),
-                _Watch(self, tests, os.path.realpath(second), (read, ask)),
-            ]
-            one, other = _watched(watches, ends)
-        return _of_both(one, other, watches[0].left)
+        with ExitStack() as ends:
+            folders = [ends.enter_context(tempfile.TemporaryDirectory(prefix="vrpo-")) for _ in (program, tests)]
+            with ExitStack() as pipes:
+                (read, answer), (hear, ask) = _pipe(pipes), _pipe(pipes)
+                one = _Watch(self, program, os.path.realpath(folders[0]), (hear, answer))
+                other = _Watch(self, tests, os.path.realpath(folders[1]), (read, ask))
+                outcomes = _watched([one, other], pipes)
+        return _of_both(outcomes[0], outcomes[1], one.left)
 
     def job(self, program: Sequence[str], nonce: str, folder: str, report: int, pid: int) -> dict[str, Any]:
         read = [*_needed(), *(os.path.realpath(path) for path in self.readable)]
-        names = ("cpu_seconds", "memory", "threads", "file_bytes")
         return {
             "program": list(program),
             "nonce": nonce,
@@ -154,9 +149,11 @@ class Sandbox:
             "readable": read,
             "packages": list(self.readable),
             "keep_reading": any(_closed_to_others(path) for path in (*(f"{path}/any" for path in read), folder)),
-            "limits": {name: getattr(self, name) for name in names},
+            "limits": {name: getattr(self, name) for name in ("cpu_seconds", "memory", "threads", "file_bytes")},
             "without": list(self.without),
-            "filter": "" if "seccomp" in self.without else _filter(pid),
+            "filter": ""
+            if "seccomp" in self.without
+            else base64.b64encode(filter_bytes(platform.machine(), pid)).decode(),
         }
 
 
@@ -276,15 +273,13 @@ def _of_both(program: Outcome, tests: Outcome, left: bool) -> Outcome:
     """One outcome of tests and a program. It is the program's where that was beyond a limit, or `left` before tests
     that then failed. A program's own word that it passed never counts."""
     own = program.status in _LIMITS or (left and not tests.passed and not program.passed)
-    counts = program if own else tests
-    return Outcome(
-        counts.status,
-        counts.error,
-        program.stdout,
-        (program.stderr + tests.stderr)[-_TAIL_BYTES:],
-        max(program.seconds, tests.seconds),
-        program.cpu_seconds + tests.cpu_seconds,
-        max(program.peak_bytes, tests.peak_bytes),
+    return replace(
+        program if own else tests,
+        stdout=program.stdout,
+        stderr=(program.stderr + tests.stderr)[-_TAIL_BYTES:],
+        seconds=max(program.seconds, tests.seconds),
+        cpu_seconds=program.cpu_seconds + tests.cpu_seconds,
+        peak_bytes=max(program.peak_bytes, tests.peak_bytes),
     )
 
 
@@ -328,15 +323,9 @@ def _outcome(watch: _Watch, why: str | None) -> Outcome:
     last = next((one for one in reports if one.get("outcome") in _STATUSES), None)
     status, error = _ending(watch, why, last)
     peak = last.get("peak") if last else 0
-    return Outcome(
-        status,
-        error,
-        stdout.decode(errors="replace"),
-        stderr.decode(errors="replace"),
-        watch.seconds,
-        watch.cpu_seconds,
-        max(watch.peak, peak if isinstance(peak, int) else 0),
-    )
+    texts = (stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+    peak = max(watch.peak, peak if isinstance(peak, int) else 0)
+    return Outcome(status, error, *texts, watch.seconds, watch.cpu_seconds, peak)
 
 
 def _ending(watch: _Watch, why: str | None, last: dict[str, Any] | None) -> tuple[str, str | None]:
@@ -395,10 +384,6 @@ def _check_machine(without: tuple[str, ...]) -> None:
         raise SandboxUnavailable(f"programs can be confined on Linux only, not on {sys.platform}")
     if "seccomp" not in without and platform.machine() not in machines():
         raise SandboxUnavailable(f"seccomp: no list of system calls for {platform.machine()}, only for {machines()}")
-
-
-def _filter(pid: int) -> str:
-    return base64.b64encode(filter_bytes(platform.machine(), pid)).decode()
 
 
 def _needed() -> list[str]:
