@@ -5,9 +5,11 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +235,77 @@ def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "Traceback" in err
     assert "in check" in err
     assert err.endswith("\nerror: --dataset_name nowhere.jsonl: no such file or folder\n")
+
+
+def killed(name: str, argv: Sequence[str]) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def killed_with_a_word(name: str, argv: Sequence[str]) -> None:
+    try:
+        killed(name, argv)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def raises(error: BaseException) -> Callable[..., None]:
+    def run(name: str, argv: Sequence[str]) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "said"),
+    [
+        (killed, 143, "interrupted\n"),
+        (killed_with_a_word, 143, ""),
+        (raises(KeyboardInterrupt()), 130, "interrupted\n"),
+        (raises(ValueError("beta: no\n  good")), 2, "error: beta: no good (VRPO_TRACEBACK=1 shows where)\n"),
+        (raises(FileNotFoundError(2, "No such file", "x.json")), 2, "error: x.json: No such file. Give another path"),
+        (
+            raises(PermissionError(13, "Permission denied", "x")),
+            2,
+            "error: x: Permission denied. Change its",
+        ),
+        (
+            raises(OSError(28, "No space left")),
+            2,
+            "error: --output_dir out: No space left. Make room",
+        ),
+        (raises(OSError("the hub\nis not there")), 2, "error: the hub is not there"),
+        (raises(BrokenPipeError(32, "Broken pipe")), 141, ""),
+    ],
+)
+def test_exit_codes(
+    run: Any, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: SIGTERM that ends a run without a word, or with the code of Ctrl-C; a traceback for a full disk; two
+    lines; handlers that outlive the command."""
+    monkeypatch.setattr("vrpo.cli._run", run)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["train", "--output_dir", "out"]) == code
+    assert capsys.readouterr().err.startswith(said)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a net so wide that a bug of ours is told as a user's mistake."""
+    monkeypatch.setattr("vrpo.cli._run", raises(TypeError("a bug")))
+    with pytest.raises(TypeError, match="a bug"):
+        main(["train"])
+
+
+def test_a_warning_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: a message to a user that a line of our source follows."""
+
+    def run(name: str, argv: Sequence[str]) -> None:
+        sys.stderr.write(warnings.formatwarning("40 rows\n were dropped", UserWarning, "x.py", 3))
+
+    monkeypatch.setattr("vrpo.cli._run", run)
+    assert main(["train"]) == 0
+    assert capsys.readouterr().err == "warning: 40 rows were dropped\n"
 
 
 def test_python_m_vrpo() -> None:

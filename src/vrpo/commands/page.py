@@ -72,7 +72,7 @@ _TITLES = {  # by the class that declares a field
     "ScratchArguments": "new model",
     "RoundArguments": "rounds",
     "ObjectiveConfig": "loss",
-    "DiffusionConfig": "draws",
+    "DiffusionConfig": "trainer",
     "VRPOConfig": "draws",
     "TrainingArguments": "trainer",
     "PlanArguments": "plan",
@@ -81,7 +81,8 @@ _NAMED = {  # by name, in pages that have the group
     "general": "config output_dir output report samples",
     "data": "dataset_name dataset_config dataset_train_split max_length max_prompt_length truncation_mode eos_padding "
     "strings_as_chat on_bad_rows prompt prompts chat tasks task data preset num_fewshot "
-    "system_instruction fewshot_as_multiturn include_path limit confirm_run_unsafe_code apply_chat_template",
+    "system_instruction fewshot_as_multiturn include_path limit confirm_run_unsafe_code apply_chat_template judge "
+    "judge_arguments",
     "model": "model_name_or_path ref_model_name_or_path models adapter dtype device device_map attn_implementation "
     "experts_implementation mask_token_id shift_logits",
     "LoRA": "use_peft lora_r lora_alpha lora_dropout lora_target_modules load_in_4bit load_in_8bit "
@@ -90,7 +91,8 @@ _NAMED = {  # by name, in pages that have the group
     "warn_displacement",
     "likelihoods": "num_draws enumerate_short check_greedy",
     "report": "num_resamples",
-    "trainer": "router_aux_loss_coef balance_batches log_gradient_snr sample_steps num_samples sample_max_new_tokens",
+    "draws": "plan num_times num_masks t_min num_groups count_exponent control eval_num_times draw_seed "
+    "max_tokens_per_forward",
     "reward model": "reward_model reward_form reward_label batch_size max_length too_long dtype device",
     "endpoint": "endpoint_url endpoint_model endpoint_key_variable endpoint_extra endpoint_template unreadable refused "
     "comparisons concurrency timeout retries",
