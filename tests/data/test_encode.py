@@ -7,6 +7,7 @@ import pytest
 
 from tests.data.data_rows import HEADER, POLITE_TEMPLATE, TEMPLATE, pair, preferences, said, supervised, texts
 from vrpo.data import tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
+from vrpo.data.account import summary
 from vrpo.data.encode import Budget
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
@@ -167,3 +168,19 @@ def test_a_long_prompt_is_dropped_with_the_remedy(tokenizer):
         preferences(tokenizer, pair("the sky " * 30), pair(), max_length=20)
     with pytest.warns(UserWarning, match="kept 2 of 2 rows; cut 1 prompts"):
         preferences(tokenizer, pair("the sky " * 30), pair(), max_length=20, truncation_mode="keep_end")
+
+
+def test_one_table_of_what_became_of_the_rows(tokenizer):
+    """A line for each outcome, a column for each set, and the remedy. Kills: a set or a reason left out."""
+    rows = pair("the sky " * 30), pair(chosen="x" * 60), pair(chosen=""), pair()
+    with pytest.warns(UserWarning, match="kept 2 of 4"):
+        train = preferences(tokenizer, *rows, max_length=20)[1]
+    table = summary(["train", "eval"], [train, preferences(tokenizer, pair())[1]])
+    head, *lines = table.splitlines()
+    found = {line[:-20].strip(): line[-20:].split() for line in lines[:-1]}
+    assert head.split() == ["train", "eval"]
+    assert found["rows"] == ["4", "1"]
+    assert found["kept"] == ["2", "1"]
+    assert found["answers cut (no end token)"] == ["1", "0"]
+    assert found["dropped: prompt too long"] == found["dropped: empty answer"] == ["1", "0"]
+    assert lines[-1].startswith("prompt too long: set truncation_mode to keep_end")

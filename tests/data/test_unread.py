@@ -1,12 +1,14 @@
 """What rows carry beside what is read: each is refused, dropped with its reason, or named in one warning."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import Dataset
 
 from tests.data.data_rows import pair, preferences, said, supervised
+from vrpo.commands.generate_prompts import read_prompts
 from vrpo.data import load_rows, tokenize_ranked, tokenize_unpaired
 from vrpo.data.formats import preference_columns, supervised_columns
 
@@ -190,3 +192,19 @@ def test_columns_that_another_kind_would_read(tokenizer, write):
         load_rows(write({"prompt": "p", "messages": said("q", "a")}), read=supervised_columns)
     with pytest.warns(UserWarning, match=r"not read: text \(1 rows\), weight \(1 rows\)$"):
         load_rows(write({"text": "x", "messages": said("q", "a"), "weight": 2}), read=supervised_columns)
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ({"prompt": "q", "system": "Be brief"}, "column 'system' holds what the model would not be given"),
+        ({"prompt": "q", "images": ["a.png"]}, "column 'images' holds what"),
+        ({"prompt": [{"role": "usr", "content": "q"}]}, "unknown role: field 'prompt' has the role 'usr'"),
+        ({"prompt": []}, "has no field 'prompt' that holds text or messages"),
+    ],
+)
+def test_prompts_to_generate_from(row, wrong, write):
+    """Kills: a system turn that goes along into the answers' file and not into the model."""
+    path = Path(write({"prompt": "q", "question": "what", "answer": "a", "system": ""}, row))
+    with pytest.raises(ValueError, match=f"{path}:2:? {wrong}"):
+        read_prompts(path)

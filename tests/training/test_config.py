@@ -239,6 +239,16 @@ def test_text_settings_reach_the_tokens(tmp_path: Path) -> None:
     assert "<|start_header_id|>assistant" in tokenizer.decode(chat.train_dataset[0]["prompt_ids"])
 
 
+def test_a_run_begins_with_what_became_of_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, for all sets. Kills: rows that go in silence; a table for each."""
+    rows = Dataset.from_list(TEXTS)
+    config = vrpo_config(tmp_path, max_steps=1)
+    VRPOTrainer(tiny(), args=config, train_dataset=rows, eval_dataset=rows.select([0])).train()
+    shown = capsys.readouterr().err
+    assert shown.count("kept") == 1
+    assert re.search(r"train +eval\nrows +2 +1\nkept +1 +1\n(.*\n)*dropped: equal answers +1 +0\n", shown)
+
+
 def test_no_tokenizer(tmp_path: Path) -> None:
     """A module without a tokenizer needs `processing_class`, or token ids."""
     module, tokenizer = tiny().module, tiny().tokenizer

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vrpo.data.json_rows import SUFFIXES, read_records
-from vrpo.data.messages import as_messages
+from vrpo.data.messages import UnusableRow, as_messages, check_roles
+from vrpo.data.unread import STRUCTURE, TURNS, refuse
 from vrpo.decoding.text import prompt_ids
 
 
@@ -63,8 +64,14 @@ def _rows(path: Path) -> list[Prompt]:
         if record.unusable is not None:
             raise ValueError(f"{record.origin} is {record.unusable}")
         content = record.fields.get("prompt")
-        if not isinstance(content, str) and not as_messages(content):
+        messages = [] if isinstance(content, str) else as_messages(content)
+        if messages is None or not (content or isinstance(content, str)):
             raise ValueError(f"{record.origin} has no field 'prompt' that holds text or messages")
+        refuse(record.fields, ("prompt",), record.origin, TURNS | STRUCTURE)
+        try:
+            check_roles(messages, "prompt")
+        except UnusableRow as error:
+            raise ValueError(f"{record.origin}: {error}") from error
         others = {name: value for name, value in record.fields.items() if name != "prompt"}
         found.append(Prompt(content, others, record.origin))
     return found

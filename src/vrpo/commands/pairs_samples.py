@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vrpo.data.json_rows import Record, read_records
 from vrpo.data.messages import as_messages
+from vrpo.data.unread import STRUCTURE, TURNS, refuse
 from vrpo.models.load import end_ids_of
 from vrpo.rewards.extract import before_end
 from vrpo.rewards.pairing import Sample, distinct
@@ -71,6 +72,7 @@ class Reader:
         for record in read_records(path, path.name):
             if record.unusable is not None:
                 raise ValueError(f"{record.origin} is {record.unusable}")
+            refuse(record.fields, ("prompt",), record.origin, TURNS | STRUCTURE)
             index = _integer(record, "prompt_index")
             groups.setdefault(index, []).append((record, self._sample(record)))
         if not groups:

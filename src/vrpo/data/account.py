@@ -4,7 +4,7 @@ What deliberately does not live here: what makes a row unusable (formats.py, enc
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -73,20 +73,20 @@ class DataReport:
             "kept": self.kept,
             "  prompts cut": self.truncated_prompts,
             "  answers cut (no end token)": self.truncated_responses,
-            "  implicit prompts that end before words which the answers share": self.shortened_prompts,
+            "  prompts ended before shared words": self.shortened_prompts,
             "  empty prompts": self.empty_prompts,
         }
         return counts | {f"dropped: {reason}": drop.count for reason, drop in self.dropped.items()}
 
 
-def summary(reports: Mapping[str, DataReport]) -> str:
-    """One table of what became of the rows of each data set: what was kept, cut and dropped, and the remedies."""
-    counts = {name: report.lines() for name, report in reports.items()}
-    names = dict.fromkeys(line for each in counts.values() for line in each)
-    width = max(map(len, names))
-    head = " " * width + "".join(f"{name:>10}" for name in counts)
-    rows = [f"{name:{width}}" + "".join(f"{each.get(name, 0):>10}" for each in counts.values()) for name in names]
-    reasons = dict.fromkeys(reason for report in reports.values() for reason in report.dropped)
+def summary(names: Sequence[str], reports: Sequence[DataReport]) -> str:
+    """One table of what became of the rows of each data set, by name: kept, cut and dropped, and the remedies."""
+    counts = [report.lines() for report in reports]
+    lines = dict.fromkeys(line for each in counts for line in each)
+    width = max(map(len, lines))
+    head = " " * width + "".join(f"{name:>10}" for name in names)
+    rows = [f"{line:{width}}" + "".join(f"{each.get(line, 0):>10}" for each in counts) for line in lines]
+    reasons = dict.fromkeys(reason for report in reports for reason in report.dropped)
     notes = [f"{reason}: {_REMEDIES[reason]}" for reason in reasons if reason in _REMEDIES]
     return "\n".join([head, *rows, *notes])
 

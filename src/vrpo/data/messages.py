@@ -26,12 +26,17 @@ class UnusableRow(ValueError):
 
 def check_messages(messages: Sequence[Mapping[str, Any]], field: str) -> None:
     """Raise `UnusableRow` for a role that no template knows, or for a message that says more than its content."""
-    for message in messages:
-        if message["role"] not in ROLES:
-            raise UnusableRow("unknown role", f"field '{field}' has the role {message['role']!r}: take one of {ROLES}")
+    check_roles(messages, field)
     key = barred_key(messages)
     if key is not None:
         raise UnusableRow("wrong type", f"field '{field}' has messages with {key!r}, which is not read: remove it")
+
+
+def check_roles(messages: Sequence[Mapping[str, Any]], field: str) -> None:
+    """Raise `UnusableRow` for a role that no template knows."""
+    for message in messages:
+        if message["role"] not in ROLES:
+            raise UnusableRow("unknown role", f"field '{field}' has the role {message['role']!r}: take one of {ROLES}")
 
 
 def message_keys(value: Any) -> set[str]:

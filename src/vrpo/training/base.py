@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from vrpo.data.account import DataReport, summary
 from vrpo.data.collate import counted, tokens_of, with_counted
 from vrpo.models.attention import check_attention_trains
 from vrpo.models.compiled import compile_blocks
@@ -29,7 +30,7 @@ from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.finite import Watch, check_weights, finite, stopped
 from vrpo.training.given import check_trainable
-from vrpo.training.logs import JSONLogCallback
+from vrpo.training.logs import JSONLogCallback, RowsCallback
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.readable import examples_of
 from vrpo.training.samples import SampleCallback
@@ -63,11 +64,17 @@ class DiffusionTrainer(SavingTrainer):
             raise ValueError(
                 "router_aux_loss_coef: the model has no routers that are balanced here, as LLaDA-MoE has; leave it out"
             )
-        kwargs |= {name: self.tokenized(kwargs[name]) for name in ("train_dataset", "eval_dataset")}
+        self.reports: list[DataReport] = []  # of the rows that were tokenised
+        kwargs["train_dataset"] = self.tokenized(kwargs["train_dataset"])
+        names = ["train"] * len(self.reports)
+        kwargs["eval_dataset"] = self.tokenized(kwargs["eval_dataset"])
+        names += ["eval"] * (len(self.reports) - len(names))
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
         if args.torch_compile:
             compile_blocks(model.module, args)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
+        if self.reports:
+            self.add_callback(RowsCallback(summary(names, self.reports)))
         self.window, self.gradient_noise = Window(), GradientNoise()
         self.watch = Watch()
         self.model_accepts_loss_kwargs = False
@@ -91,8 +98,8 @@ class DiffusionTrainer(SavingTrainer):
     # What subclasses define ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """Rows of text as examples of token ids."""
+    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, DataReport]:
+        """Rows of text as examples of token ids, and what became of them."""
 
     @abstractmethod
     def items_in(self, batch: Batch) -> int:
@@ -112,7 +119,12 @@ class DiffusionTrainer(SavingTrainer):
             return {name: self.tokenized(part) for name, part in dataset.items()}
         if dataset is None:
             return None
-        return examples_of(dataset, self.example_columns, self.denoiser, self.args, self.tokenize)
+        return examples_of(dataset, self.example_columns, self.denoiser, self.args, self._counted)
+
+    def _counted(self, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        examples, report = self.tokenize(rows, tokenizer)
+        self.reports.append(report)
+        return examples
 
     # Training --------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Log lines: every one is JSON, in output_dir/log.jsonl too. A number that is not finite is none: it is left out."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,19 @@ class JSONLogCallback(TrainerCallback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(_line(state.log_history[-1]))
+
+
+@dataclass
+class RowsCallback(TrainerCallback):
+    """What became of the rows of a run, on the terminal when it starts."""
+
+    table: str
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            print(self.table, file=sys.stderr)
 
 
 def _line(entry: Mapping[str, Any]) -> str:

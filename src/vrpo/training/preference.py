@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from vrpo.data.account import DataReport
 from vrpo.data.collate import counted, structure_of
 from vrpo.draws import Exact, FixedCount
 from vrpo.losses import WeightedSum
@@ -122,7 +123,7 @@ class VRPOTrainer(DiffusionTrainer):
             self.moving = MovingReference(denoiser, self.references, args, whole, self._eval_reference.clear)
             self.add_callback(self.moving)
 
-    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, DataReport]:
         return self.preference_data.tokenized(rows, tokenizer, self.denoiser.mask_id)
 
     def tokenized(self, dataset: Any) -> Any:

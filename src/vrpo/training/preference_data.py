@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vrpo.data.account import DataReport
 from vrpo.data.collate import LabelCollator, PreferenceCollator, RankingCollator
 from vrpo.data.formats import Kind, kind_of
 from vrpo.data.mismatched import with_other_answers
@@ -150,8 +151,11 @@ class PreferenceData:
             return LabelCollator(pad_id, self.mismatched, self.config.max_length)
         return RankingCollator(pad_id) if self.kind == "rankings" else PreferenceCollator(pad_id)
 
-    def tokenized(self, rows: Any, tokenizer: PreTrainedTokenizerBase, mask_id: int | None) -> Dataset:
-        """Rows of text as examples of token ids. Rewards of pairs that no temperature asks for are not looked at."""
+    def tokenized(
+        self, rows: Any, tokenizer: PreTrainedTokenizerBase, mask_id: int | None
+    ) -> tuple[Dataset, DataReport]:
+        """Rows of text as examples of token ids, and what became of them. Rewards of pairs that no temperature
+        asks for are not looked at."""
         options: dict[str, Any] = {
             "max_length": self.config.max_length,
             "max_prompt_length": self.config.max_prompt_length,
@@ -163,13 +167,13 @@ class PreferenceData:
             "num_proc": self.config.dataset_num_proc,
         }
         if self.kind == "labels":
-            return tokenize_unpaired(rows, tokenizer, **options)[0]
+            return tokenize_unpaired(rows, tokenizer, **options)
         if self.kind == "rankings":
             ties = self.config.structure != "rankings"
-            return tokenize_ranked(rows, tokenizer, ties=ties, **options)[0]
+            return tokenize_ranked(rows, tokenizer, ties=ties, **options)
         idle = self.reward_columns if self.labelled or self.config.temperature == "constant" else ()
         rows = rows.remove_columns([name for name in idle if name in rows.column_names])
-        return tokenize_preferences(rows, tokenizer, **options)[0]
+        return tokenize_preferences(rows, tokenizer, **options)
 
     def completed(self, examples: Dataset) -> Dataset:
         """Examples with what the loss needs beside their own answers.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from vrpo.data.account import DataReport
 from vrpo.data.collate import SFTCollator, counted, rows_of
 from vrpo.data.tokenize import tokenize_sft
 from vrpo.models.hf import HFDenoiser
@@ -65,12 +66,12 @@ class SFTTrainer(DiffusionTrainer):
             optimizers=optimizers,
         )
 
-    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    def tokenize(self, rows: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, DataReport]:
         if self.args.plan == "exact" and "text" in rows.column_names:
             raise ValueError(
                 "rows of text have no prompt, and plan=exact says nothing of a first token: give prompt and completion"
             )
-        examples, _ = tokenize_sft(
+        return tokenize_sft(
             rows,
             tokenizer,
             max_length=self.args.max_length,
@@ -83,7 +84,6 @@ class SFTTrainer(DiffusionTrainer):
             num_proc=self.args.dataset_num_proc,
             chunk=self.args.chunk_text and "text" in rows.column_names,
         )
-        return examples
 
     def tokenized(self, dataset: Any) -> Any:
         examples = super().tokenized(dataset)
