@@ -117,7 +117,10 @@ def _edges() -> Iterator[Line]:
                     )
 
 
-ALSO = {"sample_steps": ("eval_fraction",)}  # what else a message may name
+ALSO = {  # what else a message may name
+    "sample_steps": ("eval_fraction",),
+    **dict.fromkeys(("adam_epsilon", "loss_weights", "beta", "sft_coef"), ("not finite", "norm of the gradient")),
+}
 ENDLESS = ("max_steps", "num_train_epochs")  # whose large values are a run that takes years
 
 

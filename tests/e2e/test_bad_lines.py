@@ -14,7 +14,8 @@ import pytest
 from tests.e2e.bad_lines import Line, argv_of, lines, make_world
 from vrpo.cli import main
 
-PROGRESS = r"\s*(tokenising|Loading weights|Writing|Map|$)|.*%\|"  # bars; and what is said before a run's first step
+# bars, and what is said before a first step
+PROGRESS = r"\s*(tokenising|Loading weights|Writing|Map|$)|.*%\||a: |gsm8k \(|prompts (are|go)"
 LINES = lines()
 SECONDS = 60
 
