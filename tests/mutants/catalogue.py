@@ -2664,11 +2664,11 @@ DATA_VARIANTS = [  # labelled answers, ranked lists, rewards and weights
     ),
     Mutant(
         "rows: mask tokens in lists unseen",
-        "data/tokenize.py",
+        "data/faults.py",
         (
             (
-                "return mask_id in ids or any(isinstance(each, list) and mask_id in each for each in ids)",
-                "return mask_id in ids",
+                'if name.endswith("_ids") and mask_id is not None]',
+                'if name.endswith("_ids") and name != "completions_ids" and mask_id is not None]',
             ),
         ),
         VARIANT_ROWS,
@@ -3487,19 +3487,14 @@ READABLE = [
     Mutant(
         "most lists are empty, so all must be",
         "data/json_rows.py",
-        (("    if len(kinds) > 1:\n        del kinds[_EMPTY]  # it is of any kind\n", ""),),
+        (("        if len(kinds) > 1:\n            del kinds[_EMPTY]  # it is of any kind\n", ""),),
         ("tests/data/test_variants.py",),
     ),
     Mutant(
-        "rewards of token ids unseen unless ordered",
-        "training/preference_data.py",
-        (
-            (
-                '        if self.kind == "rankings" and "rewards"',
-                '        if self.config.structure == "rankings" and "rewards"',
-            ),
-        ),
-        ("tests/training/test_preference_data.py",),
+        "rewards of token ids unseen",
+        "data/faults.py",
+        (('    for name in ("rewards", "places"):', '    for name in ("places",):'),),
+        ("tests/training/test_readable.py",),
     ),
     Mutant(
         "rewards of token ids that may tie",
