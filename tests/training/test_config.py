@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
 
 from tests.build import Row, make_tokens
 from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
@@ -190,6 +190,25 @@ def test_dropout_is_refused(tmp_path: Path) -> None:
     denoiser.module.config.attention_dropout = 0.1
     with pytest.raises(ValueError, match="attention_dropout"):
         SFTTrainer(denoiser, args=sft_config(tmp_path), train_dataset=answers(4))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (LoHaConfig(r=2, rank_dropout=0.5), "set rank_dropout to 0"),
+        (LoKrConfig(r=2, module_dropout=0.5), "set module_dropout to 0"),
+        (OFTConfig(r=0, oft_block_size=4, module_dropout=0.5), "set module_dropout to 0"),
+        (LoraConfig(r=2, alora_invocation_tokens=[5]), "alora_invocation_tokens turns"),
+        (AdaLoraConfig(total_step=9, tinit=1, tfinal=2), "AdaLoRA deals out ranks"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_an_adapter_that_is_not_one_network(tmp_path: Path, config: PeftConfig, said: str) -> None:
+    """Kills: a look at modules of the class Dropout alone; an adapter that waits for a call of another trainer, whose
+    gradient is 0 at every step."""
+    config.target_modules = ["q_proj"]
+    with pytest.raises(ValueError, match=said):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(4), peft_config=config)
 
 
 def test_one_module_is_not_two_models(tmp_path: Path) -> None:

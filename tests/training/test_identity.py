@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from tests.training.runs import pairs, ranked, vrpo_config
-from vrpo.training.identity import rows_digest, rows_record, settings_of
+from vrpo.training.identity import check_same, rows_digest, rows_record, settings_of
 
 
 def test_rows_are_known_wherever_they_are(tmp_path: Path) -> None:
@@ -40,7 +41,18 @@ def test_settings_that_matter(tmp_path: Path) -> None:
     sizes = [{"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size} for size in (4, 2)]
     one, other = (settings_of(vrpo_config(tmp_path / str(index), **each)) for index, each in enumerate(sizes))
     assert one == other
+    idle = {"dataset_num_proc": 2, "eval_num_times": 4, "tf32": False, "disable_tqdm": False}
+    assert settings_of(vrpo_config(tmp_path / "d", per_device_train_batch_size=8, **idle)) == one
     kto = [settings_of(vrpo_config(tmp_path / "c", loss_type=["kto"], **each)) for each in sizes]
     assert kto[0] != kto[1]  # its baseline is one of a micro-batch
     assert {"beta", "plan", "num_times", "draw_seed", "sft_coef", "loss_type", "seed", "learning_rate"} <= one.keys()
     assert not {"output_dir", "hub_token", "logging_steps", "resume_from_checkpoint", "report_to"} & one.keys()
+
+
+def test_an_evaluation_that_begins_or_ends() -> None:
+    """Kills: a run that may not be evaluated from its middle on, though nothing learnt depends on it."""
+    none, some, others = ({"beta": 1.0, "evaluation rows": rows} for rows in (None, "3 rows a", "3 rows b"))
+    assert check_same(none, some, "checkpoint-1", changes=False) == []
+    assert check_same(some, none, "checkpoint-1", changes=False) == []
+    with pytest.raises(ValueError, match="evaluation rows was"):
+        check_same(some, others, "checkpoint-1", changes=False)

@@ -27,7 +27,7 @@ hub_strategy hub_always_push hub_revision load_best_model_at_end metric_for_best
 ignore_data_skip restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu accelerator_config
 dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
 dataloader_prefetch_factor dataloader_multiprocessing_context remove_unused_columns train_sampling_strategy
-length_column_name ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp
+ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_backend ddp_timeout fsdp
 fsdp_config deepspeed debug skip_memory_metrics do_train do_eval resume_from_checkpoint local_rank""",
 )
 KNOWN_TO_SOME = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # releases of transformers
@@ -54,8 +54,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataloader_in_order": False}, "in one order"),
     ({"do_predict": True}, "vrpo generate"),
     ({"do_eval": True}, "set eval_strategy"),
-    ({"train_sampling_strategy": "batch_rebalance"}, "balance_batches does this"),
-    ({"length_column_name": "size"}, "belongs to train_sampling_strategy=group_by_length"),
+    ({"train_sampling_strategy": "batch_rebalance"}, "balance_batches deals"),
+    ({"train_sampling_strategy": "group_by_length"}, "balance_batches deals"),
+    ({"length_column_name": "size"}, "group_by_length, which is not offered"),
     ({"optim": "lomo"}, "in the middle of a backward"),
     ({"optim": "galore_adamw_layerwise"}, "in the middle of a backward"),
     ({"optim": "schedule_free_adamw"}, "holds other weights"),

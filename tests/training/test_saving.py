@@ -128,3 +128,14 @@ def test_processes_end_with_their_launcher() -> None:
     assert int(launcher.stdout.readline()) != launcher.pid
     launcher.kill()
     assert launcher.communicate(timeout=30)[0] == b""  # its end comes when the last process that has it open ends
+
+
+def test_the_best_checkpoint_alone(tmp_path: Path) -> None:
+    """transformers then removes the last one. Kills: an error of a run that is done, before its model is saved."""
+    best = {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "loss"}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 1}
+    trainer, _ = train(
+        SFTTrainer, sft_config(tmp_path, **SAVED, **best, **evaluated), answers(8), eval_dataset=answers(4)
+    )
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")

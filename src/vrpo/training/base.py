@@ -270,20 +270,6 @@ class DiffusionTrainer(SavingTrainer):
         self.remove_older()
         return norm
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A loss that is not known is not the best.
-
-        Raises:
-            ValueError: there is no such metric.
-        """
-        wanted = self.args.metric_for_best_model
-        name = wanted if wanted is None or wanted.startswith("eval_") else f"eval_{wanted}"
-        if name is None or name in metrics:
-            return super()._determine_best_metric(metrics, trial)
-        if name != "eval_loss":
-            raise ValueError(f"metric_for_best_model: {name} is not among {', '.join(sorted(metrics))}")
-        return False
-
     def around(self, model: nn.Module) -> Callable[[bool], AbstractContextManager[None]]:
         """Synchronise gradients, and let DeepSpeed step, at the last backward of a step only."""
 

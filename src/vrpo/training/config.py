@@ -236,8 +236,8 @@ class DiffusionConfig(TrainingArguments):
 
     @property
     def computes_in(self) -> torch.dtype | None:
-        """What an autocast computes in; None: there is none."""
-        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else None
+        """What products are rounded to; None: to what they are of. TF32 has the fraction of float16."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 or self.tf32 else None
 
     @property
     def reentrant(self) -> bool:

@@ -33,6 +33,11 @@ _NOT_TAKEN = {  # arguments of other trainers, and what to do instead
     "quantization_config": "load the model with it: vrpo.load(name, quantization_config=...)",
     "tokenizer": "its name is processing_class",
 }
+_ADAPTERS = {  # fields of adapters' configurations
+    "alora_invocation_tokens": "turns the adapter on after tokens of a causal text, and a row here is seen as a whole: "
+    "leave it out",
+    "arrow_config": "mixes adapters for each token, and one is trained: leave it out",
+}
 _ROWS = {  # kinds of rows by the name of their class, and how to make a Dataset of them
     "DataFrame": "datasets.Dataset.from_pandas(rows)",
     "DatasetDict": "one of its splits, such as rows['train']",
@@ -138,6 +143,7 @@ def check_trainable(module: Any) -> None:
             "as trainable with peft"
         )
     if isinstance(module, PeftModel):
+        _check_adapter(module)
         _check_saved(module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
@@ -150,6 +156,25 @@ def check_trainable(module: Any) -> None:
             raise ValueError(f"{name} drops out with probability {submodule.p}: set it (lora_dropout) to 0")
     if getattr(module.config, "attention_dropout", 0) > 0:  # some causal models have no such field
         raise ValueError(f"config.json: attention_dropout is {module.config.attention_dropout}: set it to 0")
+
+
+def _check_adapter(module: PeftModel) -> None:
+    """
+    Raises:
+        ValueError: the adapter drops out, by whatever module it does so, or needs a call in each forward or step.
+    """
+    for config in module.peft_config.values():
+        given = config.to_dict()
+        for name, why in _ADAPTERS.items():
+            if given.get(name):
+                raise ValueError(f"peft_config: {name} {why}")
+        if config.peft_type == "ADALORA":
+            raise ValueError(
+                "peft_config: AdaLoRA deals out ranks in a loop of its own, which would not take place here"
+            )
+        for name, value in given.items():
+            if name.endswith("dropout") and value:
+                raise ValueError(f"peft_config: it drops out with probability {value}: set {name} to 0")
 
 
 def _check_saved(module: PeftModel) -> None:

@@ -27,10 +27,11 @@ _INHERITED = (  # transformers' fields that what is learnt depends on
 _IDLE = {  # fields of ours that change what is told, or how fast it goes, and nothing that is learnt
     *("max_tokens_per_forward", "balance_batches", "gradient_passes", "on_bad_rows", "ref_terms_dir"),
     *("log_gradient_snr", "sample_steps", "num_samples", "sample_max_new_tokens", "warn_displacement"),
-    *("resume_with_changes", "stop_at_non_finite"),
+    *("resume_with_changes", "stop_at_non_finite", "dataset_num_proc", "eval_num_times"),
 }
 _OF_PLACE = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"}  # of an adapter's configuration
 ANCHORS = ("references", "frozen weights")  # what a run is held to: not even `resume_with_changes` replaces it
+_EVALUATED = "evaluation rows"
 _NAMED = 12  # changes in a message, at most
 _ROWS = 1000  # of a table at a time
 
@@ -43,7 +44,8 @@ def settings_of(config: DiffusionConfig) -> dict[str, Any]:
     step = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.world_size
     if isinstance(config, VRPOConfig) and config.structure == "labels":  # whose baseline couples what is run together
         ours.append("gradient_accumulation_steps")
-    return {"examples in a step": step, **{name: values[name] for name in (*_INHERITED, *ours)}}
+    found = {"examples in a step": step, **{name: values[name] for name in (*_INHERITED, *ours)}}
+    return found | {"tf32": bool(values["tf32"])}  # None is torch's default
 
 
 def model_record(denoiser: HFDenoiser) -> dict[str, str]:
@@ -54,8 +56,9 @@ def model_record(denoiser: HFDenoiser) -> dict[str, str]:
     count = sum(part.numel() for part in module.parameters())
     record = {"layout": f"{count} weights {_hash(shapes)}", "conventions": str(denoiser.conventions)}
     if isinstance(module, PeftModel):
-        config = {name: value for name, value in module.active_peft_config.to_dict().items() if name not in _OF_PLACE}
-        record["adapter"] = json.dumps(config, sort_keys=True, default=lambda value: sorted(map(str, value)))
+        config = module.active_peft_config.to_dict().items()
+        said = {name: value for name, value in config if name not in _OF_PLACE and value not in (None, False, [], {})}
+        record["adapter"] = json.dumps(said, sort_keys=True, default=lambda value: sorted(map(str, value)))
         record["frozen weights"] = weights_fingerprint(frozen_weights(module))
     return record
 
@@ -85,7 +88,9 @@ def check_same(then: Record, now: Record, checkpoint: str, *, changes: bool) -> 
     Raises:
         ValueError: something has, and nobody asked for it; or it is what the run is anchored to.
     """
-    changed = differences(then, now)
+    begins_or_ends = None in (then.get(_EVALUATED), now.get(_EVALUATED))  # to evaluate, or not, changes nothing learnt
+    free = {_EVALUATED: None} if begins_or_ends else {}
+    changed = differences({**then, **free}, {**now, **free})
     some = "; ".join(changed[:_NAMED]) + (f"; and {len(changed) - _NAMED} more" if len(changed) > _NAMED else "")
     if any(then.get(name) != now.get(name) for name in ANCHORS):
         raise ValueError(

@@ -42,6 +42,7 @@ NOT_OFFERED = {  # any other value than transformers' default
     "parallelism_config": "rows are not split over processes: shard weights by FSDP2 or ZeRO-3 (docs/scaling.md)",
     "ddp_static_graph": "a step has as many forwards as it needs, not always the same",
     "dataloader_in_order": "a run that can be gone on with sees its rows in one order",
+    "length_column_name": "it belongs to train_sampling_strategy=group_by_length, which is not offered",
     "do_predict": "a trainer predicts nothing: vrpo generate and vrpo eval do",
 }
 _OPTIMIZERS = {  # what in the name of an optimizer it does with a step of several backwards
@@ -84,12 +85,11 @@ def check_inherited(args: TrainingArguments) -> None:
         off = (default, None, False if default == "no" else default)  # as a command line reads "no"
         if each.name in NOT_OFFERED and getattr(args, each.name) not in off:
             raise ValueError(f"{each.name} is not offered: {NOT_OFFERED[each.name]}. Leave it out")
-    if args.train_sampling_strategy == "batch_rebalance":
+    if args.train_sampling_strategy in ("batch_rebalance", "group_by_length"):
         raise ValueError(
-            "train_sampling_strategy: batch_rebalance is not offered: balance_batches does this, of random"
+            f"train_sampling_strategy: {args.train_sampling_strategy} is not offered: balance_batches deals rows by "
+            "their length, of random"
         )
-    if args.length_column_name != "length" and args.train_sampling_strategy != "group_by_length":
-        raise ValueError("length_column_name belongs to train_sampling_strategy=group_by_length: leave it out")
     name = str(getattr(args.optim, "value", args.optim))
     for part, reason in _OPTIMIZERS.items():
         if part in name:

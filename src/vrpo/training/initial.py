@@ -123,7 +123,7 @@ def check_begins_at(
     Args:
         policy: terms of the first batch, before anything has been learnt.
         reference: of the reference that is the initial policy.
-        computed: what an autocast computes in.
+        computed: what products are rounded to, if not to what they are of.
 
     Raises:
         ValueError: they are not those of one model, up to rounding.

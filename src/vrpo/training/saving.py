@@ -148,8 +148,9 @@ class SavingTrainer(Trainer, ABC):
         self.unproven = folder
 
     def remove_older(self) -> None:
-        """Make room for the last checkpoint, once a step from its weights on was finite: they are good."""
-        if self.unproven is not None and self.args.should_save:
+        """Make room for the last checkpoint, once a step from its weights on was finite: they are good. With
+        save_total_limit=1 transformers removes it at the end, in favour of the best one."""
+        if self.unproven is not None and self.unproven.is_dir() and self.args.should_save:
             rotate(self.args, self.unproven)
         self.unproven = None
 
@@ -197,6 +198,20 @@ class SavingTrainer(Trainer, ABC):
         saved = load_alike(resume_from_checkpoint, self.denoiser, next(module.parameters()).dtype)
         module.load_state_dict(saved.module.state_dict(), strict=True)
         return None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """A loss that is not known is not the best.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        wanted = self.args.metric_for_best_model
+        name = wanted if wanted is None or wanted.startswith("eval_") else f"eval_{wanted}"
+        if name is None or name in metrics:
+            return super()._determine_best_metric(metrics, trial)
+        if name != "eval_loss":
+            raise ValueError(f"metric_for_best_model: {name} is not among {', '.join(sorted(metrics))}")
+        return False
 
     def _load_best_model(self) -> None:
         if self.denoiser.adapted or self.is_fsdp_enabled or self.is_deepspeed_enabled:
