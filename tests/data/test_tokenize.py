@@ -169,7 +169,7 @@ TURNS = "\n\nHuman: Is it?\n\nAssistant:"
         (TURNS + " Yes", TURNS + " Yes, sure", (TURNS, " Yes", " Yes, sure")),
         (TURNS + " It is so.", TURNS + " It is not.", (TURNS, " It is so.", " It is not.")),  # kills: words swallowed
         (TURNS + " So." + TURNS + "a", TURNS + " So." + TURNS + "b", (TURNS + " So." + TURNS, "a", "b")),
-        ("x\n\nAssistant:", "x\n\nAssistant: y", ("x\n\n", "Assistant:", "Assistant: y")),
+        (TURNS, TURNS + " y", (TURNS, "", " y")),  # kills: the mark trained as an answer, where there is none
     ],
 )
 def test_split_transcripts(chosen, rejected, expected):
@@ -189,6 +189,11 @@ def test_split_transcripts_loses_nothing(chosen, rejected):
     if chosen != rejected:
         assert first
         assert second
+
+
+def test_a_transcript_without_its_answer(tokenizer):
+    _, report = preferences(tokenizer, *({"chosen": f"{TURNS}{a}", "rejected": f"{TURNS} Yes"} for a in ("", " No")))
+    assert report.dropped["empty answer"].count == 1
 
 
 def test_implicit_prompt_of_messages(tokenizer):

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tests.data.data_rows import pair, preferences, said, supervised
 from vrpo.commands.generate_prompts import read_prompts
-from vrpo.data import load_rows, tokenize_ranked, tokenize_unpaired
+from vrpo.data import load_rows, tokenize_preferences, tokenize_ranked, tokenize_unpaired
 from vrpo.data.formats import preference_columns, supervised_columns
 
 ANSWERS = {"chosen": "The capital is Paris.", "rejected": "The capital is Lyon."}
@@ -73,9 +73,21 @@ def test_everything_else_is_named_once(tokenizer, write):
     assert [str(each.message) for each in caught] == [
         "the rows: not read: source (3 rows), margin (2 rows), score_chosen (1 rows)"
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load_rows(path)  # nobody said what they are read from
+    with pytest.warns(UserWarning, match=r"not read: source \(2 rows\)"):
+        load_rows(path)
+
+
+def test_rows_that_nobody_said_how_to_read(tokenizer, write):
+    """`load_rows(path)`, as the trainers ask for in place of a path. Kills: weights and labels that are not loaded; a
+    system turn dropped at loading; a message list that preference training passes over."""
+    weighted = load_rows(write(pair(weight=2.0, chosen_reward=1.0, rejected_reward=0.0)))
+    assert {"weight", "chosen_reward", "rejected_reward"} <= {*weighted.column_names}
+    assert load_rows(write({"prompt": "q", "completion": "a", "label": True}))["label"][:] == [True]
+    with pytest.raises(ValueError, match="column 'system' holds what"):
+        load_rows(write(pair(system="Be brief")))
+    beside = load_rows(write({"messages": said("What is it?"), **ANSWERS}))
+    with pytest.raises(ValueError, match="column 'messages' holds what"):
+        tokenize_preferences(beside, tokenizer)
 
 
 def test_fields_of_messages_are_named(tokenizer, write):

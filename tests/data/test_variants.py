@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from tests.data.data_rows import pair, said
 from vrpo.data import load_rows, split_rows, tokenize_preferences, tokenize_ranked, tokenize_unpaired
-from vrpo.data.formats import kind_of, preference_columns
+from vrpo.data.formats import kind_of, preference_columns, supervised_columns
 
 GOOD = {
     "pairs": pair(chosen_reward=2, rejected_reward=1, weight=1.0),
@@ -208,5 +208,5 @@ def test_columns_of_no_kind(write):
 
 def test_supervised_rows_do_not_look_at_numbers(write):
     """Kills: a column that only preference rows read, and that makes a supervised row unusable."""
-    rows = load_rows(write({"prompt": "p", "completion": "a", "label": [1], "rewards": {}}))
+    rows = load_rows(write({"prompt": "p", "completion": "a", "label": [1], "rewards": {}}), columns=supervised_columns)
     assert rows["unusable"][:] == [None]

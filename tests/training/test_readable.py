@@ -39,6 +39,7 @@ DROPPED: dict[str, tuple[Dataset, str]] = {
     "null": (changed(pairs(4), prompt_ids=None), "missing field"),
     "null inside": (changed(pairs(4), chosen_ids=[11, None]), "missing number"),
     "no label": (changed(labelled(4), label=None), "missing field"),
+    "tied": (changed(ranked(4, rewards=True), rewards=[1.0] * 4), "all answers tied"),
     "negative": (weighed(-1.0), "negative weight"),
     "not finite": (weighed(float("inf")), "number not finite"),
     "NaN": (weighed(float("nan")), "number not finite"),
@@ -73,6 +74,7 @@ REFUSED: dict[str, tuple[Dataset, str]] = {
     "label": (labelled(4).remove_columns("label").add_column("label", ["good"] * 4), "column 'label' holds string"),
     "weight": (pairs(4).add_column("weight", ["1"] * 4), "column 'weight' holds string"),
     "one column": (pairs(4).remove_columns("rejected_ids"), "need the columns .*'rejected_ids'.* missing"),
+    "one reward": (with_numbers(pairs(4), chosen_reward=float), "rewards go with both answers or none"),
     "twice": (changed(pairs(4), example_id=0), "'example_id' repeats a number"),
     "too long": (
         changed(pairs(4), prompt_ids=[11] * 60),
@@ -91,6 +93,14 @@ def test_what_no_tokenizer_writes_is_refused(case: str, tmp_path: Path) -> None:
     if case == "beyond":
         with pytest.raises(ValueError, match=said):
             VRPOTrainer(tiny(), args=vrpo_config(tmp_path), eval_dataset={"a": rows})
+
+
+def test_what_ids_carry_beside_is_named(tmp_path: Path) -> None:
+    """Kills: a column of token ids that nothing reads, dropped in silence."""
+    rows = with_numbers(pairs(4), weight=float).add_column("system", ["Be brief"] * 4)
+    with pytest.warns(UserWarning, match=r"not read: system \(4 rows\)$") as caught:
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
+    assert len([each for each in caught if "not read" in str(each.message)]) == 1
 
 
 def test_longer_than_the_model(tmp_path: Path) -> None:

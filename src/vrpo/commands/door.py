@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def check(command: str, argv: Sequence[str]) -> None:
 def _flags(argv: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
     """Each flag as a field's name, as it was written, and with its values; `--no_x` is a value of x."""
     at = [index for index, word in enumerate(argv) if word.startswith("--") and len(word) > 2]
-    for index, end in zip(at, [*at[1:], len(argv)], strict=True):
+    for index, end in pairwise([*at, len(argv)]):
         head, equals, value = argv[index].partition("=")
         name = head.removeprefix("--").replace("-", "_")
         yield name.removeprefix("no_"), argv[index], [value] if equals else list(argv[index + 1 : end])

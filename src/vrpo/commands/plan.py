@@ -23,7 +23,7 @@ from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, PlanArguments, sho
 from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
-from vrpo.data.formats import preference_columns
+from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured, Roofline
@@ -59,7 +59,9 @@ def plan(wanted: PlanArguments, data: PreferenceDataArguments, model: ModelArgum
     tokenizer = tokenizer_of(model.model_name_or_path)
     if tokenizer is None:
         raise ValueError(f"{model.model_name_or_path} has no tokenizer.json: lengths are counted in its tokens")
-    rows = load_rows(data.source, name=data.dataset_config, split=data.dataset_train_split, read=preference_columns)
+    rows = load_rows(
+        data.source, name=data.dataset_config, split=data.dataset_train_split, columns=FIELDS, read=preference_columns
+    )
     examples = tokenized(rows.select(range(min(len(rows), wanted.sample_pairs))), tokenizer, config)
     with quiet_transformers():
         found = plan_of(model, config, examples, machine)

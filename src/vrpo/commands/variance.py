@@ -18,7 +18,7 @@ from vrpo.commands.config_file import Parser
 from vrpo.commands.variance_models import Models, models_of
 from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.data.collate import PreferenceCollator, tokens_of
-from vrpo.data.formats import preference_columns
+from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.diagnostics.designs import Design, allocations, merged
@@ -185,7 +185,11 @@ def pairs_of(args: VarianceArguments, models: Models) -> list[_Pair]:
         ValueError: fewer usable rows than pairs are asked for.
     """
     rows = load_rows(
-        args.dataset_name, name=args.dataset_config, split=args.dataset_train_split, read=preference_columns
+        args.dataset_name,
+        name=args.dataset_config,
+        split=args.dataset_train_split,
+        columns=FIELDS,
+        read=preference_columns,
     )
     examples = _tokenised(rows.select(_order(args.seed, rows)[: 4 * args.num_pairs]), args, models.tokenizer)
     if len(examples) < args.num_pairs < len(rows):

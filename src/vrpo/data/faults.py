@@ -26,6 +26,7 @@ _TYPES = {  # of columns: what they hold, in words, and the test of it
     "example_id": ("an integer", pa.types.is_integer),
     "completions_ids": ("lists of token ids", lambda kind: _lists(kind, lambda one: _lists(one, pa.types.is_integer))),
 }
+KNOWN = {*_TYPES, *ANSWERS, "prompt_ids", *(f"other_{name}" for name in ANSWERS)}  # columns of examples
 _IDS = ("a list of token ids, which are integers", lambda kind: _lists(kind, pa.types.is_integer))
 
 
@@ -143,6 +144,8 @@ def _equal(table: pa.Table) -> Iterator[Fault]:
                 yield row["row"], "equal answers", "'chosen' and 'rejected' are the same tokens"
     for row, answers in enumerate(table["completions_ids"].to_pylist() if "completions_ids" in names else ()):
         rewards = table["rewards"][row].as_py() if "rewards" in names else None
+        if rewards is not None and len(rewards) > 1 and len(set(rewards)) == 1:
+            yield row, "all answers tied", "the numbers in field 'rewards' are all the same"
         if answers is None or (rewards is not None and (len(rewards) != len(answers) or None in rewards)):
             continue
         try:

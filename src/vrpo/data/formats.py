@@ -63,6 +63,11 @@ def preference_columns(present: Sequence[str]) -> list[str]:
     return [name for name in COLUMNS[kind_of(present)] if name in present]
 
 
+def readable_columns(present: Sequence[str]) -> list[str]:
+    """The columns, of those that are there, which rows of any kind are read from."""
+    return [name for name in READ if name in present]
+
+
 def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, Text]:
     """Prompt, chosen and rejected answer of a preference row.
 
@@ -96,6 +101,10 @@ def _check_transcripts(given: str | None, prompt: Text, chosen: Text, rejected: 
     if isinstance(prompt, str):
         if prompt.endswith(ASSISTANT) and any("\n\nHuman:" in str(answer) for answer in (chosen, rejected)):
             raise UnusableRow("not an assistant turn", "the transcripts differ before the human's last turn")
+    elif given is not None and not prompt:
+        raise UnusableRow(
+            "wrong type", "field 'prompt' is a string and the answers are messages without it: make it messages, too"
+        )
     elif given is not None and not any(given.strip() in message["content"] for message in prompt):
         raise UnusableRow("two prompts", "field 'prompt' is in no message that 'chosen' and 'rejected' share")
 
@@ -122,11 +131,11 @@ def split_transcripts(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     asked up to the last white space that they share, so that no word is cut, and a space there goes with the answers.
     Unlike TRL's `extract_prompt`, words that two answers begin with are then no prompt where the mark says so.
     """
-    end = min(shared_length(chosen, rejected), max(min(len(chosen), len(rejected)) - 1, 0))
+    shared = shared_length(chosen, rejected)
+    end = min(shared, max(min(len(chosen), len(rejected)) - 1, 0))
     if isinstance(chosen, str):
-        common = chosen[:end]
-        mark = common.rfind(ASSISTANT)
-        end = mark + len(ASSISTANT) if mark >= 0 else _last_word(common)
+        mark = chosen.rfind(ASSISTANT, 0, shared)  # an answer after it may be empty, which makes the row unusable
+        end = mark + len(ASSISTANT) if mark >= 0 else _last_word(chosen[:end])
     return chosen[:end], chosen[end:], rejected[end:]
 
 

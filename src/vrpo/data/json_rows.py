@@ -202,8 +202,8 @@ def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str,
         for column in found.values():
             column.look(block)
         problem = problem or next((f" ({each.origin}: {each.unusable})" for each in block if each.unusable), "")
-    kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
     own = list(found) if read is None else wanted(read, list(found), label, problem)
+    kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
     asked = any(name.lower() in SAID and name not in own for name in found)
     types = {column.name: column.types.get(column.common, pa.null()) for column in kept_columns}
     schema = pa.schema({**types, "origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from vrpo.data.formats import FIELDS, prompt_identity
+from vrpo.data.formats import READ, prompt_identity, readable_columns
 from vrpo.data.json_rows import Wanted, suffix_of, table_of, wanted
 from vrpo.data.unread import Read, check_table
 
@@ -25,10 +25,10 @@ def load_rows(
     *,
     name: str | None = None,
     split: str | None = None,
-    columns: Wanted = FIELDS,
+    columns: Wanted = READ,
     read: Read | None = None,
 ) -> Dataset:
-    """Rows of a dataset as a table of `columns` (those that exist), `origin` and `example_id`; from files of rows also
+    """Rows of a dataset as a table of `columns` (those that exist; all that rows of any kind are read from), `origin` and `example_id`; from files of rows also
     `unusable`, which says why a line is no usable row (null for a good one).
 
     A source is a file (.jsonl, .json, either with .gz, .parquet), a folder of such files, a folder written by
@@ -41,14 +41,15 @@ def load_rows(
         split: may be None where there is only one; a lone file is the split "train" and the split of its own name.
         columns: columns to keep, or a function that says which of those that are there
             (`formats.preference_columns`); objects other than messages are kept as JSON text.
-        read: which columns the rows will be read from; None: those of `columns` if it is a function, else all. What
-            else the rows carry is named in one warning.
+        read: which columns the rows will be read from; None: `columns`, unless they were listed. What else the rows
+            carry is named in one warning.
 
     Raises:
         ValueError: no such source, split or columns, or a row carries what the model should be given and would not be.
     """
     path = Path(name_or_path).expanduser()
-    read = columns if read is None and callable(columns) else read
+    if read is None:
+        read = readable_columns if columns is READ else columns if callable(columns) else None
     if not path.exists():
         return _hub_rows(name_or_path, name, split, columns, read)
     if name is not None:

@@ -46,14 +46,16 @@ def refuse(fields: Mapping[str, Any], read: Iterable[str], origin: str, names: S
         texts = [text.strip() for text in _texts(value)]
         if name.lower() in STRUCTURE or not texts or not all(text in said for text in texts):
             raise ValueError(
-                f"{origin}: column '{name}' holds what the model would not be given. Write it into {_where(read)}, "
-                "rename it to the column that is meant, or remove it"
+                f"{origin}: column '{name}' holds what the model would not be given. {_remedy(name, list(read))}, or "
+                "remove it"
             )
 
 
-def _where(read: Iterable[str]) -> str:
-    found = list(read)
-    return "'prompt'" if "prompt" in found else " and ".join(f"'{name}'" for name in found[:2]) or "'prompt'"
+def _remedy(name: str, read: Sequence[str]) -> str:
+    if "prompt" in read or not read:
+        return "Write it into 'prompt'"
+    into = f"Write it into {' and '.join(repr(each) for each in read[:2])}"
+    return f"Rename it to 'prompt' if it is what is asked, else {into[0].lower()}{into[1:]}"
 
 
 def is_nothing(value: Any) -> bool:
@@ -101,17 +103,17 @@ def warn_of(unread: str, label: str) -> None:
 
 
 def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
-    """Name what a table carries beside these columns in one warning; tables of `load_rows` have been looked at.
+    """Name what a table carries beside these columns in one warning; tables of `load_rows` have been looked at, and are
+    held to the columns that they are now read from.
 
     Raises:
         ValueError: it carries something that the model should be given.
     """
-    if {"origin", "example_id"} <= {*rows.column_names}:
-        return
+    known = {"origin", "example_id"} <= {*rows.column_names}
     own = [name for name in rows.column_names if name in read]
     beside = [name for name in rows.column_names if name not in read and name not in INTERNAL]
     asked = [name for name in beside if name.lower() in SAID]
-    keyed = [name for name in own if len(_fields(rows.features[name])) > 2]
+    keyed = [name for name in own if len(_fields(rows.features[name])) > 2 and not known]
     carried = Carried()
     if asked or keyed:
         table = rows.select_columns([*own, *asked]).with_format("arrow")  # without decoding images
@@ -119,6 +121,8 @@ def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
         for number, record in enumerate(records):
             refuse(record, own, f"{label}, row {number}")
             carried.look(record)
+    if known:
+        return
     empty = {name: rows.data.column(name).null_count for name in beside if name not in asked}
     carried.columns.update({name: len(rows.data) - count for name, count in empty.items()})
     warn_of(carried.unread(read), label)

@@ -5,6 +5,7 @@ What deliberately does not live here: what a row must contain (data/formats.py),
 (references.py).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.account import without
-from vrpo.data.faults import ANSWERS, check_types, faults_of, tokens_of
+from vrpo.data.faults import ANSWERS, KNOWN, check_types, faults_of, tokens_of
+from vrpo.data.tokenize import number_columns
+from vrpo.data.unread import Carried, warn_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.balance import answer_token_counts, token_counts
 from vrpo.training.config import DiffusionConfig
@@ -66,6 +69,9 @@ def given_examples(examples: Dataset, needed: Sequence[str], mask_id: int | None
     if not len(examples):
         raise ValueError("the dataset has no rows: check the file, the split and any filter")
     check_types(examples)
+    number_columns(examples, "pairs")
+    unread = Counter({name: len(examples) for name in examples.column_names if name not in KNOWN})
+    warn_of(Carried(unread).unread(()), "the rows of token ids")
     if "example_id" not in examples.column_names:
         examples = examples.add_column("example_id", list(range(len(examples))))
     if "completions_ids" in examples.column_names and "places" not in examples.column_names:
