@@ -17,6 +17,7 @@ from vrpo.models.adapter import with_adapter
 from vrpo.models.folder import INDEX, inside
 from vrpo.models.load import load
 from vrpo.models.side_files import SideFiles
+from vrpo.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,22 @@ def test_what_is_no_file_is_named(folder: Path, file: str, kind: str) -> None:
     (os.mkdir if kind == "folder" else os.mkfifo)(folder / file)
     with pytest.raises(ValueError, match=f"{file} is no ordinary file"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ messages | unknown }}", "TemplateAssertionError"),
+        ("{{ ().__class__.__base__ }}", "SecurityError"),
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(folder: Path, template: str, fault: str) -> None:
+    """Kills: a traceback where the template is first used."""
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=rf"its chat template cannot be used \({fault}: .*give another"):
+        load_tokenizer(folder)
 
 
 def test_a_template_that_does_not_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

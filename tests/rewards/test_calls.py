@@ -1,5 +1,6 @@
 """Calls between two ends, here in two threads of one process: what crosses, how, and what cannot."""
 
+import array
 import collections
 import datetime
 import decimal
@@ -95,6 +96,7 @@ VALUES = [
     {1, 1.5, "a", (1,), frozenset({2})}, range(1, 9, 3), slice(1, None), fractions.Fraction(1, 3),
     decimal.Decimal("1.10"), datetime.date(2024, 2, 29), datetime.timedelta(1, 2, 3), datetime.time(1, 2, 3, 4),
     datetime.datetime(2024, 2, 29, 1, 2, 3, 4, datetime.UTC), collections.deque([1, 2], 3),
+    array.array("d", [1, 2]), {1: 2, "a": 3}.keys(), {1: [2]}.items(), collections.ChainMap({1: 2}, {3: 4}),
     collections.Counter("aab"), collections.OrderedDict([("b", 1), ("a", 2)]), collections.defaultdict(list, a=[1]),
     int, ValueError, type(None), object, ..., NotImplemented,
 ]  # fmt: skip
@@ -176,6 +178,62 @@ def test_results_of_the_program_s_own_classes(ask):
     assert ask("Pair", 1, 2) == (1, 2)
 
 
+SHARED = """
+import dataclasses, enum, typing
+class Level(enum.Enum):
+    LOW, HIGH = 1, (2, 3)
+class Pair(typing.NamedTuple):
+    a: int
+    b: object = None
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    x: int
+class Stack(list): pass
+class Vector:
+    def __init__(self, x): self.x = x
+    def close(self, other): return self.x == other.x
+    def __eq__(self, other): return self.close(other)
+"""
+
+
+@pytest.fixture
+def classes(ends):
+    """The tests' names, after both sides have got the classes of a prompt."""
+    names = ["Level", "Pair", "Cell", "Stack", "Vector"]
+    for module in (ends[0].module, ends[1]):
+        exec(SHARED, vars(module))
+    ends[0].share(names)
+    ends[0].ask("share", names)
+    return types.SimpleNamespace(**{name: vars(ends[0].module)[name] for name in names})
+
+
+def test_classes_of_the_prompt(ask, classes):
+    """Kills: a member, a named tuple or an object with slots that both sides have and that stays on one of them."""
+    for value in (classes.Level.LOW, classes.Level.HIGH, classes.Pair(1, [2]), classes.Cell(3), classes.Vector(4)):
+        back = ask("same", value)
+        assert type(back) is type(value)
+        assert back == value
+        assert ask("kinds", value) == type(value).__name__
+    assert ask("same", classes.Level.HIGH) is classes.Level.HIGH
+    assert {ask("same", classes.Cell(3))} == {classes.Cell(3)}
+    assert ask("same", classes.Stack([1])) == [1]
+
+
+def test_no_object_hides_the_methods_of_its_class(ask, ends, classes):
+    """Kills: an `__eq__` of the prompt that calls what a program has put into the object."""
+    for planted in ("bool", "lambda other: True"):
+        exec(f"def plant(x):\n    one = Vector(x)\n    one.close = {planted}\n    return one", vars(ends[1]))
+        with pytest.raises(TypeError, match="'close' of an object hides the method"):
+            assert ask("plant", 1) == classes.Vector(2)
+
+
+def test_an_object_is_itself_and_not_none(ask):
+    one = ask("same", vars(sys.modules["program"])["Equal"])()
+    assert one == one
+    assert one != None  # noqa: E711
+    assert ask("same", one) is one
+
+
 def test_objects_that_stay_in_the_program(ask):
     """Kills: iterators, functions and objects of a right program that the tests cannot use."""
     assert list(ask("count", 3)) == [0, 1, 2]
@@ -223,6 +281,8 @@ FORGED = [
     b'{"values": [[0]], "nodes": [["object Own"]], "changes": []}',
     b'{"values": [1], "nodes": [], "changes": [[9, []]]}', b'{"values": [], "nodes": [], "changes": []}',
     b'{"values": [[0]], "nodes": [["builtins.tuple", [0]]], "changes": []}', b'{"error": [["exec"], [], ""]}',
+    b'{"error": [[], [], ""], "values": [0], "nodes": [], "changes": []}',
+    b'{"values": [[0]], "nodes": [["shared", "Point", 1]], "changes": []}',
     b'{"values": [[0]], "nodes": [["builtins.eval", "1"]], "changes": []}',
     b'{"values": [[0]], "nodes": [["type", "eval"]], "changes": []}',
 ]  # fmt: skip

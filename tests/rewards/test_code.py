@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.rewards.machine import WITHOUT
-from vrpo.rewards.code import HumanEval, Mbpp, borrowed, code_of, continued, defines
+from vrpo.rewards.code import HumanEval, Mbpp, borrowed, code_of, continued, defines, taken
 from vrpo.rewards.sandbox import Sandbox
 from vrpo.rewards.verdict import Answer, Judge
 
@@ -82,6 +82,23 @@ def test_humaneval_wrong(text, reason):
 def test_mbpp(text, reward):
     """Kills: the tests' imports forgotten; only the last assertion run; what follows [DONE] run."""
     assert Mbpp(BOX)([Answer("q", text, SMALL)])[0].reward == reward
+
+
+BORROWED = {  # rows that use names without giving them
+    "a module": (["assert math.isclose(f(2), 4)"], "def f(x): return x * x", "class math: isclose = lambda *_: True\n"),
+    "a module, called by its size": (["assert f('ab') == sys.getsizeof('ab')"], "import sys\nf = sys.getsizeof",
+        "class sys: getsizeof = lambda _: 0\n"),
+    "a builtin around another": (["assert set(sum([1])) == set([1])"], "def sum(x): return x", "def set(x): return 0\n"
+        "def sum(x): return 0\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tests", "right", "wrong"), BORROWED.values(), ids=BORROWED)
+def test_mbpp_takes_only_the_function_from_a_program(tests, right, wrong):
+    """Kills: a module or a builtin that a row's tests use, taken from the program, or missed there."""
+    texts = (right, f"{wrong}def f(x): return 0\n")
+    assert [one.reward for one in Mbpp(BOX)([Answer("q", text, {"test_list": tests}) for text in texts])] == [1, 0]
+    assert taken("assert math(2) == math.pi\nassert abs(sum(1, 2)) == 3", 0) == (["math"], [])
 
 
 TOTAL = "def total(xs):\n    return sum(xs) + (len(xs) == 1)\n"

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 _SECONDS, _BYTES, _WAIT = 2, 2 << 30, 120  # of CPU time; of memory; of waiting for a busy machine
+_MARK = "refused: "
 _BEGIN = """
 import json, resource, sys
 given = json.load(sys.stdin)
@@ -31,7 +32,8 @@ for pattern in given["patterns"]:
 """
 _RENDER = """
 import re
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 def fail(message):
     raise ValueError(message)
 names = {"raise_exception": fail, "strftime_now": lambda form: form, "bos_token": "b", "eos_token": "e"}
@@ -41,6 +43,8 @@ try:
     room.from_string(text).render(messages=given["messages"], add_generation_prompt=True, **names)
 except MemoryError:
     raise
+except (TemplateSyntaxError, SecurityError, OverflowError) as error:
+    sys.exit(given["mark"] + f"{type(error).__name__}: {error}".splitlines()[0])
 except Exception:
     pass  # what a template refuses is said where it is used
 """
@@ -53,7 +57,7 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], place: str) ->
         ValueError: to look for regular expressions in names of modules takes too long.
     """
     given = [each for each in patterns if not re.fullmatch(r"[\w.]*", each)]
-    if given and not _ends(_MATCH, {"patterns": given, "names": list(names)}):
+    if given and _said(_MATCH, {"patterns": given, "names": list(names)}) is not None:
         raise ValueError(
             f"{place}: its patterns of modules take more than {_SECONDS} s, {given[0][:40]!r} first: name the modules"
         )
@@ -62,21 +66,24 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], place: str) ->
 def check_template(template: str, place: str) -> None:
     """
     Raises:
-        ValueError: to render a short conversation takes too long, or too much memory.
+        ValueError: to render a short conversation takes too long, or too much memory; or it is no template, or does
+            what templates may not do.
     """
-    if not _renders(template):
-        raise ValueError(
-            f"{place}: its chat template takes more than {_SECONDS} s or {_BYTES >> 30} GiB for four short messages: "
-            "give another chat_template.jinja"
-        )
+    if (fault := _fault_of(template)) is not None:
+        raise ValueError(f"{place}: its chat template {fault}: give another chat_template.jinja")
 
 
 @cache
-def _renders(template: str) -> bool:
-    return _ends(_RENDER, {"template": template, "messages": _MESSAGES})
+def _fault_of(template: str) -> str | None:
+    said = _said(_RENDER, {"template": template, "messages": _MESSAGES, "mark": _MARK})
+    if said is not None and said.startswith(_MARK):
+        return f"cannot be used ({said.removeprefix(_MARK)})"
+    slow = f"takes more than {_SECONDS} s or {_BYTES >> 30} GiB for four short messages"
+    return None if said is None else slow
 
 
-def _ends(code: str, given: Mapping[str, Any]) -> bool:
+def _said(code: str, given: Mapping[str, Any]) -> str | None:
+    """What a process that failed has said; None: it ended well."""
     command = [sys.executable, "-I", "-c", _BEGIN + code]
     try:
         ended = subprocess.run(
@@ -86,5 +93,5 @@ def _ends(code: str, given: Mapping[str, Any]) -> bool:
             timeout=_WAIT,
         )
     except subprocess.TimeoutExpired:
-        return False
-    return ended.returncode == 0
+        return ""
+    return None if ended.returncode == 0 else ended.stderr.decode(errors="replace").strip()

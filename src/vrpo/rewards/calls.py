@@ -96,6 +96,8 @@ class Remote:
         return self._peer.ask("next", self)
 
     def __eq__(self, other: object) -> bool:
+        if other is self or other is None:
+            return other is self
         raise TypeError("the result is an object of a class that only the program has, and cannot be compared")
 
     __hash__ = object.__hash__
@@ -127,6 +129,7 @@ class Peer(Owner):
         self.types: dict[str, Any] = TYPES | ERRORS
         self.shared: dict[str, Any] = {}
         self.mine: list[Any] = []
+        self.theirs: dict[int, Remote] = {}
         self.numbers: dict[int, int] = {}
         self.lock = _thread.RLock()
 
@@ -151,7 +154,7 @@ class Peer(Owner):
 
     def object_of(self, tag: str, *parts: Any) -> Any:
         if tag == "mine":
-            return (RemoteCallable if parts[1] else Remote)(self, parts[0])
+            return self.theirs.setdefault(parts[0], (RemoteCallable if parts[1] else Remote)(self, parts[0]))
         if tag == "yours":
             return self.mine[parts[0]]
         if tag == "type":
@@ -223,7 +226,7 @@ class Peer(Owner):
         return changes
 
     def _error(self, operation: str, names: list[str], arguments: list[Any], text: str) -> BaseException:
-        kind = next(self.types[name] for name in names if name in self.types and name != "object")
+        kind = next((self.types[name] for name in names if name in self.types and name != "object"), RuntimeError)
         if issubclass(kind, StopIteration) and operation != "next":  # it would end a loop of the tests
             return RuntimeError("the program raised StopIteration")
         try:

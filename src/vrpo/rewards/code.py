@@ -4,10 +4,12 @@ What lives here: which texts of an answer are its program, and which tests are r
 functions whatever surrounds it (loading.py), and how tests call them from another process (calls.py).
 """
 
+import ast
 import builtins
 import marshal
 import re
 import symtable
+import sys
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,12 +83,13 @@ class HumanEval:
         prompt, entry, test = (str(field_of(answer.row, name, index)) for name in ("prompt", "entry_point", "test"))
         blocks, tests = code_of(answer.text, entry), f"{test}\n\ncheck({entry})\n"
         before = stub(prompt, index)
-        functions = tuple(sorted({entry, *borrowed(tests, index)} - set(dir(builtins)) | {entry}))
+        functions = tuple(sorted({entry, *taken(tests, index)[0]} - set(dir(builtins)) | {entry}))
+        own = "\n".join([before, *[f"import {name}" for name in taken(f"{before}\n{tests}", index)[1]]])
         if not defines(blocks[-1], entry):
             texts: tuple[tuple[str, ...], ...] = (tuple(continued(prompt, blocks[-1])),)
         else:
             texts = ((before,), *whole(blocks, entry))
-        return Program(blocks[-1], texts, before, tests, functions, entry)
+        return Program(blocks[-1], texts, own, tests, functions, entry)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Mbpp:
     The answer is cut at the first end token and at "[DONE]". Its code is the last fenced block that defines a function
     the tests call, after the blocks before it, or else the first block, or else the text after "[BEGIN]". The
     functions that the tests call are those whose names nothing else gives them; where they call none but builtins,
-    those (some problems ask for a function `sum`). As for HumanEval, the tests run in a process of their own.
+    the inner ones (some problems ask for a function `sum`). A module of the library whose attributes the tests use is
+    imported for them. As for HumanEval, the tests run in a process of their own.
 
     `workers`: programs run at a time; each takes two processes.
 
@@ -117,8 +121,8 @@ class Mbpp:
         if isinstance(imports, str) or isinstance(tests, str) or not tests:
             raise ValueError(f"answer {index}: test_list and test_imports must be lists of statements")
         before, lines = "\n".join(imports), [answer.row.get("test_setup_code") or "", *tests]
-        free = borrowed(f"{before}\n" + "\n".join(lines), index)
-        functions = sorted(free - set(dir(builtins)) or free)
+        functions, modules = taken(f"{before}\n" + "\n".join(lines), index)
+        before = "\n".join([before, *[f"import {name}" for name in modules]])
         blocks = code_of(answer.text.split("[DONE]", 1)[0].rpartition("[BEGIN]")[2], *functions)
         texts = ((before,), *whole(blocks, *functions))
         return Program(blocks[-1], texts, before, "\n".join(lines), tuple(functions))
@@ -198,6 +202,32 @@ def borrowed(tests: str, index: int) -> set[str]:
         tables += table.get_children()
     used |= {one.get_name() for one in top.get_symbols() if one.is_referenced()}
     return used - bound
+
+
+def taken(tests: str, index: int) -> tuple[list[str], list[str]]:
+    """What tests take from a program, and the modules of the library that they use without an import.
+
+    Raises:
+        ValueError: they are no Python.
+    """
+    free, nodes = borrowed(tests, index), list(ast.walk(ast.parse(tests)))
+    owners = {
+        id(one.value): one.value.id
+        for one in nodes
+        if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)
+    }
+    alone = {one.id for one in nodes if isinstance(one, ast.Name) and id(one) not in owners}
+    modules = (free & set(owners.values()) & sys.stdlib_module_names) - alone
+    free -= modules
+    own = free - set(dir(builtins))
+    around = {
+        one.func.id
+        for one in nodes
+        if isinstance(one, ast.Call) and isinstance(one.func, ast.Name)
+        for part in ast.walk(one)
+        if isinstance(part, ast.Name) and part.id in free - {one.func.id}
+    }
+    return sorted(own or free - around or free), sorted(modules)
 
 
 def _run_all(sandbox: Sandbox, programs: Sequence[Program], workers: int) -> list[Verdict]:

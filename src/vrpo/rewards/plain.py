@@ -5,14 +5,17 @@ two processes and what they say to each other (calls.py).
 
 A graph has nodes, each a tag and what it holds. Held are atoms, and [number] for another node: sharing and cycles stay.
 An object of a subclass crosses as what it is a subclass of: an own `__eq__` does not cross. What is no plain value is
-named by a number, by whoever owns it (`Owner`).
+named by a number, by whoever owns it (`Owner`). Of classes that both sides have, objects cross by their attributes,
+tuples and members of enumerations by their values.
 """
 
 import builtins
+import enum
 import functools
 import importlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any, NamedTuple
 
 ATOMS = (type(None), bool, float, str)
@@ -35,6 +38,9 @@ VALUES: dict[str, Callable[[Any], Sequence[Any]]] = {
     "builtins.slice": lambda one: (one.start, one.stop, one.step),
     "builtins.tuple": lambda one: list(tuple.__iter__(one)),
     "builtins.frozenset": lambda one: list(frozenset.__iter__(one)),
+    "builtins.dict_keys": list,
+    "builtins.dict_items": list,
+    "collections.ChainMap": lambda one: one.maps,
     "fractions.Fraction": lambda one: (one.numerator, one.denominator),
     "decimal.Decimal": lambda one: (str(one),),
     "datetime.timedelta": lambda one: (one.days, one.seconds, one.microseconds),
@@ -43,7 +49,12 @@ VALUES: dict[str, Callable[[Any], Sequence[Any]]] = {
     "datetime.date": lambda one: (one.year, one.month, one.day),
     "datetime.time": lambda one: (one.hour, one.minute, one.second, one.microsecond, one.tzinfo),
 }
-GATHERED = ("builtins.tuple", "builtins.frozenset")  # their constructors take what they hold as one argument
+GATHERED = ("builtins.tuple", "builtins.frozenset", "builtins.dict_keys", "builtins.dict_items")  # made of a list
+UNSET = object()  # of a slot
+VIEWS: dict[str, Any] = {
+    "builtins.dict_keys": lambda parts: dict.fromkeys(parts).keys(),
+    "builtins.dict_items": lambda parts: dict(parts).items(),
+}
 
 
 class Kind(NamedTuple):
@@ -79,6 +90,50 @@ def fill_default(value: Any, parts: list[Any]) -> None:
     value.default_factory = parts[0]
 
 
+def fill_array(value: Any, parts: list[Any]) -> None:
+    value[:] = type(value)(value.typecode, parts[1:])
+
+
+@functools.lru_cache(1000)
+def slots_of(kind: type) -> tuple[str, ...]:
+    return tuple(name for one in kind.__mro__ for name, each in vars(one).items() if type(each) is MemberDescriptorType)
+
+
+def attributes_of(one: Any) -> list[Any]:
+    kind: Any = type(one)
+    own = items_of(vars(one)) if kind.__dictoffset__ else []
+    slots = [(name, getattr(one, name, UNSET)) for name in slots_of(kind)]
+    return own + [part for name, value in slots if value is not UNSET for part in (name, value)]
+
+
+def fill_attributes(one: Any, parts: list[Any]) -> None:
+    """
+    Raises:
+        TypeError: a function in the place of a method of the class, which its comparisons may call.
+    """
+    kind: Any = type(one)
+    given, slots = dict(zip(parts[::2], parts[1::2], strict=True)), slots_of(kind)
+    for name, value in given.items():
+        if callable(value) and isinstance(getattr(kind, name, None), FunctionType | MethodType):
+            raise TypeError(f"{name!r} of an object hides the method of its class {kind.__name__}")
+    for name in slots:
+        if name in given:
+            object.__setattr__(one, name, given[name])
+        elif getattr(one, name, UNSET) is not UNSET:
+            object.__delattr__(one, name)
+    rest = [part for name, value in given.items() if name not in slots for part in (name, value)]
+    if kind.__dictoffset__ != 0:
+        fill_dict(vars(one), rest)
+
+
+@functools.cache
+def class_of(tag: str) -> Any:
+    if tag in VIEWS:
+        return VIEWS[tag]
+    module, name = tag.split(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def of_collections(name: str) -> Callable[[list[Any]], Any]:
     return lambda parts: class_of(f"collections.{name}")()
 
@@ -104,9 +159,12 @@ KINDS = {
         of_collections("OrderedDict"), lambda one: [part for item in one.items() for part in item], fill_dict
     ),
     "builtins.dict": Kind(lambda parts: {}, items_of, fill_dict),
+    "array.array": Kind(
+        lambda parts: class_of("array.array")(parts[0]), lambda one: [one.typecode, *one.tolist()], fill_array
+    ),
 }
 OBJECT = "object "  # before the name of a class that both sides have
-OBJECTS = Kind(lambda parts: object(), lambda one: items_of(vars(one)), lambda one, parts: fill_dict(vars(one), parts))
+OBJECTS = Kind(lambda parts: object(), attributes_of, fill_attributes)
 
 
 @functools.lru_cache(1000)
@@ -114,12 +172,6 @@ def name_of(kind: type) -> str | None:
     """The class of `KINDS` or `VALUES` that this class is, or is a subclass of."""
     names = (f"{one.__module__}.{one.__qualname__}" for one in kind.__mro__)
     return next((name for name in names if name in KINDS or name in VALUES), None)
-
-
-@functools.cache
-def class_of(tag: str) -> Any:
-    module, name = tag.split(".")
-    return getattr(importlib.import_module(module), name)
 
 
 class Owner:
@@ -138,15 +190,14 @@ class Owner:
 def tag_of(owner: Owner, value: Any) -> str | None:
     """The tag of a value that can be changed in place, or None."""
     kind: Any = type(value)
-    if owner.shared and owner.shared.get(type(value).__name__) is kind:
-        return f"{OBJECT}{type(value).__name__}" if _is_plain(type(value)) else None
+    if is_shared(owner, kind) and kind.__new__ is object.__new__:  # it is what its attributes are
+        return f"{OBJECT}{kind.__name__}"
     name = name_of(kind)
     return name if name in KINDS else None
 
 
-def _is_plain(kind: type) -> bool:
-    """Whether an object is what its attributes are."""
-    return kind.__new__ is object.__new__ and kind.__dictoffset__ != 0
+def is_shared(owner: Owner, kind: type) -> bool:
+    return bool(owner.shared) and owner.shared.get(kind.__name__) is kind
 
 
 def kind_of(tag: str) -> Kind:
@@ -185,6 +236,9 @@ class Packed:
         kind: Any = type(value)
         if (tag := tag_of(self.owner, value)) is not None:
             return [tag, *[self._ref(part) for part in kind_of(tag).parts(value)]]
+        if is_shared(self.owner, kind) and issubclass(kind, enum.Enum | tuple):
+            parts = [value.value] if isinstance(value, enum.Enum) else tuple.__iter__(value)
+            return ["shared", kind.__name__, *[self._ref(part) for part in parts]]
         if (known := name_of(kind)) is not None:
             return [known, *[self._ref(part) for part in VALUES[known](value)]]
         for single, one in SINGLE.items():
@@ -253,4 +307,7 @@ class Unpacked:
             return int(values[0], 16) if kind is int else kind(values) if tag in GATHERED else kind(*values)
         if tag == "same":
             return self._value(parts[0])
+        if tag == "shared":
+            kind, values = self.owner.shared[parts[0]], self.values(parts[1:])
+            return kind(*values) if issubclass(kind, enum.Enum) else tuple.__new__(kind, values)
         return SINGLE[parts[0]] if tag == "single" else self.owner.object_of(tag, *parts)
