@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import GradientState
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
 
@@ -15,7 +16,7 @@ from tests.training.runs import answers, lora, pairs, settings, sft_config, tiny
 from vrpo.draws import FixedCount
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
-from vrpo.training import initial
+from vrpo.training import base, initial
 from vrpo.training.initial import Before, adapter_off, check_begins_at, initially
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
@@ -176,6 +177,23 @@ def test_what_is_trained_gets_a_gradient(tmp_path: Path, passes: str) -> None:
         train(VRPOTrainer, config, pairs(4), denoiser=denoiser, ref_model=tiny())
     with pytest.raises(ValueError, match="spare is trained and got no gradient"):
         train(SFTTrainer, sft_config(tmp_path / "b"), answers(4), denoiser=denoiser)
+
+
+@pytest.mark.parametrize("kind", ["preference", "supervised"])
+def test_gradients_are_looked_for_when_they_are_whole(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a step: before its last backward FSDP keeps them where no parameter tells of them. Kills: a run of several
+    micro-batches that is refused under FSDP."""
+    whole: list[bool] = []
+    state = GradientState()
+    monkeypatch.setattr(base, "check_reached", lambda module: whole.append(state.sync_gradients))
+    several: dict[str, Any] = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "max_steps": 2}
+    if kind == "preference":
+        train(VRPOTrainer, vrpo_config(tmp_path, **several, gradient_passes="two"), pairs(8))
+    else:
+        train(SFTTrainer, sft_config(tmp_path, **several), answers(8))
+    assert whole == [True, True]
 
 
 def test_what_is_trained_is_saved(tmp_path: Path) -> None:

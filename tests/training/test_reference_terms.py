@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 
 from tests.training.runs import distance, lora, moved, pairs, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
@@ -144,8 +145,11 @@ def test_an_evaluation_is_of_its_own_rows(tmp_path: Path) -> None:
     """Before training, where policy and reference are one. Kills: reference terms kept by the number of a batch."""
     trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(2), eval_dataset=pairs(3))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2))
-    trainer.eval_dataset = pairs(6).select([3, 4, 5])
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2))
+    texts = Dataset.from_list([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}])
+    for other in (pairs(6).select([3, 4, 5]), texts, {"a": texts}):
+        trainer.eval_dataset = other
+        found = trainer.evaluate()
+        assert found["eval_a_loss" if isinstance(other, dict) else "eval_loss"] == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(("name", "said"), [("*.safetensors", "is broken"), ("settings.json", "is not what was")])

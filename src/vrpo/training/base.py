@@ -29,7 +29,7 @@ from vrpo.training.balance import balance, token_counts
 from vrpo.training.card import model_card
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.finite import Watch, check_weights, finite, stopped
-from vrpo.training.given import check_trainable
+from vrpo.training.given import check_reached, check_trainable
 from vrpo.training.logs import JSONLogCallback, RowsCallback
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.readable import examples_of
@@ -242,6 +242,11 @@ class DiffusionTrainer(SavingTrainer):
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
+    def check_reached(self) -> None:
+        """At the last backward of a step, before which FSDP keeps gradients elsewhere; as DeepSpeed always does."""
+        if self.accelerator.gradient_state.sync_gradients and not self.is_deepspeed_enabled:
+            check_reached(self.denoiser.module)
+
     def on_gradient(self) -> None:
         """Called once per optimizer step, when its gradient is complete: added up over micro-batches and processes."""
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.fp16)  # sharded; scaled
@@ -309,16 +314,13 @@ class DiffusionTrainer(SavingTrainer):
     # Evaluation and logging ------------------------------------------------------------------------------------------
 
     def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Means over the evaluation set, on the same draws at every call, each with its standard error over items.
 
         A dict of datasets is evaluated part by part, as by transformers.
         """
-        given = self.eval_dataset if eval_dataset is None else self.tokenized(eval_dataset)
+        given = self.tokenized(self.eval_dataset if eval_dataset is None else eval_dataset)
         if isinstance(given, dict):
             parts = [self.evaluate(part, None, f"{metric_key_prefix}_{name}") for name, part in given.items()]
             return {name: value for part in parts for name, value in part.items()}

@@ -33,7 +33,7 @@ from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.finite import check_weights
-from vrpo.training.given import check_parts, check_reached, config_of, policy_of
+from vrpo.training.given import check_parts, config_of, policy_of
 from vrpo.training.initial import check_begins_at
 from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list, relative_error
 from vrpo.training.preference_config import VRPOConfig
@@ -254,8 +254,8 @@ class VRPOTrainer(DiffusionTrainer):
             assert not isinstance(structure, Labels)
             own = structure.family
             step = backward_in_one_pass(*given, self.trained, own, by_group=by_group, around=around, **common)
-        if bool(step.graphs.any()) and not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
-            check_reached(self.denoiser.module)
+        if bool(step.graphs.any()):
+            self.check_reached()
         self._check_begins(step)
         if one_pass:
             self._synchronise()

@@ -17,7 +17,7 @@ from vrpo.preference import Step, preference_loss
 from vrpo.reference import NoReference
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
-from vrpo.training.given import check_parts, check_reached, config_of, policy_of
+from vrpo.training.given import check_parts, config_of, policy_of
 from vrpo.training.metrics import Columns, row_metrics
 from vrpo.training.readable import check_prompts
 from vrpo.types import Denoiser, Draws, Rows, Tokens
@@ -102,8 +102,7 @@ class SFTTrainer(DiffusionTrainer):
         step = self._step(policy, tokens, rows, draws)
         self.watch.add(step, batch["example_id"])
         self.backward(step.loss * scale)
-        if not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
-            check_reached(self.denoiser.module)
+        self.check_reached()
         self.window.add(row_metrics(step, rows))
         return step.loss.detach()
 
