@@ -67,9 +67,9 @@ def main(argv: list[str] | None = None) -> int:
             print("interrupted", file=sys.stderr)
             return 128 + (stopped_by or [signal.SIGINT])[0]
         except SystemExit as done:  # a command that said itself what it keeps
-            if done.code != 128 + signal.SIGINT or not stopped_by:
+            if done.code != 128 + signal.SIGINT:
                 raise
-            return 128 + stopped_by[0]
+            return 128 + (stopped_by or [signal.SIGINT])[0]
     return 0
 
 

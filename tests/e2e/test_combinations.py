@@ -308,7 +308,7 @@ def test_an_illegal_one_is_refused(
 ) -> None:
     """With the reason, before any model is opened: none exists. Kills: a check that is left out, or made too late."""
     monkeypatch.setattr(commands, "loaded", lambda *args, **kwargs: pytest.fail("a model is loaded"))
-    fields = fields_of(combination, work / "nowhere")
+    fields = fields_of(combination, Path("nobody"))
     code, err = run({**fields, "dataset_name": str(work / f"{combination[1]}.jsonl")})
     said = refusal(*combination)
     assert said is not None

@@ -205,7 +205,7 @@ NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "too many groups": ({"n_kv_heads": 3}, "3 heads of keys do not divide 4"),
     "other widths": ({"mlp_hidden_size": 64}, "mismatched keys: .*mlp"),
     "another vocabulary": ({"embedding_size": 100}, "mismatched keys"),
-    "another number of layers": ({"n_layers": 1}, "unexpected keys"),
+    "another number of layers": ({"n_layers": 1}, "n_layers = 2, and config.json says 1"),
     "no number at all": ({"rms_norm_eps": float("nan")}, "rms_norm_eps is 'nan'"),
     "no angle": ({"rope_theta": 0}, "rope_theta is '0'"),
     "no token": ({"eos_token_id": "x"}, "eos_token_id is 'x'"),
@@ -295,9 +295,7 @@ ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no kind": (lambda folder: said(folder, "adapter_config.json", peft_type="X"), "adapter_config.json that peft"),
     "a prompt": (
-        lambda folder: (folder / "adapter_config.json").write_text(
-            '{"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "base_model_name_or_path": "x"}'
-        ),
+        lambda folder: said(folder, "adapter_config.json", peft_type="PROMPT_TUNING", num_virtual_tokens=2),
         "not put on modules",
     ),
     "code": (lambda folder: said(folder, "adapter_config.json", megatron_config={"a": 1}), "names code to import"),

@@ -192,20 +192,19 @@ def test_lists_of_token_ids_need_a_reward_for_each_answer(rewards: list[Any] | N
 def test_evaluation_of_labels_is_by_label(tmp_path: Path) -> None:
     """Means and errors over the desirable answers and over the others, in batches that hold one label only or both.
     Kills: means over batches; a column that is left out where a batch lacks a label; zeros that count."""
-    rows = labelled(7, desirable=(True, True, True, False))
+    rows = labelled(8, desirable=(True, True, True, False))
     fields = {"loss_type": "kto", "kto_baseline": "batch_mean", "num_train_epochs": 1}
     trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path, **fields, per_device_eval_batch_size=2), labelled(4))
     whole = trainer.evaluate(rows)
-    for name, label in (("chosen", True), ("rejected", False)):
-        singles = [trainer.evaluate(rows.select([at])) for at in range(7) if rows[at]["label"] == label]
-        assert all(f"eval_rewards/{other}" not in each for each in singles for other in {"chosen", "rejected"} - {name})
+    assert "eval_rewards/rejected" not in trainer.evaluate(rows.select([0, 1]))
+    for name, label, beside in (("chosen", True, 3), ("rejected", False, 0)):
+        alone = [trainer.evaluate(rows.select([at, beside])) for at in range(8) if rows[at]["label"] == label]
         for metric in ("rewards/{}", "elbo/{}", "elbo/{}_change"):
             key = f"eval_{metric.format(name)}"
-            values = torch.tensor([each[key] for each in singles], dtype=torch.float64)
+            values = torch.tensor([each[key] for each in alone], dtype=torch.float64)
+            error = float(values.std(correction=1)) / len(values) ** 0.5
             assert whole[key] == pytest.approx(float(values.mean()), rel=1e-12)
-            if len(values) > 1:
-                error = float(values.std(correction=1)) / len(values) ** 0.5
-                assert whole[f"{key}_stderr"] == pytest.approx(error, rel=1e-9)
+            assert whole[f"{key}_stderr"] == pytest.approx(error, rel=1e-9)
 
 
 def test_evaluation_of_pairs_taken_apart_counts_every_pair(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ class Causal(Bigram):
     def __init__(self, seed: int = 0):
         super().__init__(320, seed)
         self.requires_grad_(False)
+        self.config = tiny().module.config
 
 
 def causal(seed: int = 0) -> HFDenoiser:
@@ -234,7 +235,7 @@ def test_terms_of_rankings_and_labels_are_kept_by_row(tmp_path: Path) -> None:
     labelled = Labels(torch.arange(3), torch.tensor([True, False, True]), torch.arange(3, 6), length)
     for name, structure in (("ranked", ranked), ("labelled", labelled)):
         store = TermStore(tmp_path / name, {"references": name})
-        store.complete([(tokens, structure)], lambda t, s: reference(t, plan(t), s), quiet=True)
+        store.complete([(tokens, structure)], lambda t, s: reference(t, plan(t), s), quiet=True, main=True)
         rows = [4, 0, 5, 2]
         few, good = some(tokens, rows), torch.ones(4, dtype=torch.bool)
         part = Labels(torch.arange(4), good, torch.arange(0), few.length)

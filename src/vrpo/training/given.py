@@ -244,7 +244,7 @@ def as_denoiser(
         raise ValueError("plan=exact is for causal language models, and this is a diffusion model: take another plan")
     if not exact and isinstance(base, CausalLikelihood):
         raise ValueError("a causal language model has no masks to draw: plan=exact, or causal_ref_model")
-    if not isinstance(base, PreTrainedModel if exact else MaskedDiffusion):
+    if isinstance(model, nn.Module) and not isinstance(base, PreTrainedModel if exact else MaskedDiffusion):
         raise ValueError(
             f"{name} is a {type(base).__name__}, which is no {'causal' if exact else 'diffusion'} language model known "
             f"here: load its folder with vrpo.{'load_causal' if exact else 'load'}(folder), or see docs/models.md"
