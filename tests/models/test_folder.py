@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 from tests.models.folders import checkpoint
 from vrpo.cli import main
@@ -60,13 +62,25 @@ def indexed(name: Any) -> Callable[[Path], None]:
     return write
 
 
+def tensor(name: str) -> Callable[[Path], None]:
+    return lambda folder: save_file({name: torch.zeros(1)}, folder / "model.safetensors")
+
+
+def huge(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        with (folder / name).open("wb") as file:
+            file.truncate(1 << 33)
+
+    return write
+
+
 def template_folder(folder: Path) -> None:
     (folder.parent / "others").mkdir()
     (folder.parent / "others" / "x.jinja").write_text("secret")
     (folder / "additional_chat_templates").symlink_to("../others")
 
 
-HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "auto_map upwards": (mapped("config.json", {"AutoConfig": "../yaml.Config"}), r"config.json.*'../yaml.Config'"),
     "auto_map absolute": (mapped("config.json", {"AutoModel": "/tmp/x.Config"}), r"config.json.*'/tmp/x.Config'"),
     "auto_map of dots": (mapped("config.json", {"AutoModel": "..yaml.Config"}), r"config.json.*'..yaml.Config'"),
@@ -95,6 +109,35 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "shards upwards": (indexed({"a": "../away.safetensors"}), r"names '../away.safetensors'"),
     "shards of no table": (indexed(["../away.safetensors"]), "weight_map is no table"),
+    "shards that are pickled": (indexed({"a": "model.bin"}), "only weights in safetensors are read"),
+    "an empty index": (indexed({}), "names no tensors"),
+    "an index without metadata": (
+        lambda folder: (
+            indexed({"a": "x.safetensors"})(folder),
+            (folder / INDEX).write_text('{"weight_map": {"a": 1}}'),
+        ),
+        "only weights in safetensors|has no metadata",
+    ),
+    "a tensor that commands a terminal": (tensor("\x1b[2Jwte"), r"has a tensor '\\x1b\[2Jwte'"),
+    "a tensor with a long name": (tensor("a" * 500), "which is no name of one"),
+    "a huge tokenizer": (huge("tokenizer.json"), "tokenizer.json has 8,589,934,592 bytes"),
+    "a huge template": (huge("chat_template.jinja"), "chat_template.jinja has 8,589,934,592 bytes"),
+    "a number of many digits": (
+        lambda folder: (folder / "config.json").write_text('{"a": ' + "9" * 5000 + "}"),
+        "config.json is no JSON",
+    ),
+    "padding beyond the embedding": (
+        lambda folder: said(folder, "config.json", pad_token_id=10**6),
+        "config.json: pad_token_id is '1000000' and must be below",
+    ),
+    "generation settings of another kind": (
+        lambda folder: said(folder, "generation_config.json", max_new_tokens="x"),
+        r"generation_config.json: .*Remove the field",
+    ),
+    "generation settings nobody knows": (
+        lambda folder: said(folder, "generation_config.json", cache_implementation="x"),
+        r"generation_config.json: Invalid `cache_implementation`",
+    ),
     "a shard that is not there": (indexed({"a": "model-1-of-1.safetensors"}), "lacks model-1-of-1.safetensors"),
     "weights upwards": (
         lambda folder: said(folder, "config.json", transformers_weights="../away.safetensors"),

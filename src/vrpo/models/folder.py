@@ -52,6 +52,7 @@ _COPIED = (  # patterns of what is written again elsewhere as it is, and must be
 )
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _PLAIN = re.compile(r"[\w.\- ]+", re.ASCII)
+_LONGEST = 400  # characters of a tensor's name
 _LARGEST = 1 << 28  # bytes of a file that is read as a whole; the largest tokenizer.json have a tenth of it
 
 
@@ -85,13 +86,16 @@ def content_of(folder: Path, name: str) -> bytes:
     try:
         if not path.is_file():
             raise ValueError(f"{folder}/{name} is no ordinary file: put the model's own file in its place")
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(
-                f"{folder}/{name} has {path.stat().st_size:,} bytes, more than any such file of a model: do not use it"
-            )
+        _check_size(path)
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{folder}/{name} cannot be read: {error.strerror}. Look at its permissions") from error
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > _LARGEST:
+        raise ValueError(f"{path} has {size:,} bytes, more than any such file of a model: do not use it")
 
 
 def _check_readable(folder: Path, name: str) -> None:
@@ -100,6 +104,7 @@ def _check_readable(folder: Path, name: str) -> None:
         raise ValueError(f"{path} is no ordinary file: put the model's own file in its place, or remove it")
     if not os.access(path, os.R_OK):
         raise ValueError(f"{path} cannot be read: Permission denied. Look at its permissions")
+    _check_size(path)
 
 
 def fields_of(folder: Path, name: str) -> dict[str, Any]:
@@ -108,11 +113,12 @@ def fields_of(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         ValueError: it is none; names the file.
     """
+    content = content_of(folder, name)
     try:
-        found = json.loads(content_of(folder, name).decode("utf-8"))
+        found = json.loads(content.decode("utf-8"))
     except RecursionError as error:
         raise ValueError(f"{folder}/{name} is nested too deeply for a file of a model: do not use it") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # no UTF-8, no JSON, a number of too many digits
         raise ValueError(f"{folder}/{name} is no JSON: {error}. Copy or download the file again") from error
     if not isinstance(found, dict):
         raise ValueError(
@@ -180,6 +186,9 @@ def modules_of(folder: Path, name: str) -> list[str]:
 def _check_names(folder: Path, file: str, fields: dict[str, Any]) -> None:
     """Refuse names of files in a file that are more than names."""
     modules_of(folder, file)
+    for name in _shards(fields) if "weight_map" in fields else ():
+        if not str(name).endswith(".safetensors"):
+            raise ValueError(f"{folder}/{file} names {name!r}: only weights in safetensors are read, convert them")
     for name in _named(fields):
         if not isinstance(name, str) or not _PLAIN.fullmatch(name) or name.startswith("."):
             raise ValueError(f"{folder}/{file} names {name!r}, which is no file beside it: do not use it")
@@ -204,6 +213,8 @@ def _shards(fields: dict[str, Any]) -> list[Any]:
     named = fields.get("weight_map")
     if not isinstance(named, dict):
         raise ValueError(f"{INDEX}: weight_map is no table of tensors and files: copy or download it again")
+    if not named or not isinstance(fields.get("metadata"), dict):
+        raise ValueError(f"{INDEX} names no tensors, or has no metadata: copy or download it again")
     return list(named.values())
 
 
@@ -230,11 +241,15 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is no whole safetensors file: {str(error).splitlines()[0]}. Copy or download it again"
         ) from error
+    odd = [name for name in shapes if not name.isprintable() or not 0 < len(name) <= _LONGEST]
+    if odd:  # transformers prints them
+        raise ValueError(f"{path} has a tensor {odd[0][:40]!r}, which is no name of one: do not use it")
+    return shapes
 
 
 def parts_of(name_or_path: str, adapter: str | Path | None) -> tuple[str, str | None]:

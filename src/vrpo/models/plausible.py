@@ -55,6 +55,9 @@ def check_plausible(fields: Mapping[str, Any], shapes: Shapes, place: str) -> No
             if fields.get(field) is not None and not right(fields[field]):
                 _refuse(place, field, fields[field], what)
     _check_heads(fields, place)
+    rows, padding = _first(fields, ("embedding_size", "vocab_size")), fields.get("pad_token_id")
+    if rows and type(padding) is int and padding >= rows:
+        _refuse(place, "pad_token_id", padding, f"must be below the {rows} rows of the embedding")
 
 
 def _check_heads(fields: Mapping[str, Any], place: str) -> None:
