@@ -31,12 +31,13 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_table_is_made_once(tokenizer: Any, encodings: list[int]) -> None:
     """All texts of its rows in one call, and none the second time; the account comes again. Kills: a key that never
-    repeats; a kept table without its warnings."""
+    repeats; a kept table without its warnings; dropped rows that are stepped over at every reading."""
     rows = Dataset.from_list([{"prompt": "once", "chosen": "a", "rejected": c} for c in "bca"])
     for texts in ([9 - 3], []):
         with pytest.warns(UserWarning, match="dropped 1: equal answers"):
             examples, report = tokenize_preferences(rows, tokenizer)
         assert (len(examples), report.kept, encodings) == (2, 2, texts)
+        assert examples._indices is None, "each example is looked up one by one"
         encodings.clear()
 
 

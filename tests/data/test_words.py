@@ -10,7 +10,29 @@ from vrpo.data.words import _EXPRESSIONS, Words, encodes_words_alone
 
 TEXTS = ["what colour is the sky? I'll say it's blue, 12 345 times.\r\n\n  - New York\n", "d'été à la plage … ok"]
 PIECES = st.sampled_from(
-    ["a", "ll", "'", "é", "\u0301", "7", "42", ".", "?!", " ", "  ", "\n", "\r", "\t", "\u00a0", "\x1c", "<|e|>", "東"]
+    [
+        "a",
+        "ll",
+        "'",
+        "é",
+        "\u0301",
+        "7",
+        "42",
+        ".",
+        ",",
+        "A-",
+        '"',
+        "?!",
+        " ",
+        "  ",
+        "\n",
+        "\r",
+        "\t",
+        "\u00a0",
+        "\x1c",
+        "<|e|>",
+        "東",
+    ]
 )
 
 
@@ -87,4 +109,4 @@ def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         [99, 100, 101],
     ]
     assert words.encoded(["x"], lambda new: [[ord(word)] for word in new]) == [[120]]
-    assert len(words) == 1
+    assert len(words.places) == 1

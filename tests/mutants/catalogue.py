@@ -3481,7 +3481,7 @@ READABLE = [
     Mutant(
         "tokens of lists that a reference has not",
         "training/readable.py",
-        ((", recursive=True", ""),),
+        (("pc.unique(pc.list_flatten(table[name], recursive=True))", "pc.unique(pc.list_flatten(table[name]))"),),
         REFERENCES_TESTS,
     ),
     Mutant(

@@ -4,8 +4,9 @@ What deliberately does not live here: what makes a row unusable (formats.py, enc
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +28,7 @@ _REMEDIES = {
     "prompt too long": "set truncation_mode to keep_end, which cuts the beginning of prompts, or max_prompt_length, or "
     "a larger max_length",
 }
+_BATCH = 1000  # examples that are written together
 _SHOWN = 3  # origins kept per reason
 
 
@@ -91,18 +93,38 @@ def summary(names: Sequence[str], reports: Sequence[DataReport]) -> str:
     return "\n".join([head, *rows, *notes])
 
 
-def settled(examples: Dataset, on_bad_rows: str) -> tuple[Dataset, DataReport]:
-    """The usable ones of a table of examples, without the columns of its account, and the account.
+def write_account(made: Dataset, path: Path) -> None:
+    """Write what became of every row to a file."""
+    account = made.select_columns(["example_id", *ACCOUNT])
+    _write(path, [account.with_format("arrow")[:]], account.features.arrow_schema)
+
+
+def write_usable(made: Dataset, path: Path) -> None:
+    """Write the usable examples to a file, without their account, so that nothing is looked up row by row later."""
+    tables = made.with_format("arrow").iter(batch_size=_BATCH)
+    usable = (table.filter(pc.is_null(table["reason"])) for table in tables)
+    examples = made.features.copy()
+    for name in ACCOUNT:
+        del examples[name]
+    _write(path, (table.select(list(examples)) for table in usable), examples.arrow_schema)
+
+
+def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    with pa.ipc.new_stream(str(path), schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def settled(account: pa.Table, on_bad_rows: str) -> DataReport:
+    """What the account of a table of examples comes to, with a warning of what was dropped or cut.
 
     Raises:
-        ValueError: there is none, or, on request, an unusable one.
+        ValueError: there is no usable one, or, on request, an unusable one.
     """
-    account = examples.select_columns(["example_id", *ACCOUNT]).with_format("arrow")[:]
     report = _report(account, on_bad_rows)
     if report.dropped or report.truncated_prompts or report.truncated_responses:
         warnings.warn(str(report), UserWarning, stacklevel=4)
-    usable = pc.is_null(account["reason"]).to_numpy().nonzero()[0]
-    return examples.select(usable).remove_columns(list(ACCOUNT)), report
+    return report
 
 
 def without(examples: Dataset, faults: Mapping[int, UnusableRow], on_bad_rows: str) -> Dataset:
@@ -113,16 +135,17 @@ def without(examples: Dataset, faults: Mapping[int, UnusableRow], on_bad_rows: s
     """
     if not faults:
         return examples
-    known = [faults.get(row) for row in range(len(examples))]
+    rows = range(len(examples))
+    known = [faults.get(row) for row in rows]
     account = {
-        "origin": [f"row {row}" for row in range(len(examples))],
+        "example_id": examples["example_id"][:],
+        "origin": [f"row {row}" for row in rows],
         "reason": [None if fault is None else fault.reason for fault in known],
         "detail": [None if fault is None else fault.detail for fault in known],
+        **{name: [value] * len(examples) for name, value in UNCUT.items()},
     }
-    for name, kind in ACCOUNT.items():
-        values = account[name] if name in account else [False if kind.dtype == "bool" else 0] * len(examples)
-        examples = examples.add_column(name, values, feature=kind)
-    return settled(examples, on_bad_rows)[0]
+    settled(pa.table(account), on_bad_rows)
+    return examples.select([row for row in rows if row not in faults])
 
 
 def _report(account: pa.Table, on_bad_rows: str) -> DataReport:

@@ -50,11 +50,12 @@ class Encoder:
 
     Strings are encoded as they stand, without special tokens, and the answer gets the tokenizer's end-of-text token.
     Messages go through the chat template, as `Turn` says; if it ends no turns, end-of-text does.
-    `words`: those that were encoded, of a tokenizer that encodes each as if it stood alone.
+    `end`: the end-of-text token. `words`: those that were encoded, of a tokenizer that encodes each as if alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
     turn: Turn
+    end: int
     words: Words | None
 
     def ids(self, text: str) -> list[int]:
@@ -123,8 +124,7 @@ class Encoder:
 
     def ended(self, ids: list[int]) -> list[int]:
         """`ids` with the end-of-text token, unless they end with it already."""
-        end = end_of_text(self.tokenizer)
-        return ids if ids[-1:] == [end] else [*ids, end]
+        return ids if ids[-1:] == [self.end] else [*ids, self.end]
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
@@ -133,14 +133,14 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
     Raises:
         ValueError: no chat template, no end-of-text token, or a template whose turns cannot be told apart.
     """
-    end_of_text(tokenizer)
+    end = end_of_text(tokenizer)
     if chat and tokenizer.chat_template is None:
         raise ValueError(
             "the rows are chat messages and the tokenizer has no chat template: set tokenizer.chat_template, take the "
             "tokenizer of an instruct model, or give prompts and answers as strings"
         )
     fast = isinstance(tokenizer, PreTrainedTokenizerFast) and encodes_words_alone(tokenizer.backend_tokenizer)
-    return Encoder(tokenizer, turn_of(tokenizer) if chat else Turn(), Words() if fast else None)
+    return Encoder(tokenizer, turn_of(tokenizer) if chat else Turn(), end, Words() if fast else None)
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:

@@ -4,7 +4,8 @@ The rows of a text that spells the mask token and of ids that hold it are found 
 live here: what a row of text must contain (formats.py), which ids a model knows (training/readable.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,7 @@ def _missing(table: pa.Table) -> Iterator[Fault]:
             for row in pc.indices_nonzero(pc.is_null(table[name])).to_pylist():
                 yield row, "missing field", f"field '{name}' is null"
         if name.endswith("_ids"):
-            values, of = tokens_of(table[name])
-            for row in np.unique(of[pc.is_null(values).to_numpy(zero_copy_only=False)]).tolist():
+            for row in rows_where(table[name], pc.is_null):
                 yield row, "missing number", f"field '{name}' has a null in it"
 
 
@@ -118,20 +118,20 @@ def _lengths(lists: pa.Array) -> Any:
 def _masked(table: pa.Table, mask_id: int | None) -> Iterator[Fault]:
     """A mask token in a text looks as if it were hidden, and would be learnt as text."""
     for name in [name for name in table.column_names if name.endswith("_ids") and mask_id is not None]:
-        values, of = tokens_of(table[name])
-        there = pc.fill_null(pc.equal(values, mask_id), False).to_numpy(zero_copy_only=False)
-        for row in np.unique(of[there]).tolist():
+        for row in rows_where(table[name], partial(pc.equal, mask_id)):
             yield row, "mask token", f"its {name.removesuffix('_ids')} spells the model's mask token"
 
 
-def tokens_of(column: pa.ChunkedArray) -> tuple[pa.Array, Any]:
-    """All token ids of a column, of lists or of lists of lists, and the row of each."""
+def rows_where(column: pa.ChunkedArray, test: Callable[[pa.Array], pa.Array]) -> list[int]:
+    """The rows of a column, of lists or of lists of lists, in which the test holds of a number, or of a null."""
     lists = column.combine_chunks()
+    there = test(pc.list_flatten(lists, recursive=True))
+    if not pc.any(there).as_py():
+        return []
     of = pc.list_parent_indices(lists).to_numpy()
-    values = pc.list_flatten(lists)
-    if pa.types.is_nested(values.type):
-        of, values = of[pc.list_parent_indices(values).to_numpy()], pc.list_flatten(values)
-    return values, of
+    if pa.types.is_nested(lists.type.value_type):
+        of = of[pc.list_parent_indices(pc.list_flatten(lists)).to_numpy()]
+    return list(np.unique(of[pc.fill_null(there, False).to_numpy(zero_copy_only=False)]).tolist())
 
 
 def _equal(table: pa.Table) -> Iterator[Fault]:
@@ -172,7 +172,9 @@ def _numbers(table: pa.Table) -> Iterator[Fault]:
         counts = [pc.list_value_length(table[each]) for each in (name, "completions_ids")]
         for row in pc.indices_nonzero(pc.not_equal(*counts)).to_pylist():
             yield row, f"other number of {name}", f"field '{name}' has {counts[0][row]}, not {counts[1][row]}"
-        values, of = tokens_of(table[name])
-        whole = pc.fill_null(pc.is_finite(values.cast(pa.float64())), False)
-        for row in np.unique(of[pc.invert(whole).to_numpy(zero_copy_only=False)]).tolist():
+        for row in rows_where(table[name], _not_finite):
             yield row, "number not finite", f"field '{name}' is {table[name][row]}"
+
+
+def _not_finite(values: pa.Array) -> pa.Array:
+    return pc.invert(pc.fill_null(pc.is_finite(values.cast(pa.float64())), False))

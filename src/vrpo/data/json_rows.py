@@ -156,7 +156,8 @@ class _Column:
             values.setdefault(kind, []).append(value)
         for kind, some in values.items():
             self.kinds[kind] += len(some)
-            self.types[kind] = _united(self.types.get(kind, pa.null()), pa.array(some).type)
+            found = pa.string() if kind == "a string" else pa.array(some).type
+            self.types[kind] = _united(self.types.get(kind, pa.null()), found)
 
     def typed(self, record: Record) -> tuple[str, Any]:
         of = _typed_list if self.name in LISTS else _typed
@@ -281,7 +282,6 @@ def _typed_list(value: Any) -> tuple[str, Any]:
 def _is_unicode(text: str) -> bool:
     """False for lone surrogates (JSON's "\\ud800"), which no tokenizer and no table can hold."""
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True

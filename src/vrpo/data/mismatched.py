@@ -7,6 +7,9 @@ batch size and any number of processes.
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids")  # of an example of a pair, or of a single answer
@@ -20,15 +23,16 @@ def with_other_answers(examples: Dataset) -> Dataset:
         ValueError: all prompts are the same.
     """
     names = [name for name in ANSWERS if name in examples.column_names]
-    batches = examples.select_columns(["prompt_ids"]).iter(batch_size=1000)
-    following = _following([_digest(prompt) for batch in batches for prompt in batch["prompt_ids"]])
+    tables = examples.select_columns(["prompt_ids"]).with_format("arrow").iter(batch_size=1000)
+    following = _following([digest for table in tables for digest in _digests(table["prompt_ids"].combine_chunks())])
     others = examples.select_columns(names).select(following).rename_columns({name: f"other_{name}" for name in names})
     return concatenate_datasets([examples, others], axis=1)
 
 
-def _digest(prompt: Sequence[int]) -> bytes:
-    """What stands for a prompt: all of them would be a lot of integers."""
-    return blake2b(repr(prompt).encode(), digest_size=16).digest()
+def _digests(prompts: pa.ListArray) -> list[bytes]:
+    """What stands for each prompt: all of them would be a lot of integers."""
+    ids, ends = prompts.flatten().to_numpy(), np.cumsum(pc.list_value_length(prompts).to_numpy())
+    return [blake2b(prompt.tobytes(), digest_size=16).digest() for prompt in np.split(ids, ends[:-1])]
 
 
 def _following(prompts: Sequence[bytes]) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from vrpo.data.formats import READ, prompt_identity, readable_columns
+from vrpo.data.formats import FIELDS, READ, prompt_identity, readable_columns
 from vrpo.data.json_rows import Wanted, suffix_of, table_of, wanted
 from vrpo.data.unread import Read, check_table
 
@@ -176,7 +176,7 @@ def split_rows(rows: Dataset, eval_fraction: float, seed: int) -> tuple[Dataset,
     if not 0 < eval_fraction < 1:
         raise ValueError(f"eval_fraction must lie in (0, 1), not {eval_fraction}")
     groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows.select_columns([name for name in rows.column_names if name in FIELDS])):
         groups.setdefault(prompt_identity(row), []).append(index)
     room, chosen = max(round(eval_fraction * len(rows)), 1), set[int]()
     for prompt in sorted(groups, key=lambda prompt: _hash(seed, prompt)):

@@ -3,18 +3,24 @@
 What deliberately does not live here: batches (collate.py), the formats (formats.py), the template's traps (encode.py).
 """
 
+import gc
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
+from datasets.table import MemoryMappedTable
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.data.account import ACCOUNT, UNCUT, DataReport, settled
+from vrpo.data.account import ACCOUNT, UNCUT, DataReport, settled, write_account, write_usable
 from vrpo.data.cache import kept, key_of
-from vrpo.data.encode import Budget, Encoder, encoder_of, end_of_text
+from vrpo.data.encode import Budget, Encoder, encoder_of
 from vrpo.data.faults import check_example_ids, faults
 from vrpo.data.formats import (
     COLUMNS,
@@ -33,11 +39,13 @@ from vrpo.data.formats import (
     supervised_of,
 )
 from vrpo.data.unread import check_table
+from vrpo.data.whole import write_whole
 
 Example = dict[str, Any]
 Encoding = Generator[list[str], list[list[int]], Any]  # asks for the token ids of texts; many rows are asked together
 Making = Generator[list[str], list[list[int]], list[Example]]  # the examples of a row
 IDS = List(Value("int32"))
+_ARROW_IDS = Features({"ids": IDS}).arrow_schema.field("ids").type
 _TOGETHER = 1000  # rows whose texts are encoded in one call
 
 
@@ -191,7 +199,7 @@ def fitted(encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Tex
     whole, *bare = yield encoder.texts(prompt, answers)
     full = [encoder.closed(prompt, answer, ids) for answer, ids in zip(answers, bare, strict=True)]
     kept = budget.prompt(whole, max(map(len, full)))
-    cut = [budget.response(ids, len(kept), end_of_text(encoder.tokenizer)) for ids in full]
+    cut = [budget.response(ids, len(kept), encoder.end) for ids in full]
     shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
     account = {"prompt_cut": len(kept) < len(whole), "responses_cut": shorter, "prompt_empty": not has_text(prompt)}
     return kept, cut, account
@@ -214,9 +222,8 @@ def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> Making:
     full, size = encoder.closed(prompt, text, ids), budget.max_length
     assert size is not None
     pieces = [full[start : start + size] for start in range(0, len(full), size)]
-    end = end_of_text(encoder.tokenizer)
     return [
-        {"prompt_ids": [], "response_ids": budget.response(ids, 0, end), "chunk": k, **UNCUT}
+        {"prompt_ids": [], "response_ids": budget.response(ids, 0, encoder.end), "chunk": k, **UNCUT}
         for k, ids in enumerate(pieces)
     ]
 
@@ -243,20 +250,26 @@ def tokenized(
     batches = partial(_batch_of_examples, encoder, make, features, mask_id)
     key = key_of(rows._fingerprint, batches)
     with kept(key) as path:
-        examples = rows.with_format(None).map(
-            batches,
-            batched=True,
-            batch_size=_TOGETHER,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=features,
-            cache_file_name=str(path),
-            load_from_cache_file=True,
-            new_fingerprint=key,
-            num_proc=num_proc,
-            desc="tokenising",
-        )
-    return settled(examples, on_bad_rows)
+        account = path.with_suffix(".account")
+        if not path.is_file():
+            with TemporaryDirectory(dir=path.parent) as folder:
+                made = rows.with_format(None).map(
+                    batches,
+                    batched=True,
+                    batch_size=_TOGETHER,
+                    with_indices=True,
+                    remove_columns=rows.column_names,
+                    features=features,
+                    cache_file_name=str(Path(folder) / "made.arrow"),
+                    load_from_cache_file=False,
+                    new_fingerprint=key,
+                    num_proc=num_proc,
+                    desc="tokenising",
+                )
+                write_whole(account, partial(write_account, made))
+                write_whole(path, partial(write_usable, made))
+    report = settled(MemoryMappedTable.from_file(str(account)).table, on_bad_rows)
+    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key), report
 
 
 def _batch_of_examples(
@@ -268,13 +281,26 @@ def _batch_of_examples(
     indices: list[int],
 ) -> pa.Table:
     rows = list(_rows_of(batch, indices))
-    made = _made_together(encoder, partial(_checked, make), rows)
+    with _uncollected():
+        made = _made_together(encoder, partial(_checked, make), rows)
     table, of = _table_of(rows, made, features)
     wrong = {of[place]: fault for place, fault in faults(table, mask_id).items()}
     wrong = {row: fault for row, fault in wrong.items() if not isinstance(made[row], UnusableRow)}
     if wrong:
         table, _ = _table_of(rows, [wrong.get(row, found) for row, found in enumerate(made)], features)
     return table
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """While this holds, nobody looks for garbage among the many objects that rows are on their way."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _table_of(
@@ -290,14 +316,17 @@ def _table_of(
             found = [{"reason": found.reason, "detail": found.detail}]
         examples += [{**blank, **known, **example} for example in found]
         of += [place] * len(found)
-    table = {name: [_flat(example[name]) for example in examples] for name in features}
-    return pa.Table.from_pydict(table, schema=features.arrow_schema), of
+    schema = features.arrow_schema
+    columns = [_column([example[column.name] for example in examples], column.type) for column in schema]
+    return pa.Table.from_arrays(columns, schema=schema), of
 
 
-def _flat(value: Any) -> Any:
-    """Token ids as Arrow takes them at once, and not number by number."""
-    whole = isinstance(value, list) and len(value) > 0 and isinstance(value[0], int)
-    return np.fromiter(value, np.int64, len(value)) if whole else value
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values as Arrow has them; lists of token ids all at once, and not number by number."""
+    if kind != _ARROW_IDS:
+        return pa.array(values, kind)
+    bounds = np.append(0, np.cumsum([len(ids) for ids in values], dtype=np.int32)).astype(np.int32)
+    return pa.ListArray.from_arrays(bounds, np.fromiter(chain.from_iterable(values), np.int32, bounds[-1]), type=kind)
 
 
 def _made_together(

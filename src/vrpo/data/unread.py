@@ -61,7 +61,7 @@ def _remedy(name: str, read: Sequence[str]) -> str:
 def is_nothing(value: Any) -> bool:
     """Whether a value is null, blank, or a list or object of such values."""
     if isinstance(value, str):
-        return value.strip().lower() in _NOTHING
+        return value.strip()[:5].lower() in _NOTHING  # which are shorter
     if isinstance(value, Mapping):
         return all(map(is_nothing, value.values()))
     return value is None or (isinstance(value, Sequence) and all(map(is_nothing, value)))
@@ -87,7 +87,8 @@ class Carried:
 
     def look(self, fields: Mapping[str, Any]) -> None:
         self.columns.update(name for name, value in fields.items() if name not in INTERNAL and not is_nothing(value))
-        self.keys.update((name, key) for name, value in fields.items() for key in message_keys(value))
+        lists = [(name, value) for name, value in fields.items() if isinstance(value, list)]
+        self.keys.update((name, key) for name, value in lists for key in message_keys(value))
 
     def unread(self, read: Sequence[str]) -> str:
         """What is carried and not read, where these columns are."""

@@ -7,6 +7,7 @@ What deliberately does not live here: what a row must contain (data/formats.py),
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.account import without
-from vrpo.data.faults import ANSWERS, KNOWN, check_types, faults_of, tokens_of
+from vrpo.data.faults import ANSWERS, KNOWN, check_types, faults_of, rows_where
 from vrpo.data.tokenize import number_columns
 from vrpo.data.unread import Carried, warn_of
 from vrpo.models.hf import HFDenoiser
@@ -116,11 +117,10 @@ def _check_ids(examples: Dataset, denoiser: HFDenoiser) -> None:
     start = 0
     for table in examples.select_columns(names).with_format("arrow").iter(batch_size=1000):
         for name in names:
-            values, of = tokens_of(table[name])
-            lowest, highest = pc.min_max(values).values()
-            for wrong in (lowest.as_py(), highest.as_py()):
+            extremes = pc.min_max(pc.list_flatten(table[name], recursive=True)).values()
+            for wrong in (each.as_py() for each in extremes):
                 if wrong is not None and not 0 <= wrong < known:
-                    row = start + int(of[values.index(wrong).as_py()])
+                    row = start + rows_where(table[name], partial(pc.equal, wrong))[0]
                     raise ValueError(
                         f"row {row}: {name} has the token id {wrong}, and the model knows 0 to {known - 1}: tokenise "
                         "the rows with the model's own tokenizer"

@@ -70,9 +70,11 @@ class References:
 
     def unknown_to(self, tokenizer: PreTrainedTokenizerBase | None) -> dict[int, str]:
         """Tokens of the policy that one of the references has not, by number (`_vocabularies_differ` allows some)."""
-        ours = {} if tokenizer is None else tokenizer.get_vocab()
-        theirs = [each.tokenizer.get_vocab() for each in self.models if each.tokenizer is not None]
-        return {number: token for token, number in ours.items() if any(token not in known for known in theirs)}
+        others = [each.tokenizer for each in self.models if each.tokenizer not in (None, tokenizer)]
+        if tokenizer is None or not others:
+            return {}
+        ours, theirs = tokenizer.get_vocab(), [set(each.get_vocab()) for each in others]
+        return {ours[token]: token for token in ours.keys() - set.intersection(*theirs)}
 
     def place(self, accelerator: Accelerator, device: torch.device, *, deepspeed: bool, sharded: bool) -> None:
         """Put each model on the device once, however often it is named; shard it with the policy.
