@@ -104,6 +104,11 @@ def with_another_element(denoiser: HFDenoiser) -> HFDenoiser:
     return denoiser
 
 
+def with_other_numbers(denoiser: HFDenoiser) -> HFDenoiser:
+    denoiser.module.config.rms_norm_eps = 0.01
+    return denoiser
+
+
 def adapted(denoiser: HFDenoiser, seed: int = 1) -> HFDenoiser:
     return with_adapter(denoiser, lora(), seed)
 
@@ -117,8 +122,9 @@ def adapted(denoiser: HFDenoiser, seed: int = 1) -> HFDenoiser:
         (shifted, {}, "shift_logits=True"),
         (with_another_element, {}, "references is now"),
         (adapted, {}, "references is now"),
+        (with_other_numbers, {}, "references is now"),
     ],
-    ids=["plan", "precision", "mask token", "alignment", "one element", "adapter"],
+    ids=["plan", "precision", "mask token", "alignment", "one element", "adapter", "numbers of config.json"],
 )
 def test_terms_of_another_run_are_refused(tmp_path: Path, change: Any, fields: dict[str, Any], said: str) -> None:
     """Kills: terms of another model, convention, plan or precision replayed; a fingerprint of a sample of elements."""

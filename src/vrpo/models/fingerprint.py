@@ -1,11 +1,13 @@
 """Fingerprints of weights and files: are these what something stored was computed with? All bytes are hashed."""
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from xxhash import xxh3_128
 
 from vrpo.models.hf import is_quantized
@@ -27,6 +29,17 @@ def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     parameters = dict(module.named_parameters())
     quantized = module.state_dict() if is_quantized(module) else {}
     yield from (quantized | parameters).items()
+
+
+def config_fingerprint(config: PreTrainedConfig) -> str:
+    """A hash of the numbers of a configuration without which equal weights compute something else: of heads, experts and
+    RoPE, and what norms add."""
+    numbers = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name == "rope_parameters" or name.startswith("num_") or name.endswith("_eps")
+    }
+    return str(xxh3_128(json.dumps(numbers, sort_keys=True, default=str).encode()).hexdigest())
 
 
 def weights_fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:

@@ -50,7 +50,9 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
 def problem_of(checkpoint: Path) -> str | None:
     """Why a run cannot go on from this checkpoint; None: it can."""
     try:
-        files = {name: (int(said["bytes"]), said["digest"]) for name, said in manifest_of(checkpoint)["files"].items()}
+        manifest = manifest_of(checkpoint)
+        files = {name: (int(said["bytes"]), said["digest"]) for name, said in manifest["files"].items()}
+        dict(manifest["run"]), list(manifest["changes"])
     except FileNotFoundError:
         return f"it has no {MANIFEST}, which is written last: it was not finished, or not by this version of vrpo"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

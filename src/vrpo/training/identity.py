@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from xxhash import xxh3_128
 
 from vrpo.data.parts import differences
-from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
+from vrpo.models.fingerprint import config_fingerprint, frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.preference_config import VRPOConfig
@@ -55,6 +55,7 @@ def model_record(denoiser: HFDenoiser) -> dict[str, str]:
     shapes = "\n".join(f"{name} {tuple(part.shape)}" for name, part in sorted(module.named_parameters()))
     count = sum(part.numel() for part in module.parameters())
     record = {"layout": f"{count} weights {_hash(shapes)}", "conventions": str(denoiser.conventions)}
+    record["numbers of config.json"] = config_fingerprint(module.config)
     if isinstance(module, PeftModel):
         config = module.active_peft_config.to_dict().items()
         said = {name: value for name, value in config if name not in _OF_PLACE and value not in (None, False, [], {})}

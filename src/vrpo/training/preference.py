@@ -243,8 +243,7 @@ class VRPOTrainer(DiffusionTrainer):
         objective = self.args.training_objective(len(self.references), self.added_up)
         given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
-        one_pass = self.one_pass
-        if not one_pass:
+        if not self.one_pass:
             common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
             step = backward_by_draw(*given, thin=self.thin(tokens, structure, draws, scale), **common)
         elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
@@ -257,7 +256,7 @@ class VRPOTrainer(DiffusionTrainer):
         if bool(step.graphs.any()):
             self.check_reached()
         self._check_begins(step)
-        if one_pass:
+        if self.one_pass:
             self._synchronise()
         self.watch.add(step, batch["example_id"])
         self.window.add(self.metrics_of(step, structure, draws, common=self.args.share_draws))

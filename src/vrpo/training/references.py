@@ -15,7 +15,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.models.fingerprint import all_weights, frozen_weights, weights_fingerprint
+from vrpo.models.fingerprint import all_weights, config_fingerprint, frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import ExactReference, FrozenReference, NoReference, Reference, Several
 from vrpo.training.given import as_denoiser
@@ -128,12 +128,14 @@ class References:
 
 
 def _fingerprint(member: Member, policy: HFDenoiser) -> str:
-    """All weights; and of a diffusion model its mask token, the alignment of its logits and its blocks."""
+    """All weights and the numbers of config.json; and of a diffusion model its mask token, the alignment of its logits
+    and its blocks."""
     own = member.denoiser
     frozen = own is None and not isinstance(member.frozen, Before)  # else the adapter counts, too
-    weights = frozen_weights(policy.module) if frozen else all_weights((policy if own is None else own).module)
-    kind = "exact" if member.exact else str((policy if own is None else own).conventions)
-    return f"{weights_fingerprint(weights)} {kind}"
+    model = policy if own is None else own
+    weights = frozen_weights(policy.module) if frozen else all_weights(model.module)
+    kind = "exact" if member.exact else str(model.conventions)
+    return f"{weights_fingerprint(weights)} config {config_fingerprint(model.module.config)} {kind}"
 
 
 def listed(given: Given | Sequence[Given | None] | None) -> list[Given | None]:
