@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -15,7 +16,7 @@ from vrpo.draws import Bernoulli, FixedCount
 from vrpo.losses import DPO, SFT, WeightedSum
 from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
 from vrpo.slopes import CrossFit, Jackknife
-from vrpo.training.config import SFTConfig
+from vrpo.training.config import SFTConfig, check_types
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
@@ -281,3 +282,32 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 def test_samples_need_prompts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="eval_dataset"):
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, sample_steps=2), train_dataset=pairs(4))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"beta": "0.1"}, "beta is '0.1', of type str, and takes float"),
+        ({"max_length": "512"}, "max_length is '512', of type str, and takes int"),
+        ({"num_times": 2.5}, "num_times is 2.5, of type float, and takes int"),
+        ({"num_times": None}, "num_times is None, of type NoneType, and takes int"),
+        ({"strings_as_chat": 1}, "strings_as_chat is 1, of type int, and takes bool"),
+        ({"loss_type": None}, "loss_type is None, of type NoneType, and takes list or str"),
+        ({"loss_type": 1}, "loss_type is 1, of type int, and takes list or str"),
+        ({"loss_weights": 1.0}, "loss_weights is 1.0, of type float, and takes list or None"),
+    ],
+)
+def test_types_of_fields(tmp_path, given, said):
+    """Kills: Python's TypeError somewhere else, or a number in quotes that is compared later. (Here in the tests,
+    types are checked before.)"""
+    config = vrpo_config(tmp_path)
+    vars(config).update(given)
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        check_types(config)
+
+
+def test_types_that_are_as_good(tmp_path):
+    """TRL's None, NumPy's numbers, an integer for a real number."""
+    config = vrpo_config(tmp_path)
+    vars(config).update(max_length=None, num_times=np.int64(4), beta=1, sft_coef=np.float32(0.5), loss_type=("ipo",))
+    check_types(config)

@@ -40,7 +40,8 @@ def load_rows(
         name: configuration of a hub dataset.
         split: may be None where there is only one; a lone file is the split "train" and the split of its own name.
         columns: columns to keep, or a function that says which of those that are there
-            (`formats.preference_columns`); objects other than messages are kept as JSON text.
+            (`formats.preference_columns`); by default all that rows of any kind are read from. Objects other than
+            messages are kept as JSON text.
         read: which columns the rows will be read from; None: `columns`, unless they were listed. What else the rows
             carry is named in one warning.
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field, fields
 from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from transformers import TrainingArguments
@@ -179,6 +180,7 @@ class DiffusionConfig(TrainingArguments):
         return Path(self.output_dir)
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_numbers(self)
         check_inherited(self)
         self.output_dir_given = self.output_dir is not None  # else transformers names one
@@ -300,6 +302,24 @@ class DiffusionConfig(TrainingArguments):
 def automatic_groups(num_times: int) -> int:
     """The smallest number of equal groups that is above 1 and leaves each at least two draws; 1 if there is none."""
     return next((groups for groups in range(2, num_times // 2 + 1) if num_times % groups == 0), 1)
+
+
+_KINDS: dict[Any, Any] = {int: Integral, float: Real, list: list | tuple}
+
+
+def check_types(config: Any) -> None:
+    """
+    Raises:
+        ValueError: a field of ours is of another type than a command line would make of it, such as a number in quotes.
+    """
+    for name in {each.name for each in fields(config)} - {each.name for each in fields(TrainingArguments)}:
+        value, kind = getattr(config, name), type(config).__dataclass_fields__[name].type
+        kinds = [get_origin(each) or each for each in get_args(kind) or (kind,)]
+        wanted = tuple(_KINDS.get(each, each) for each in kinds if each is bool or not isinstance(value, bool))
+        free = str in kinds and list not in kinds  # whose values are looked up, or are a place
+        if not free and not isinstance(value, wanted) and not (name == "max_length" and value is None):
+            said = " or ".join(each.__name__ for each in kinds).replace("NoneType", "None")
+            raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}, and takes {said}")
 
 
 def _check_numbers(config: Any) -> None:

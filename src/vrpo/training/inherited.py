@@ -5,15 +5,21 @@ transformers would do in its own step or its own evaluation does not take place.
 the list of the fields that work, so that a field of a new release of transformers is noticed.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import SchedulerType
 
 _OWN_EVALUATION = "evaluations here have metrics of their own, which are means over rows of bounds, and keep no logits"
 NOT_OFFERED = {  # any other value than transformers' default
@@ -66,6 +72,7 @@ _PACKAGES = {  # what the names of optimizers contain -> the module that has the
     "_32bit": "bitsandbytes",
     "ademamix": "bitsandbytes",
 }
+_MAPPINGS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _ACCELERATOR: dict[str, tuple[Any, ...]] = {  # fields of accelerator_config, and the values that work
     "dispatch_batches": (None, False),
     "even_batches": (True,),
@@ -98,6 +105,55 @@ def check_inherited(args: TrainingArguments) -> None:
         raise ValueError(f"optim_target_modules belongs to optimizers of GaLore and APOLLO, and optim is {name}")
     if args.do_eval and args.eval_strategy == "no":
         raise ValueError("do_eval says nothing of when to evaluate: set eval_strategy to steps or epoch")
+    for field in _MAPPINGS:
+        _check_mapping(field, getattr(args, field))
+    if not all("=" in part for part in (args.optim_args or "=").split(",")):
+        raise ValueError(f"optim_args is {args.optim_args!r}: write name=value, several with a comma between them")
+    if args.deepspeed and find_spec("deepspeed") is None:
+        raise ValueError("deepspeed is not installed here: install it, or leave it out (recipes/accelerate has FSDP2)")
+    _check_compiled(args.torch_compile_backend, args.torch_compile_mode)
+
+
+def _check_mapping(field: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: text that is no JSON object, of which transformers would not say where it stands.
+    """
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f'{field} is {value!r}: write a JSON object, such as {{"name": 1}} ({error})') from error
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f'{field} is {value!r}: give a mapping, in JSON such as {{"name": 1}}')
+
+
+def _check_compiled(backend: str | None, mode: str | None) -> None:
+    """
+    Raises:
+        ValueError: there is no such way to compile.
+    """
+    if backend is not None and backend.upper() not in DynamoBackend.__members__:
+        raise ValueError(f"torch_compile_backend: there is no {backend!r}; inductor is torch's own")
+    if mode is None or backend not in (None, "inductor"):
+        return
+    from torch._inductor import list_mode_options  # slow
+
+    if mode not in list_mode_options():
+        raise ValueError(f"torch_compile_mode: there is no {mode!r}; take one of {', '.join(list_mode_options())}")
+
+
+def _check_schedule(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: lr_scheduler_kwargs has what this schedule does not take.
+    """
+    kind = SchedulerType(args.lr_scheduler_type)
+    make: Any = TYPE_TO_SCHEDULER_FUNCTION[kind]
+    known = signature(make).parameters
+    own = [name for name in known if name not in ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")]
+    for name in args.lr_scheduler_kwargs or {}:
+        if name not in own and "kwargs" not in own:
+            raise ValueError(f"lr_scheduler_kwargs: {kind.value} does not take {name!r}; it takes {own or 'none'}")
 
 
 def check_resolved(args: TrainingArguments) -> None:
@@ -116,6 +172,7 @@ def check_resolved(args: TrainingArguments) -> None:
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("fp16 is about GPUs: a CPU would compute in float32. Set bf16, or leave it out")
     _check_packages(args)
+    _check_schedule(args)
 
 
 def _check_packages(args: TrainingArguments) -> None:

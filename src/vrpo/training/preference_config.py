@@ -8,7 +8,7 @@ from vrpo.losses import Objective
 from vrpo.plans import Paired
 from vrpo.slopes import CrossFit, Jackknife
 from vrpo.training.budget import auto_times
-from vrpo.training.config import DiffusionConfig
+from vrpo.training.config import DiffusionConfig, check_types
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.types import Plan
 
@@ -103,6 +103,7 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         self.check_objective()
         super().__post_init__()
         self._check_together()
