@@ -93,8 +93,8 @@ def load(
     if isinstance(quantization_config, BitsAndBytesConfig):
         require_bitsandbytes()
     name_or_path, adapter = parts_of(name_or_path, adapter)
+    told = _told(adapter, mask_token_id, shift_logits, block_size)  # an adapter is looked at before its base is fetched
     check_tensors(name_or_path, config_fields(name_or_path))
-    told = _told(adapter, mask_token_id, shift_logits, block_size)
     options: dict[str, Any] = _placement(device, device_map, quantization_config)
     if experts_implementation is not None:
         if not issubclass(model_class(name_or_path), Routed):

@@ -20,6 +20,9 @@ _DOTS = re.compile(
 )  # the library drops dots between two commas
 _BASED = re.compile(r"(?<![\w\\])([0-9][0-9A-Za-z]*)_\{?\s*([0-9]{1,2})\s*\}?")
 _NAMED_BASE = re.compile(r"_\{?\s*\\(?:text|mathrm)\{\s*(?:base\s*)?(\w+)\s*\}\s*\}?")  # which the library drops
+_BASE_IN_BRACKETS = re.compile(r"_\{?\s*\(\s*([0-9]{1,2})\s*\)\s*\}?")
+_STOP = re.compile(r"(?<![.,\\])[.,;]\s*$")
+_REPEATING = re.compile(r"(?<![\w.}])([0-9]*)\.([0-9]{0,30})\\(?:overline|bar)\s*\{([0-9]{1,30})\}")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
 
@@ -117,8 +120,16 @@ def _library() -> Any:
 def _parsed(library: Any, text: str) -> list[Any]:
     """What the library finds: an expression if it can read it, then its text."""
     text = _NAMED_BASE.sub(lambda match: f"_{{{_BASES.get(match[1], match[1])}}}", text)
+    text = _REPEATING.sub(_as_fraction, _BASE_IN_BRACKETS.sub(r"_{\1}", text))
     found: list[Any] = library.parse(text, parsing_timeout=None)
     return found
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""0.1\overline{6} is 15/90."""
+    start, repeated = match[1] + match[2], match[3]
+    below = (10 ** len(repeated) - 1) * 10 ** len(match[2])
+    return rf"\frac{{{int(start + repeated) - int(start or 0)}}}{{{below}}}"
 
 
 def _equal(library: Any, truth: list[Any], found: list[Any]) -> bool:
@@ -152,4 +163,4 @@ def expression_of(text: str) -> str:
     inside = tagged(text)
     place = text if inside is None else inside
     boxes = boxed(place)
-    return rf"\boxed{{{boxes[-1]}}}" if boxes else without_tail(_STUCK.sub(" ", place))
+    return rf"\boxed{{{_STOP.sub('', boxes[-1])}}}" if boxes else without_tail(_STUCK.sub(" ", place))
