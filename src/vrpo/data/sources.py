@@ -28,8 +28,8 @@ def load_rows(
     columns: Wanted = READ,
     read: Read | None = None,
 ) -> Dataset:
-    """Rows of a dataset as a table of `columns` (those that exist), `origin` and `example_id`; from files of rows also
-    `unusable`, which says why a line is no usable row (null for a good one).
+    """Rows of a dataset as a table of `columns` (those that exist; all that rows of any kind are read from), `origin`
+    and `example_id`; from files of rows also `unusable`, which says why a line is no usable row (null for a good one).
 
     A source is a file (.jsonl, .json, either with .gz, .parquet), a folder of such files, a folder written by
     `datasets.save_to_disk`, or a dataset of the hub. In a folder the split of a file is its name less the shard
