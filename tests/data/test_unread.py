@@ -43,6 +43,7 @@ def test_what_the_model_would_not_be_given(row, column, source, tokenizer, write
 HARMLESS = [  # nothing is said, or it is said where it is read
     pair(system=None, input=" ", images=[], tools="[]", history=None),
     pair("What is it?", question="What is it?"),
+    pair(labels={"quality": 0.8}),
     {"prompt": "q", "messages": said("q", "a"), "chosen": said("q", "a"), "rejected": said("q", "b")},
 ]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vrpo.cli import main
-from vrpo.commands.door import COMMANDS, PAGES, RARE, page_of
+from vrpo.commands.door import COMMANDS, PAGES, RARE, check, page_of
 from vrpo.commands.page import page, parser_of
 
 HEAVY = {"torch", "numpy", "transformers", "peft", "datasets", "accelerate", "matplotlib", "rich", "tqdm"}
@@ -137,3 +137,8 @@ def test_another_version_of_transformers_has_other_fields(
     monkeypatch.setattr("vrpo.commands.door.version", lambda name: "5.99")
     assert main(["train", "--a_new_field", "1", "--output_dir", str(tmp_path)]) == 2
     assert "--a_new_field: unknown field 'a_new_field'" in capsys.readouterr().err
+
+
+def test_a_line_without_flags_goes_on_to_the_parser() -> None:
+    """Kills: pairs of flags and ends where there is no flag, which ends in a message of Python's."""
+    check("train", [])

@@ -103,6 +103,16 @@ def test_what_ids_carry_beside_is_named(tmp_path: Path) -> None:
     assert len([each for each in caught if "not read" in str(each.message)]) == 1
 
 
+def test_an_evaluation_set_that_is_put_in_later(tmp_path: Path) -> None:
+    """Kills: rows of text, or ids that nobody looked at, in `trainer.eval_dataset`."""
+    trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=pairs(2), eval_dataset=pairs(2))
+    trainer.eval_dataset = pairs(2).remove_columns("example_id")
+    assert trainer.evaluate()["eval_loss"] > 0
+    trainer.eval_dataset = changed(pairs(4), chosen_ids=[100_000])
+    with pytest.raises(ValueError, match="token id 100000"):
+        trainer.evaluate()
+
+
 def test_longer_than_the_model(tmp_path: Path) -> None:
     """Of text, too, where max_length allows more than the model was made for."""
     rows = Dataset.from_dict({"prompt": ["x" * 1100], "completion": ["y"]})

@@ -42,6 +42,8 @@ def refuse(fields: Mapping[str, Any], read: Iterable[str], origin: str, names: S
     for name, value in fields.items():
         if name.lower() not in names or name in read or is_nothing(value):
             continue
+        if name.lower() == "labels" and "completions" not in read:  # of a row, and not of the steps of an answer
+            continue
         said = "\n".join(_texts([fields.get(each) for each in read])) if said is None else said
         texts = [text.strip() for text in _texts(value)]
         if name.lower() in STRUCTURE or not texts or not all(text in said for text in texts):

@@ -32,8 +32,7 @@ def all_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def config_fingerprint(config: PreTrainedConfig) -> str:
-    """A hash of the numbers of a configuration without which equal weights compute something else: of heads, experts and
-    RoPE, and what norms add."""
+    """A hash of the numbers without which equal weights compute something else: of heads, experts, RoPE and norms."""
     numbers = {
         name: value
         for name, value in config.to_dict().items()
