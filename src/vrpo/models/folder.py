@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
 
 from vrpo.models.plausible import check_plausible
 
@@ -165,6 +166,23 @@ def check_folder(name_or_path: str) -> None:
     shapes = {name: shape for path in shards_of(folder) for name, shape in shapes_of(path).items()}
     if (folder / "config.json").is_file():
         check_plausible(fields_of(folder, "config.json"), shapes, f"{folder}/config.json")
+
+
+def check_generation(name_or_path: str) -> None:
+    """transformers reads a file that is not used here.
+
+    Raises:
+        ValueError: it will refuse it.
+    """
+    folder, name = source_folder(name_or_path), "generation_config.json"
+    if folder is None or not (folder / name).is_file():
+        return
+    fields = fields_of(folder, name)
+    try:
+        GenerationConfig.from_dict(fields)
+    except (AttributeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())
+        raise ValueError(f"{folder}/{name}: {what}. Remove the field, or copy or download the file again") from error
 
 
 def modules_of(folder: Path, name: str) -> list[str]:

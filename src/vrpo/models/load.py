@@ -17,7 +17,7 @@ from vrpo.models.block import BlockDiffusion
 from vrpo.models.conventions import Conventions
 from vrpo.models.dream import Dream
 from vrpo.models.facts import facts_of
-from vrpo.models.folder import base_of, fields_of, parts_of, source_folder
+from vrpo.models.folder import base_of, check_generation, fields_of, parts_of
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
@@ -105,7 +105,7 @@ def load(
         options |= {"experts_implementation": experts_implementation}
     tokenizer = tokenizer_of(name_or_path)
     config = _config_of(name_or_path, tokenizer, told, adapter)
-    _check_generation(name_or_path)
+    check_generation(name_or_path)
     try:
         loaded: Any = model_class(name_or_path).from_pretrained(
             name_or_path,
@@ -135,23 +135,6 @@ def load(
     if device_map is None:
         module = module.to(device)
     return replace(adapt(module.eval(), tokenizer, origin_of(name_or_path, tokenizer)), base=base)
-
-
-def _check_generation(name_or_path: str) -> None:
-    """transformers reads a file that is not used here.
-
-    Raises:
-        ValueError: it will refuse it.
-    """
-    folder, name = source_folder(name_or_path), "generation_config.json"
-    if folder is None or not (folder / name).is_file():
-        return
-    fields = fields_of(folder, name)
-    try:
-        GenerationConfig.from_dict(fields)
-    except (AttributeError, TypeError, ValueError) as error:
-        what = " ".join(str(error).split())
-        raise ValueError(f"{folder}/{name}: {what}. Remove the field, or copy or download the file again") from error
 
 
 def check_loaded(name_or_path: str, info: dict[str, Any]) -> None:
