@@ -8,7 +8,7 @@ its words, one after the other, and looking them up is many times as fast as enc
 import json
 import string
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Words:
     def _learn(self, words: list[str], encode: Callable[[list[str]], list[list[int]]]) -> None:
         new = encode(words)
         self.places.update(zip(words, range(len(self.places), len(self.places) + len(words)), strict=True))
-        self._ids = np.concatenate([self._ids, *(np.array(ids, np.int32) for ids in new)])
+        self._ids = np.append(self._ids, np.fromiter(chain.from_iterable(new), np.int32))
         ends = np.cumsum(np.fromiter(map(len, new), np.int64, len(new)))
         self._bounds = np.concatenate([self._bounds, self._bounds[-1] + ends])
 
