@@ -55,7 +55,9 @@ def test_yaml_sets_a_field_that_is_true_by_default(fields: Callable[..., Any], t
 
 def test_yaml_mapping(fields: Callable[..., Any]) -> None:
     """Kills: str(dict), which is not JSON; json.dumps of the items of a list."""
-    *_, config = fields("gradient_checkpointing_kwargs: {use_reentrant: false}\nlr_scheduler_kwargs: {num_cycles: 2}\n")
+    *_, config = fields(
+        "gradient_checkpointing_kwargs: {use_reentrant: false}\nlr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
     assert config.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert config.lr_scheduler_kwargs == {"num_cycles": 2}
 
@@ -76,6 +78,13 @@ def test_report_to(
     monkeypatch.setattr(inherited, "get_available_reporting_integrations", lambda: ["tensorboard", "trackio", "wandb"])
     *_, config = fields(yaml, *arguments)
     assert config.report_to == value
+
+
+def test_a_parser_changes_no_type(fields: Callable[..., Any], tmp_path: Path) -> None:
+    """In Python, after a command line was read. Kills: types of fields as HfArgumentParser leaves them."""
+    fields("")
+    for kind in (VRPOConfig, SFTConfig):
+        assert kind(output_dir=str(tmp_path), use_cpu=True, report_to="none").count_exponent is None
 
 
 def test_one_value_is_no_list(fields: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

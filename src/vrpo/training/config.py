@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -312,8 +312,9 @@ def check_types(config: Any) -> None:
     Raises:
         ValueError: a field of ours is of another type than a command line would make of it, such as a number in quotes.
     """
+    hints = get_type_hints(type(config))  # a parser of transformers changes `Field.type`
     for name in {each.name for each in fields(config)} - {each.name for each in fields(TrainingArguments)}:
-        value, kind = getattr(config, name), type(config).__dataclass_fields__[name].type
+        value, kind = getattr(config, name), hints[name]
         kinds = [get_origin(each) or each for each in get_args(kind) or (kind,)]
         wanted = tuple(_KINDS.get(each, each) for each in kinds if each is bool or not isinstance(value, bool))
         free = str in kinds and list not in kinds  # whose values are looked up, or are a place
