@@ -55,10 +55,9 @@ def test_yaml_sets_a_field_that_is_true_by_default(fields: Callable[..., Any], t
 
 def test_yaml_mapping(fields: Callable[..., Any]) -> None:
     """Kills: str(dict), which is not JSON; json.dumps of the items of a list."""
-    *_, config = fields(
-        yaml="gradient_checkpointing_kwargs: {use_reentrant: false}\nlr_scheduler_type: cosine\n" * _,
-        config=fields(f"{yaml}lr_scheduler_kwargs: {{num_cycles: 2}}\n"),
-    )
+    checkpointing = "gradient_checkpointing_kwargs: {use_reentrant: false}\n"
+    schedule = "lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cycles: 2}\n"
+    *_, config = fields(checkpointing + schedule)
     assert config.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert config.lr_scheduler_kwargs == {"num_cycles": 2}
 
