@@ -205,7 +205,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(
 
     monkeypatch.setattr(command, "generate", stops)
     assert main(sampled(model, tmp_path, "--output", str(other))) == 130
-    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert capsys.readouterr().err.endswith("the same command goes on\n")
     assert not other.exists()
     assert len(list((tmp_path / "other.jsonl.parts").glob("0*.jsonl"))) == 2
     assert main(sampled(model, tmp_path, "--output", str(other))) == 0
