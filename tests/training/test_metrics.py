@@ -332,16 +332,6 @@ def test_displacement_warns_once(tmp_path: Path) -> None:
     assert displacement_warnings(tmp_path, tiny(), imitator, per_device_train_batch_size=1) == 0
 
 
-def test_nan_is_visible(tmp_path: Path) -> None:
-    """Kills: transformers' NaN filter, which logs the average of earlier losses instead."""
-    policy = tiny(seed=1)
-    with torch.no_grad():
-        policy.module.lm_head.weight[:, 0] = float("nan")
-    _, log = standing(tmp_path, policy)
-    assert math.isnan(log[0]["loss"])
-    assert "NaN" in (tmp_path / "log.jsonl").read_text()
-
-
 def test_sft_values(tmp_path: Path) -> None:
     """Loss = minus the bound per token, mean over rows. Kills: a mean over tokens of the batch."""
     policy = tiny()
