@@ -93,5 +93,5 @@ def test_errors_name_the_prompt(tokenizer, prompts, message):
 
 @pytest.mark.parametrize("prompt", ["a b", [{"role": "user", "content": "a"}]])
 def test_text_needs_a_tokenizer(prompt):
-    with pytest.raises(ValueError, match=r"prompts\[1\] is text, but the denoiser has no tokenizer"):
+    with pytest.raises(ValueError, match=r"prompts\[1\] is text, but the model has no tokenizer"):
         vrpo.generate(TableDenoiser(), [[0], prompt])

@@ -17,8 +17,6 @@ from vrpo.cli import main
 QUIET = "--report_to none --disable_tqdm true --use_cpu true --learning_rate 0.01 --logging_steps 1"
 RUN = f"{QUIET} --max_steps 2 --per_device_train_batch_size 2 --save_strategy steps --save_steps 1"
 
-NOWHERE = "--dataset_name nobody/rows"
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,7 +40,7 @@ def run(work: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[i
     def command(name: str, output: Path, arguments: str) -> tuple[int, str]:
         capsys.readouterr()
         data = ["--dataset_name", str(work / "data"), "--output_dir", str(output)]
-        code = main([name, *data, *arguments.format(work=work, nowhere=NOWHERE).split()])
+        code = main([name, *data, *arguments.format(work=work).split()])
         return code, capsys.readouterr().err
 
     return command
@@ -106,8 +104,8 @@ def test_supervised(run: Callable[..., Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        ("train", "--plan exact --model_name_or_path {work}/diffusion {nowhere}", "is a diffusion language model"),
-        ("sft", "--plan exact --model_name_or_path {work}/diffusion {nowhere}", "is a diffusion language model"),
+        ("train", "--plan exact --model_name_or_path {work}/diffusion", "is a diffusion language model"),
+        ("sft", "--plan exact --model_name_or_path {work}/diffusion", "is a diffusion language model"),
         (
             "train",
             "--plan exact --model_name_or_path {work}/model --ref_model_name_or_path {work}/diffusion",

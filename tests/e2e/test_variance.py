@@ -16,8 +16,7 @@ from vrpo.diagnostics.designs import merged
 from vrpo.diagnostics.measure import Meter
 from vrpo.models.tiny import from_config, train_tokenizer
 
-SMALL = ["--num_pairs", "4", "--num_replicates", "3", "--budgets", "1", "2", "4", "--sketch_size", "32"]
-SMALL += ["--plan_draws", "2", "4"]
+SMALL = ("--num_pairs 4", "--num_replicates 3", "--budgets 1 2 4", "--sketch_size 32", "--plan_draws 2 4")
 PICTURES = ("variance_by_budget", "scores", "split", "masked_counts")
 
 
@@ -41,7 +40,8 @@ def variance(
     """Runs `vrpo variance` into tmp_path/out: exit code, stdout, stderr."""
 
     def run(*arguments: str, reference: bool = True) -> tuple[int, str, str]:
-        given = ["--dataset_name", str(workplace / "pairs.jsonl"), "--output_dir", str(tmp_path / "out"), *SMALL]
+        given = ["--dataset_name", str(workplace / "pairs.jsonl"), "--output_dir", str(tmp_path / "out")]
+        given += [word for each in SMALL if each.split()[0] not in arguments for word in each.split()]
         given += ["--ref_model_name_or_path", str(workplace / "reference")] if reference else []
         given += [] if "--model_name_or_path" in arguments else ["--model_name_or_path", str(workplace / "policy")]
         capsys.readouterr()
