@@ -111,7 +111,7 @@ def test_a_stopped_loop_goes_on(
         ({"generate": {"prompts": "prompts.jsonl", "temprature": 1}}, "error: generate: unknown field 'temprature'"),
         ({"generate": {"prompts": "nowhere.jsonl"}}, "generate: --prompts nowhere.jsonl: no such file"),
         ({"generate": {"prompts": "prompts.jsonl", "block_size": 3}}, "generate: block_size 3 does not divide"),
-        ({"pairs": {"judge": "numerical"}}, "pairs: argument --judge: invalid choice: 'numerical'"),
+        ({"pairs": {"judge": "numerical"}}, "pairs: judge invalid choice: 'numerical'"),
         ({"pairs": {"judge": "numeric", "rule": "margin"}}, "pairs: --rule margin needs --margin"),
         ({"pairs": {"judge": "sudoku"}}, "pairs: prompts.jsonl:1: judge sudoku: its row is no 4x4 Sudoku"),
         ({"pairs": {"judge": "endpoint", "endpoint_url": "host", "endpoint_model": "m"}}, "pairs: the endpoint's url"),
@@ -134,7 +134,7 @@ def test_mistakes_of_every_stage_come_first(
     config = {name: value for name, value in (config | change).items() if value is not None}
     assert run(config) == 2
     assert message in capsys.readouterr().err
-    assert not Path("loop/round_1").exists()
+    assert not list(Path("loop").rglob("*.jsonl"))
 
 
 def test_each_round_has_prompts_of_its_own(config: dict[str, Any]) -> None:

@@ -158,6 +158,7 @@ def test_a_whole_model_is_saved(sharded: bool) -> None:
     trainer: Any = SimpleNamespace(
         args=SimpleNamespace(resume_from_checkpoint=None, folder="somewhere"),
         is_world_process_zero=lambda: True,
+        state=SimpleNamespace(global_step=1, max_steps=1),
         train=lambda resume_from_checkpoint: calls.append("train"),
         is_fsdp_enabled=sharded,
         accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)),

@@ -236,7 +236,7 @@ MISTAKES = [
     (["--plans", "nested:beta=3"], "'beta=3' is not field=value"),
     (["--plans", "nested:control=2"], "control must lie in"),
     (["--plans", "nested:num_groups=3"], "num_groups = 3"),
-    (["--plans", "nested", "--plan_draws", "0"], "plan_draws must be at least 1"),
+    (["--plans", "nested", "--plan_draws", "0"], "plan_draws must be from 1"),
     (["--plans", "bernoulli"], "needs t_min"),
     (["--trainable", "nowhere"], "found in no parameter's name"),
     (["--trainable", "("], "not a regular expression"),

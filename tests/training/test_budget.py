@@ -140,7 +140,7 @@ def test_a_run_without_auto_can_go_on_with_it(tmp_path: Path) -> None:
     train(VRPOTrainer, vrpo_config(tmp_path, **fields), pairs(8))
     _, rest = train(
         VRPOTrainer,
-        vrpo_config(tmp_path, **{**fields, **AUTO}),
+        vrpo_config(tmp_path, **{**fields, **AUTO}, resume_with_changes=True),
         pairs(8),
         resume=str(tmp_path / "checkpoint-9"),
     )

@@ -176,9 +176,7 @@ def saying_what_is_kept(config: DiffusionConfig) -> Iterator[None]:
 def run(trainer: DiffusionTrainer) -> None:
     """Train, from a checkpoint if asked, and leave model, tokenizer, card and state in output_dir."""
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    if (
-        trainer.state.global_step < trainer.state.max_steps
-    ):  # a signal that transformers answered (enable_jit_checkpoint)
+    if trainer.state.global_step < trainer.state.max_steps:  # transformers answered a signal (enable_jit_checkpoint)
         raise KeyboardInterrupt
     trainer.save_state()
     trainer.create_model_card()
