@@ -3494,7 +3494,7 @@ READABLE = [
         "rewards of token ids unseen",
         "data/faults.py",
         (('    for name in ("rewards", "places"):', '    for name in ("places",):'),),
-        ("tests/training/test_readable.py",),
+        ("tests/training/test_preference_data.py",),
     ),
     Mutant(
         "rewards of token ids that may tie",
