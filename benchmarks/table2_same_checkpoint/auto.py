@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-
-from vrpo.diagnostics.statistics import SATURATED, jackknife
 from vrpo.roulette import Roulette
 from vrpo.training.budget import RATE, auto_times
+
+from vrpo.diagnostics.statistics import SATURATED, jackknife
 from vrpo.types import Pairs
 
 HERE = Path(__file__).parent

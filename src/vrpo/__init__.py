@@ -12,8 +12,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 _PUBLIC = {
     "BalancedMasks": "vrpo.plans",
     "Bernoulli": "vrpo.draws",
-    "Complementary": "vrpo.plans",
-    "ControlledReference": "vrpo.reference",
     "CrossFit": "vrpo.slopes",
     "DPO": "vrpo.losses",
     "Draws": "vrpo.types",
@@ -25,7 +23,6 @@ _PUBLIC = {
     "IndependentReference": "vrpo.reference",
     "Jackknife": "vrpo.slopes",
     "Levels": "vrpo.plans",
-    "NestedMasks": "vrpo.plans",
     "NoReference": "vrpo.reference",
     "Paired": "vrpo.plans",
     "Pairs": "vrpo.types",

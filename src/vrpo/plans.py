@@ -1,7 +1,7 @@
 """Plans with less noise than the paper's at the same number of forward passes. Each is unbiased for the ELBO.
 
 Three decisions, each exact by itself: how many tokens the draws of a row mask (`Levels`); which ones, given how many
-(`IndependentMasks`, `BalancedMasks`, `NestedMasks`, `Complementary`); and what the two answers of a pair have in common
+(`IndependentMasks`, `BalancedMasks`); and what the two answers of a pair have in common
 (`Paired`). `PerBlock` takes them for each block of a block diffusion model. What deliberately does not live here: the
 paper's own plan and the hash (draws.py).
 """
@@ -23,9 +23,9 @@ _UNSHARED = 1 << 32  # slots from here on: tokens of a rejected answer that the 
 class Levels:
     """How many tokens each draw masks: m from q(m) proportional to m^-exponent on 1..L, stratified within groups.
 
-    A group is J = num_times / num_groups draws, and draw j takes its quantile of q from [j/J, (j+1)/J): anywhere in it,
-    or for `systematic` counts at one common offset. A draw weighs (1/L) / q(m) / K, the exact importance weight. Groups
-    are independent; num_groups = num_times gives independent counts.
+    A group is J = num_times / num_groups draws, and draw j takes its quantile of q from [j/J, (j+1)/J). A draw weighs
+    (1/L) / q(m) / K, the exact importance weight. Groups are independent; num_groups = num_times gives independent
+    counts.
 
     Args:
         exponent: 0, the law of the ELBO itself; above 0, few masks are drawn more often and weigh less.
@@ -34,7 +34,6 @@ class Levels:
     num_times: int = 8
     num_groups: int = 1
     exponent: float = 0.0
-    systematic: bool = False
 
     def __post_init__(self) -> None:
         check_budget(self.num_times, 1)
@@ -53,8 +52,6 @@ class Levels:
         """Numbers in [0, 1), ascending within each group: one in each of its J equal cells."""
         offset, _ = times(tokens, self.num_times, 1)
         offset = offset.unflatten(1, (self.num_groups, self.per_group))
-        if self.systematic:
-            offset = offset[..., :1].expand_as(offset)
         cell = torch.arange(self.per_group, device=offset.device)
         return ((cell + offset) / self.per_group).flatten(1)
 
@@ -110,70 +107,6 @@ class BalancedMasks:
         order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)
         masked = (order - start) % tokens.length[:, None, None] < count[..., None]
         return _draws(tokens, masked, _per_token(tokens, count, weight).expand(masked.shape), group)
-
-
-@dataclass(frozen=True)
-class NestedMasks:
-    """Masks of a group are nested, S_1 in S_2 in ... in S_J, and every draw is the control variate of the one below it.
-
-    With f_i(S) = log p(y_i | y without S, x), A_k = (L/m_k) sum_{i in S_k} f_i(S_k) and C_k = (L/m_k) sum_{i in S_k}
-    f_i(S_{k+1}), the estimate of level k is A^_k = A_k + c (A^_{k+1} - C_k): C_k and A_{k+1} have one mean given the
-    counts, since S_k is a uniform subset of S_{k+1}. So the heavy weight L/m of few masked tokens falls on the
-    difference that a smaller context makes, and not on which tokens were drawn; every value is one that its draw
-    computes anyway. Unbiased for every c; ours, a multilevel estimate (Giles 2008). Weights may be negative: a single
-    term of a group estimates nothing, only their sum does.
-
-    Args:
-        control: c, 0 to 1. 0: nested masks without control variates. At 1 each token's weights sum to L / m_J.
-    """
-
-    levels: Levels = Levels()
-    control: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.control <= 1:
-            raise ValueError(f"control must lie in [0, 1], not {self.control}")
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        count, weight, group = self.levels(tokens)
-        shape = (self.levels.num_groups, self.levels.per_group)
-        passed = weight.new_zeros(len(weight), self.levels.num_groups)
-        totals, owed = [], []
-        for own in weight.unflatten(1, shape).unbind(-1):
-            owed.append(self.control * passed)
-            passed = own + self.control * passed
-            totals.append(passed)
-        own = _per_token(tokens, count, torch.stack(totals, -1).flatten(1))
-        below = count.unflatten(1, shape).roll(1, -1).flatten(1)  # of the first draw of a group: nothing is owed
-        debt = _per_token(tokens, below, torch.stack(owed, -1).flatten(1))
-        order = orders(tokens, self.levels.num_groups).repeat_interleave(self.levels.per_group, 1)
-        return _draws(tokens, order < count[..., None], own - debt * (order < below[..., None]), group)
-
-
-@dataclass(frozen=True)
-class Complementary:
-    """Couples of draws, a mask and its complement: m ~ U{0..L}, ((L+1)/m sum_S + (L+1)/(L-m) sum_{not S}) / 2.
-
-    An empty half counts 0, which L + 1 in place of L makes up for. Not to be confused with the mask and its complement
-    each counted in full, which is twice the ELBO.
-    """
-
-    num_times: int = 8
-
-    def __post_init__(self) -> None:
-        if self.num_times < 2 or self.num_times % 2:
-            raise ValueError(f"complementary masks come in twos: num_times must be even, not {self.num_times}")
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        couples = self.num_times // 2
-        time, group = times(tokens, couples, 2)
-        length = tokens.length[:, None]
-        first = (time[:, ::2] * (length + 1)).floor().long()
-        count = torch.stack([first, length - first], -1).flatten(1)
-        inside = orders(tokens, couples) < first[..., None]
-        masked = torch.stack([inside, ~inside], 2).flatten(1, 2)
-        weight = (length + 1) / count.clamp(min=1).double() / self.num_times
-        return _draws(tokens, masked, weight[..., None].expand(masked.shape), group)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Pooled:
         ratio = log_ratios(policy_terms, reference_terms)
         if self.clip is not None:
             first = bound[:, :1]
-            reach = self.clip * first.abs()  # an estimate with control variates may be above 0
+            reach = self.clip * first.abs()  # an estimate may be above 0
             ratio = ratio + (bound - bound.clamp(first - reach, first + reach))
         return self.mean(ratio, self.weights(bound, structure))
 
@@ -142,14 +142,9 @@ class Confidence:
     """ARWC: a_k proportional to |B_k(chosen) - B_k(rejected)|, for both rows of a pair: a reference counts as much as
     it tells the answers apart (arXiv 2405.16388). If none does, all count alike.
 
-    Args:
-        swap: of two references, each gets the other's weight: what the released code does, for parity only.
-
     Raises:
         ValueError: a row is in no pair, or in several.
     """
-
-    swap: bool = False
 
     def __call__(self, bound: Float[Tensor, "N R"], structure: Pairs) -> Float[Tensor, "N R"]:
         rows = torch.cat([structure.chosen, structure.rejected])
@@ -158,8 +153,4 @@ class Confidence:
         gap = (bound[structure.chosen] - bound[structure.rejected]).detach().abs()
         total = gap.sum(-1, keepdim=True)
         weight = torch.where(total > 0, gap / total, 1 / gap.shape[1])
-        if self.swap:
-            if weight.shape[1] != 2:
-                raise ValueError(f"swapped weights are those of 2 references, not {weight.shape[1]}")
-            weight = weight.flip(1)
         return torch.zeros_like(bound).index_copy(0, rows, torch.cat([weight, weight]))

@@ -22,7 +22,7 @@ from vrpo.types import AnyDraws, AnyTokens, Denoiser, Draws, Structure, Tokens
 Parameters = Sequence[Tensor]
 Backward = Callable[[Float[Tensor, ""]], None]  # differentiates a scalar into the parameters' .grad
 Around = Callable[[bool], AbstractContextManager[object]]  # (is it the last backward of the step?) -> its context
-Thin = Callable[[Float[Tensor, "N K"]], Float[Tensor, "N K"]]  # slopes to fewer slopes, of the same expectation
+Told = Callable[[Bool[Tensor, "N K"]], None]  # which draws of which rows have a pass with a graph
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class Step:
     policy_terms: Float[Tensor, "N K"]
     reference_terms: Float[Tensor, "N R J"]
     graphs: Bool[Tensor, "N K"]
-
-
-def unchanged(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """The slopes as they are: every draw that has one is run again."""
-    return slope
 
 
 def preference_loss(
@@ -74,7 +69,7 @@ def backward_by_draw(
     backward: Backward = Tensor.backward,
     around: Around = nullcontext,
     together: Callable[[], AbstractContextManager[object]] = nullcontext,
-    thin: Thin = unchanged,
+    told: Told | None = None,
 ) -> Step:
     """Accumulate scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
 
@@ -92,11 +87,11 @@ def backward_by_draw(
             the synchronisation of gradients.
         together: context of the forwards whose graphs are alive at once, where they can share what they have in common:
             the weights that an autocast has cast.
-        thin: applied to the slopes before the passes with a graph, to save some of them (`roulette.Roulette`). It must
-            preserve the expectation of every slope, or the gradient is biased. The returned loss does not change.
+        told: called with the items that have a slope, before any pass with a graph. No graph is then kept from the
+            passes for the values.
     """
     packs = plan_packs(tokens, draws, draws.in_use, max_tokens, agree)
-    kept = kept_packs(packs, tokens, max_tokens, agree) if thin is unchanged else 0
+    kept = kept_packs(packs, tokens, max_tokens, agree) if told is None else 0
     reference_terms = reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
     with torch.no_grad():
         values = terms_of(policy, tokens, draws, packs[kept:])
@@ -110,11 +105,13 @@ def backward_by_draw(
             values[pack[:, 0], pack[:, 1]] = found.detach()
         terms = values.requires_grad_()
         loss = objective(terms, reference_terms, structure)
-        slope = thin(*torch.autograd.grad(loss, terms))
+        (slope,) = torch.autograd.grad(loss, terms)
+        again = (slope != 0) & draws.in_use
+        if told is not None:
+            told(again)
         if kept:
             backward(scale * (torch.cat(first) * slope[items.unbind(1)]).sum())
     del first  # and its graph
-    again = (slope != 0) & draws.in_use
     step = Step(loss.detach(), terms.detach(), reference_terms, again | done)
     if only:
         return step

@@ -132,40 +132,6 @@ class IndependentReference:
 
 
 @dataclass(frozen=True)
-class ControlledReference:
-    """A reference as a control variate with a coefficient: terms' = c * terms + (1 - c) * B / K, B its known bound.
-
-    So the log-ratio is B^_policy - c * B^_reference + (c - 1) * B: unbiased for every c, with the least variance at
-    c = Cov(B^_policy, B^_reference) / Var(B^_reference). c = 1 is VRPO's common draws; c = 0 subtracts the bound. Ours.
-    B must be computed beforehand, with many draws: its error is the same at every step and never averages out.
-
-    Args:
-        bound: B of each row in nats, summed over tokens; or a function from the rows to it.
-        coefficient: c.
-    """
-
-    reference: Reference
-    bound: Float[Tensor, " N"] | Callable[[Any], Float[Tensor, " N"]]
-    coefficient: float
-
-    def __call__(
-        self,
-        tokens: Any,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
-    ) -> Float[Tensor, "N R J"]:
-        terms = self.reference(tokens, draws, structure, max_tokens=max_tokens, agree=agree)
-        bound = self.bound(tokens) if callable(self.bound) else self.bound
-        if bound.shape != terms.shape[:1]:
-            raise ValueError(f"bound has shape {tuple(bound.shape)}, for {len(terms)} rows")
-        constant = (1 - self.coefficient) * bound[:, None, None].to(terms) / terms.shape[-1]
-        return self.coefficient * terms + constant
-
-
-@dataclass(frozen=True)
 class GivenReference:
     """Terms computed before, with these very draws: valid only for the rows and draws they came from."""
 

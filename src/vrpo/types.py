@@ -57,7 +57,7 @@ class Draws:
 
     `masked` is what the denoiser does not see; `weight` is what is scored and how much, 0 = not scored, the 1/K of the
     Monte Carlo mean included, so an estimate is a plain sum. Nothing forces the two to coincide: enumeration, ragged
-    budgets (surplus draws weigh 0), importance sampling, control variates (weights below 0) and causal models (nothing
+    budgets (surplus draws weigh 0), importance sampling and causal models (nothing
     masked, everything scored) are the same sum. Draws of a row that are statistically dependent share a `group`; -1
     marks a draw that is not in use.
     """
@@ -156,7 +156,7 @@ def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Fl
         row = int((count < 2).nonzero()[0])
         raise ValueError(
             f"row {row} has {int(count[row])} independent group(s) of draws; a variance needs at least 2 "
-            "(masks of one time, and the draws of one stratified, balanced or nested group, are dependent: raise "
+            "(masks of one time, and the draws of one stratified or balanced group, are dependent: raise "
             "num_times, or num_groups)"
         )
     groups = count.to(terms.dtype)  # a quotient of integers would be float32

@@ -12,7 +12,6 @@ from datasets import Dataset
 from vrpo.cli import main
 from vrpo.commands import train as commands
 from vrpo.commands.arguments import DataArguments
-from vrpo.commands.fit_counts import fit_exponent
 from vrpo.commands.train import answers_of, datasets, run, texts
 from vrpo.training.preference_config import VRPOConfig
 

@@ -12,7 +12,6 @@ from datasets import Dataset
 from tests.models.test_block import FAMILIES, a_model
 from tests.training.runs import answers, lora, moved, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.commands.arguments import ModelArguments
-from vrpo.commands.fit_counts import fit_exponent
 from vrpo.commands.plan import _shape_of
 from vrpo.commands.variance_models import models_of
 from vrpo.data.collate import PreferenceCollator, tokens_of

@@ -81,14 +81,6 @@ class PreferenceDataArguments(DataArguments):
         default=None, metadata={"help": "Which of its logits is the reward, if it has several."}
     )
 
-    fit_counts: int | None = field(
-        default=None,
-        metadata={
-            "help": "Before training, fit count_exponent to the model on so many training pairs (16 will do): 32 "
-            "forward and backward passes each."
-        },
-    )
-
 
 @dataclass
 class SFTDataArguments(DataArguments):

@@ -91,8 +91,7 @@ _NAMED = {  # by name, in pages that have the group
     "warn_displacement",
     "likelihoods": "num_draws enumerate_short check_greedy",
     "report": "num_resamples",
-    "draws": "plan num_times num_masks t_min num_groups count_exponent control eval_num_times draw_seed "
-    "max_tokens_per_forward",
+    "draws": "plan num_times num_masks t_min num_groups count_exponent eval_num_times draw_seed max_tokens_per_forward",
     "reward model": "reward_model reward_form reward_label batch_size max_length too_long dtype device",
     "endpoint": "endpoint_url endpoint_model endpoint_key_variable endpoint_extra endpoint_template unreadable refused "
     "comparisons concurrency timeout retries",

@@ -172,8 +172,6 @@ def refuse_unknown(model: ModelArguments, config: VRPOConfig) -> None:
     Raises:
         ValueError: the step would be another one than is planned here.
     """
-    if config.num_draws is not None:
-        raise ValueError("num_draws=auto spends gradients as the run goes, which cannot be planned: leave it out")
     if not config.share_draws:
         raise ValueError("share_draws=false is for comparison and cannot be planned: leave it out")
     if config.structure != "pairs" or config.plan == "exact":

@@ -22,7 +22,6 @@ from vrpo.commands.arguments import (
     ScratchArguments,
     SFTDataArguments,
 )
-from vrpo.commands.fit_counts import check_fit, fit_exponent
 from vrpo.commands.rounds import rounds
 from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns, shown, supervised_columns
@@ -76,8 +75,6 @@ def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOC
         eval_dataset=eval_rows,
         peft_config=adapter_config(model),
     )
-    if data.fit_counts is not None:
-        fit_exponent(trainer, data.fit_counts)
     run(trainer)
 
 
@@ -86,8 +83,6 @@ def check_run(data: PreferenceDataArguments, model: ModelArguments, config: VRPO
     Raises:
         ValueError: fields that do not go together, or a package that is missing; said before anything is read.
     """
-    if data.fit_counts is not None:
-        check_fit(data.fit_counts, config)
     check_reward_model(data, config)
     given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
     check_references(config, len(given), len(causal), adapted=model.use_peft)

@@ -60,7 +60,7 @@ class VarianceArguments:
     plans: list[str] = field(
         default_factory=lambda: [trained_by_default()[0]],
         metadata={
-            "help": "Plans beside the paper's, fixed_count, by vrpo train's fields: nested "
+            "help": "Plans beside the paper's, fixed_count, by vrpo train's fields: stratified "
             "balanced:count_exponent=0.75,num_groups=1 ...; recommended is an n of the first one."
         },
     )

@@ -10,9 +10,9 @@ from vrpo.diagnostics.designs import Design
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.types import Pairs, Tokens
 
-_FIELDS = ("num_masks", "t_min", "num_groups", "count_exponent", "control", "pair_coupling")
+_FIELDS = ("num_masks", "t_min", "num_groups", "count_exponent", "pair_coupling")
 _BUDGETS = (1, 2, 4, 8)  # enough for an n, and the default among them
-_GROUPED = ("stratified", "balanced", "nested")
+_GROUPED = ("stratified", "balanced")
 
 
 def named_designs(names: Sequence[str], budgets: Sequence[int] | None, most: int) -> list[Design]:

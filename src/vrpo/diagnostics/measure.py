@@ -16,13 +16,13 @@ from torch import nn
 
 from vrpo.data.whole import write_whole
 from vrpo.diagnostics.designs import Design
-from vrpo.diagnostics.replicates import AnswerGradients, Replicates, replicate
+from vrpo.diagnostics.replicates import Replicates, replicate
 from vrpo.models.fingerprint import digest_of
 from vrpo.reference import Reference
 from vrpo.sketch import Sketch
 from vrpo.types import Denoiser, Tokens
 
-_ANSWERS = ("masked", "square", "length")
+_PARTS = ("policy", "reference", "gradient")
 _ABOUT = "about"  # one entry of metadata: safetensors puts several in an order of chance, and files would differ
 
 
@@ -47,7 +47,6 @@ class Meter:
             num_replicates=self.num_replicates,
             sketch=self.sketch,
             max_tokens=self.max_tokens,
-            by_answer=design.single,
             progress=progress,
         )
 
@@ -87,9 +86,7 @@ class Store:
         return self.folder / "pairs" / f"{example}-{design.name}.safetensors"
 
     def save(self, replicates: Replicates, example: int, design: Design, pair: Tokens) -> None:
-        tensors = {name: getattr(replicates, name) for name in ("policy", "reference", "gradient")}
-        if replicates.answers is not None:
-            tensors |= {f"answers.{name}": getattr(replicates.answers, name) for name in _ANSWERS}
+        tensors = {name: getattr(replicates, name) for name in _PARTS}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         about = {_ABOUT: json.dumps({"tokens": fingerprint(pair), "plan": repr(design.plan)})}
         write_whole(self.path(example, design), lambda part: save_file(whole, part, about))
@@ -105,11 +102,7 @@ class Store:
             return None
         with safe_open(path, "pt") as file:
             _check(path, json.loads(file.metadata()[_ABOUT]), fingerprint(pair), repr(design.plan))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        parts = [tensors.pop(f"answers.{name}", None) for name in _ANSWERS]
-        if design.single and any(part is None for part in parts):
-            return None  # measured without them, as a plan named beside the paper's
-        return Replicates(**tensors, answers=AnswerGradients(*parts) if design.single else None)
+            return Replicates(*(file.get_tensor(name) for name in _PARTS))
 
 
 def _check(path: Path, about: Mapping[str, str], tokens: str, plan: str) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrpo.diagnostics.counts import CountLaw
 from vrpo.diagnostics.designs import PAPER
 from vrpo.diagnostics.statistics import SATURATED, Interval
 from vrpo.diagnostics.summary import Row, Split, Summary
@@ -73,7 +72,7 @@ def demo_picture(folder: Path, results: dict[str, Any]) -> None:
 
 
 def variance_pictures(folder: Path, summary: Summary, scores: Mapping[int, Sequence[float]]) -> list[Path]:
-    """The four pictures of `vrpo variance` that the summary has numbers for; their files.
+    """The pictures of `vrpo variance` that the summary has numbers for; their files.
 
     Args:
         scores: of the paper's plan at a small and at a larger budget, all pairs together.
@@ -83,9 +82,6 @@ def variance_pictures(folder: Path, summary: Summary, scores: Mapping[int, Seque
     if summary.splits:
         pictures.append(_split_picture(summary.splits))
         names.append("split")
-    if summary.counts is not None:
-        pictures.append(_counts_picture(summary.counts))
-        names.append("masked_counts")
     files = [folder / f"{name}.png" for name in names]
     for figure, file in zip(pictures, files, strict=True):
         figure.savefig(file, dpi=160)
@@ -217,34 +213,4 @@ def _split_picture(splits: Mapping[str, Split]) -> Any:
     panel.set_xticks(range(len(found)), names)
     panel.set_xlabel(f"plan {PAPER}")
     panel.set_ylabel("$V_t\\,/\\,(V_t + V_y)$")
-    return figure
-
-
-def _counts_picture(counts: CountLaw) -> Any:
-    """Second moment of a single draw's gradient against the share of the answer it masks, with the fitted law."""
-    figure, panels = _panels(1, 5.2, 3.6)
-    panel = panels[0]
-    share, found = [part.share for part in counts.bins], [part.second_moment for part in counts.bins]
-    errors = _bars(found, 0.1 * _floor(found))
-    panel.errorbar(
-        share,
-        [v.value for v in found],
-        yerr=errors,
-        color=_INK[0],
-        marker="o",
-        markersize=5,
-        linestyle="none",
-        capsize=2,
-    )
-    slope = counts.slope
-    label = f"fitted: share$^{{b}}$, b = {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
-    panel.plot(share, [counts.law(x) for x in share], color=_INK[1], linewidth=1.2, label=label)
-    ticks = [x for x in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if x >= 0.8 * min(share)]
-    panel.set_xscale("log")
-    panel.set_yscale("log")
-    panel.set_ylim(bottom=_floor(found))
-    panel.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    panel.minorticks_off()
-    panel.set(xlabel=f"masked share of the answer (plan {PAPER})", ylabel="|gradient|² of one draw (mean 1)")
-    panel.legend(frameon=False, fontsize=9)
     return figure

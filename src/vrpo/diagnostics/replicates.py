@@ -21,31 +21,16 @@ _REPLICATE = 103  # purpose of the keys
 
 
 @dataclass(frozen=True)
-class AnswerGradients:
-    """The gradient of each answer's own bound, draw by draw: what a law of the masked count is chosen by (counts.py).
-
-    `masked`: how many of the answer's `length` tokens the draw masks; `square`: |gradient|^2 of the bound estimated by
-    that draw alone, its weight L / m included. Side 0 is the chosen answer. Exact, not sketched.
-    """
-
-    masked: Float[Tensor, "R 2 G"]
-    square: Float[Tensor, "R 2 G"]
-    length: Int[Tensor, " 2"]
-
-
-@dataclass(frozen=True)
 class Replicates:
     """R replicates of G independent groups of draws, each group scaled to estimate the bound by itself.
 
     `policy`, `reference`: bounds of the chosen and the rejected answer, in nats; `gradient`: sketches of the gradient
-    of the policy's margin B(chosen) - B(rejected) with respect to the trainable parameters, without beta. `answers`:
-    gradients of either answer, where they were asked for.
+    of the policy's margin B(chosen) - B(rejected) with respect to the trainable parameters, without beta.
     """
 
     policy: Float[Tensor, "R 2 G"]
     reference: Float[Tensor, "R 2 G"]
     gradient: Float[Tensor, "R G D"]
-    answers: AnswerGradients | None = None
 
     def at(self, groups: int) -> "Replicates":
         """Estimates of `groups` groups each: the mean of consecutive ones, as many as there are."""
@@ -57,7 +42,7 @@ class Replicates:
         return Replicates(means[0], means[1], means[2].transpose(1, 2))
 
     def without(self, replicate: int) -> "Replicates":
-        """All replicates but one; without `answers`."""
+        """All replicates but one."""
         keep = torch.arange(len(self.policy)) != replicate
         return Replicates(self.policy[keep], self.reference[keep], self.gradient[keep])
 
@@ -85,7 +70,6 @@ def replicate(
     num_replicates: int,
     sketch: Sketch,
     max_tokens: int,
-    by_answer: bool = False,
     progress: Callable[[int], object] = _ignore,
 ) -> Replicates:
     """Replicates of the margin of one pair (row 0 chosen, row 1 rejected) and of its gradient.
@@ -93,7 +77,6 @@ def replicate(
     Args:
         parameters: what the gradient is taken of; usually all that are trainable.
         max_tokens: tokens, padding included, per call of a model.
-        by_answer: also `answers`; one backward pass per answer instead of one per group. For groups of one draw.
         progress: told after each replicate how many draws of an answer it took.
     """
     tokens, pairs = replicated(pair, num_replicates)
@@ -102,19 +85,15 @@ def replicate(
         found = reference(tokens, draws, pairs, max_tokens=max_tokens)
     if found.shape[1] != 1:
         raise ValueError(f"a margin needs exactly one reference, not {found.shape[1]}")
-    run = _Backward(policy, tokens, draws, parameters, sketch, max_tokens, by_answer)
+    run = _Backward(policy, tokens, draws, parameters, sketch, max_tokens)
     parts = []
     for r in range(num_replicates):
         parts.append(run(r, r + num_replicates))
         progress(2 * draws.group.shape[1])
-    terms, gradient, square = (torch.stack(part) for part in zip(*parts, strict=True))
+    terms, gradient = (torch.stack(part) for part in zip(*parts, strict=True))
     groups = gradient.shape[1]
     bounds = [_by_group(part, draws.group, groups) * groups for part in (terms, _sides(found[:, 0]))]
-    answers = None
-    if by_answer:
-        masked = _sides(draws.masked.sum(-1).double())
-        answers = AnswerGradients(masked, square * groups**2, pair.length)
-    return Replicates(bounds[0], bounds[1], gradient * groups, answers)
+    return Replicates(bounds[0], bounds[1], gradient * groups)
 
 
 def replicated(pair: Tokens, count: int) -> tuple[Tokens, Pairs]:
@@ -139,7 +118,7 @@ def _by_group(terms: Float[Tensor, "R 2 K"], group: Int[Tensor, "N K"], groups: 
 
 @dataclass(frozen=True)
 class _Backward:
-    """One backward pass per group of draws, or per answer and draw: terms, sketches, squared norms."""
+    """One backward pass per group of draws: terms and sketches."""
 
     policy: Denoiser
     tokens: Tokens
@@ -147,39 +126,26 @@ class _Backward:
     parameters: Sequence[nn.Parameter]
     sketch: Sketch
     max_tokens: int
-    by_answer: bool
 
-    def __call__(
-        self, chosen: int, rejected: int
-    ) -> tuple[Float[Tensor, "2 K"], Float[Tensor, "G D"], Float[Tensor, "2 G"]]:
+    def __call__(self, chosen: int, rejected: int) -> tuple[Float[Tensor, "2 K"], Float[Tensor, "G D"]]:
         groups = int(self.draws.group.max()) + 1
-        if self.by_answer and groups != self.draws.group.shape[1]:
-            raise ValueError("gradients by answer need groups of one draw: a plan of independent draws")
         device = self.draws.group.device
         terms = torch.zeros(2, self.draws.group.shape[1], dtype=torch.float64, device=device)
         gradient = torch.zeros(groups, self.sketch.size, dtype=torch.float64, device=device)
-        square = torch.zeros(2, groups, dtype=torch.float64, device=device)
-        calls = [(chosen,), (rejected,)] if self.by_answer else [(chosen, rejected)]
         for group in range(groups):
-            for rows in calls:
-                for pack in plan_packs(self.tokens, self.draws, self._items(rows, group), self.max_tokens):
-                    side = (pack[:, 0] == rejected).long()
-                    terms[side, pack[:, 1]], sketched, norm = self._pack(pack, side)
-                    gradient[group] += sketched
-                    square[side[0], group] += norm
-        return terms, gradient, square
+            for pack in plan_packs(self.tokens, self.draws, self._items((chosen, rejected), group), self.max_tokens):
+                side = (pack[:, 0] == rejected).long()
+                terms[side, pack[:, 1]], sketched = self._pack(pack, side)
+                gradient[group] += sketched
+        return terms, gradient
 
     def _items(self, rows: tuple[int, ...], group: int) -> Tensor:
         keep = torch.zeros_like(self.draws.in_use)
         keep[list(rows)] = self.draws.in_use[list(rows)] & (self.draws.group[list(rows)] == group)
         return keep
 
-    def _pack(self, pack: Tensor, side: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Terms of the items, sketch of the gradient of chosen minus rejected ones, and its squared norm if asked."""
+    def _pack(self, pack: Tensor, side: Tensor) -> tuple[Tensor, Tensor]:
+        """Terms of the items, and the sketch of the gradient of chosen minus rejected ones."""
         values = pack_terms(self.policy, self.tokens, self.draws, pack)
         found = torch.autograd.grad((values * (1 - 2 * side)).sum(), self.parameters, allow_unused=True)
-        norm = values.new_zeros(())
-        if self.by_answer:
-            for part in found:
-                norm = norm if part is None else norm + torch.linalg.vector_norm(part, dtype=torch.float64).square()
-        return values.detach(), self.sketch(found), norm.detach()
+        return values.detach(), self.sketch(found)

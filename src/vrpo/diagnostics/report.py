@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from vrpo.diagnostics.counts import CountLaw
 from vrpo.diagnostics.designs import PAPER
 from vrpo.diagnostics.minibatch import Decomposition
 from vrpo.diagnostics.statistics import Interval
@@ -65,8 +64,7 @@ def tables(summary: Summary) -> str:
     parts = ["Variances, means over pairs", _variances(summary.rows, narrow)]
     for found in summary.plans:
         parts += [_about(found), _minibatch(found), *_remarks(summary, found)]
-    counts = [] if summary.counts is None else [_count_sentence(summary.counts)]
-    return "\n\n".join([*parts, *counts, _recommended(summary), "\n".join(summary.recommendation.sentences)])
+    return "\n\n".join([*parts, _recommended(summary), "\n".join(summary.recommendation.sentences)])
 
 
 def report(summary: Summary, heading: str) -> str:
@@ -85,8 +83,6 @@ def report(summary: Summary, heading: str) -> str:
     for found in summary.plans:
         parts += [f"## {_about(found)}", _minibatch(found), *_remarks(summary, found)]
     parts += [
-        f"## Masked counts, single draws of plan {PAPER}",
-        _counts(summary),
         f"## {_recommended(summary)}",
         "\n".join(f"- {line}" for line in summary.recommendation.sentences),
     ]
@@ -147,21 +143,3 @@ def _minibatch(found: Decomposition) -> str:
         bias = root(curves["bias_squared"][n])
         lines.append([str(n), *parts, bias, *prices, interval(curves["efficiency"][n])])
     return table(header, lines)
-
-
-def _count_sentence(counts: CountLaw) -> str:
-    return (
-        f"Masked counts, single draws of plan {PAPER}: count_exponent {counts.exponent:g} leaves "
-        f"{interval(counts.reduction)} of the second moment of their gradients (a field of plans stratified, balanced, "
-        "nested)."
-    )
-
-
-def _counts(summary: Summary) -> str:
-    counts = summary.counts
-    if counts is None:
-        return "Every answer is one token long: there is no count to choose."
-    lines = [[number(part.share), interval(part.second_moment), str(part.draws)] for part in counts.bins]
-    shown = table(["masked share", "second moment", "draws"], lines)
-    slope = f"Fitted law: second moment ~ share^b, b = {interval(counts.slope)}; exponent -b/2 = "
-    return "\n\n".join([shown, slope + interval(counts.exponent_of_slope) + ".", _count_sentence(counts)])

@@ -1,5 +1,5 @@
 """From the replicates of pairs to everything that a report says: numbers by plan and budget, Lemma 5, draws or pairs,
-masked counts, and advice. Pure: the same replicates give the same summary."""
+and advice. Pure: the same replicates give the same summary."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from vrpo.diagnostics.advice import Advice, Recommendation, advice, recommendation
-from vrpo.diagnostics.counts import CountLaw, count_law
 from vrpo.diagnostics.designs import Design
 from vrpo.diagnostics.minibatch import Decomposition, Intervals, decomposition, quotient
 from vrpo.diagnostics.replicates import Replicates
@@ -99,7 +98,6 @@ class Summary:
     rows: Sequence[Row]
     splits: Mapping[str, Split]
     plans: Sequence[Decomposition]
-    counts: CountLaw | None
     advice: Mapping[str, Advice]
     recommendation: Recommendation
 
@@ -111,7 +109,6 @@ class Summary:
                 part.plan: {"pairs_free": _by_name(part.free), "pairs_at_cost": _by_name(part.costly)}
                 for part in self.plans
             },
-            "masked_counts": None if self.counts is None else asdict(self.counts),
             "advice": {plan: said.as_json() for plan, said in self.advice.items()},
             "recommendation": asdict(self.recommendation),
         }
@@ -142,13 +139,8 @@ def summarise(measurements: Measurements, beta: float, pair_cost: float, default
     watched = tqdm(kinds, desc="summarising", unit="row", leave=False, delay=5)
     rows = [_row(design, budget, shared, measurements[design], beta) for design, budget, shared in watched]
     plans = decompositions(rows, pair_cost)
-    answers = [pair.answers for design, pairs in measurements.items() if design.single for pair in pairs]
-    try:
-        counts = count_law([part for part in answers if part is not None])
-    except ValueError:  # answers of one token
-        counts = None
     said = {part.plan: one for part in plans if (one := advice(part)) is not None}
-    return Summary(rows, _splits(rows), plans, counts, said, recommendation(plans, said, default))
+    return Summary(rows, _splits(rows), plans, said, recommendation(plans, said, default))
 
 
 def decompositions(rows: Sequence[Row], pair_cost: float) -> list[Decomposition]:

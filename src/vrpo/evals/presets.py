@@ -12,8 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """How answers to one benchmark are written, and what was published for it, in per cent
-    (AlignBench and MT-Bench: out of 10).
+    """How answers to one benchmark are written, and what was published for it, in per cent.
 
     `internal`: the authors' own evaluation; `opencompass`: their run of OpenCompass. None: not published. `note`: what
     sources disagree about.
@@ -50,9 +49,6 @@ PRESETS: Mapping[str, Mapping[str, Setting]] = {
         "humaneval": Setting(512, 32, True, 52.4, 51.2),
         "mbpp": Setting(512, 32, True, 42.8, 42.6),
         "ifeval": Setting(256, 16, True, 66.2, 65.2, "the paper says 512/32"),
-        "arena_hard": Setting(1024, 128, True, 14.3),
-        "alignbench": Setting(512, 32, True, 5.9),
-        "mt_bench": Setting(256, 16, True, 7.3),
     },
     "llada_instruct": {
         "gsm8k": Setting(256, 8, False, 78.6),
@@ -61,7 +57,6 @@ PRESETS: Mapping[str, Mapping[str, Setting]] = {
         "humaneval": Setting(512, 512, False, 49.4),
         "mbpp": Setting(256, 256, False, 41.0),
         "ifeval": Setting(512, 512, False, 62.2),
-        "arena_hard": Setting(1024, 128, False, 10.0),
     },
 }
 _EDITIONS = ("plus", "platinum", "infilling")
@@ -69,7 +64,7 @@ _ALIASES = {  # the beginning of a task's name -> benchmark
     "math500": "math",
     "minerva_math": "math",
     "hendrycks_math": "math",
-    **{name: name for name in ("gsm8k", "gpqa", "humaneval", "mbpp", "ifeval", "arena_hard", "alignbench", "mt_bench")},
+    **{name: name for name in ("gsm8k", "gpqa", "humaneval", "mbpp", "ifeval")},
 }
 
 

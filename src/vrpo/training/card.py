@@ -25,9 +25,7 @@ _SHOWN = (
     "t_min",
     "num_groups",
     "count_exponent",
-    "control",
     "pair_coupling",
-    "num_draws",
     "slope",
     "share_draws",
     "learning_rate",
@@ -43,7 +41,7 @@ _SHOWN = (
     "bf16",
 )
 
-_OF_DRAWS = ("num_times", "num_masks", "t_min", "num_groups", "count_exponent", "control", "pair_coupling", "num_draws")
+_OF_DRAWS = ("num_times", "num_masks", "t_min", "num_groups", "count_exponent", "pair_coupling")
 _KIND = ("A masked diffusion language model", "A causal language model")
 
 

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from vrpo.draws import Bernoulli, Exact, FixedCount
 from vrpo.losses import SFT, Objective
-from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, within_blocks
+from vrpo.plans import BalancedMasks, IndependentMasks, Levels, within_blocks
 from vrpo.training.inherited import check_inherited, check_resolved
 from vrpo.training.not_offered import unknown_field
 from vrpo.types import Plan
@@ -33,11 +33,9 @@ _PLAN_FIELDS = {  # what each plan is configured by, besides num_times
     "bernoulli": {"num_masks", "t_min"},
     "stratified": _LEVELS,
     "balanced": _LEVELS,
-    "nested": _LEVELS | {"control"},
-    "complementary": set[str](),
     "exact": set[str](),
 }
-_NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": None, "control": 1.0}
+_NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": None}
 COUNT_EXPONENT = 0.5  # of the plans that have one; benchmarks/variance_frontier
 
 
@@ -81,8 +79,8 @@ class DiffusionConfig(TrainingArguments):
     plan: str = field(
         default="fixed_count",
         metadata={
-            "help": "How masks are drawn: fixed_count (the paper's), bernoulli (needs t_min), stratified, balanced, "
-            "nested or complementary. Of a block diffusion model, in each block. exact: no masks, the likelihood of a "
+            "help": "How masks are drawn: fixed_count (the paper's), bernoulli (needs t_min), stratified or "
+            "balanced. Of a block diffusion model, in each block. exact: no masks, the likelihood of a "
             "causal language model."
         },
     )
@@ -96,18 +94,17 @@ class DiffusionConfig(TrainingArguments):
     num_groups: int | None = field(
         default=None,
         metadata={
-            "help": "Independent groups of draws in plan=stratified, balanced and nested; a variance needs two. None: "
+            "help": "Independent groups of draws in plan=stratified and balanced; a variance needs two. None: "
             "the fewest that are two or more of at least two draws each, which 2, 3, 5 and 7 draws cannot form: 1."
         },
     )
     count_exponent: float | None = field(
         default=None,
         metadata={
-            "help": "Draw m masked tokens in proportion to m^-count_exponent, with exact weights, in plan=stratified, "
-            f"balanced and nested. 0: uniform. None: {COUNT_EXPONENT}."
+            "help": "Draw m masked tokens in proportion to m^-count_exponent, with exact weights, in plan=stratified "
+            f"and balanced. 0: uniform. None: {COUNT_EXPONENT}."
         },
     )
-    control: float = field(default=1.0, metadata={"help": "Control-variate coefficient of plan=nested, 0 to 1."})
     eval_num_times: int = field(
         default=8, metadata={"help": "Draws per response in evaluations: the same ones at every evaluation."}
     )
@@ -271,12 +268,8 @@ class DiffusionConfig(TrainingArguments):
                 return IndependentMasks(self._levels(num_times))
             case "balanced":
                 return BalancedMasks(self._levels(num_times))
-            case "nested":
-                return NestedMasks(self._levels(num_times), self.control)
-            case "exact":
-                return Exact()
             case _:
-                return Complementary(num_times)
+                return Exact()
 
     @property
     def has_levels(self) -> bool:

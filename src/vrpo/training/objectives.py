@@ -10,7 +10,6 @@ from math import inf
 from pkgutil import resolve_name
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -70,7 +69,7 @@ _NOT_OFFERED = {  # losses of TRL's trainers, and why they are not here
 BETA = 0.2  # the paper's
 LOSSES = (*_PAIR_LOSSES, "kto", "plackett_luce", "sft")
 _POOLS: dict[str, Any] = {"harmonic": harmonic, "geometric": geometric, "mixture": None}
-_SEVERAL = {"ref_pool": None, "ref_weights": None, "ref_weighting": "fixed", "arwc_swap": False, "ref_clip": None}
+_SEVERAL = {"ref_pool": None, "ref_weights": None, "ref_weighting": "fixed", "ref_clip": None}
 _SCALING = {"reward_scale": None, "reward_scaling_w": 0.5, "reward_scaling_k": 0.5}
 
 
@@ -142,10 +141,6 @@ class ObjectiveConfig:
         default="fixed",
         metadata={"help": "fixed; or arwc, for each pair by how much a reference tells its answers apart."},
     )
-    arwc_swap: bool = field(
-        default=False,
-        metadata={"help": "Give each of two references the other's weight, as MRPO's released code does."},
-    )
     ref_clip: float | None = field(
         default=None,
         metadata={"help": "CTRO: how far, relatively, the bounds of further references may be from the first's; 0.1."},
@@ -175,16 +170,6 @@ class ObjectiveConfig:
         """What the losses are about: pairs, labels or rankings. Losses of pairs take rankings, too."""
         names = {name for _, name in self.losses}
         return "labels" if "kto" in names else "rankings" if "plackett_luce" in names else "pairs"
-
-    @property
-    def first_slope(self) -> float:
-        """The larger |d loss / d log-ratio| of the two answers, of all losses of pairs by their weights, where both
-        ratios are 0: where num_draws=auto starts from. Log-ratios per token count like sums."""
-        ratios = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
-        pairs = [(weight, _PAIR_LOSSES[name].make(self)) for weight, name in self.losses if name in _PAIR_LOSSES]
-        total = torch.stack([weight * loss(ratios[0], ratios[1], self.beta) for weight, loss in pairs]).sum()
-        (slopes,) = torch.autograd.grad(total, ratios)
-        return float(slopes.abs().max())
 
     @property
     def compares(self) -> bool:
@@ -244,7 +229,7 @@ class ObjectiveConfig:
             return ReferenceFree()
         if self.ref_pool in (None, "mixture"):
             return SINGLE
-        weights = Confidence(self.arwc_swap) if self.ref_weighting == "arwc" else self._weights(references)
+        weights = Confidence() if self.ref_weighting == "arwc" else self._weights(references)
         return Pooled(_POOLS[self.ref_pool], weights, self.ref_clip)
 
     def _weights(self, references: int) -> Fixed:
@@ -343,8 +328,6 @@ class ObjectiveConfig:
             raise ValueError("ref_weighting=arwc makes the weights itself: leave out ref_weights")
         if self.ref_weighting == "arwc" and self.structure != "pairs":
             raise ValueError("ref_weighting=arwc compares the two answers of a pair: not with kto and plackett_luce")
-        if self.arwc_swap and self.ref_weighting != "arwc":
-            raise ValueError("arwc_swap belongs to ref_weighting=arwc")
 
 
 def _custom(name: str) -> Custom:

@@ -21,17 +21,13 @@ from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import (
     Step,
-    Thin,
     all_graphs_fit,
     backward_by_draw,
     backward_in_one_pass,
     preference_loss,
-    unchanged,
 )
 from vrpo.reference import GivenReference, IndependentReference, Reference
-from vrpo.roulette import Roulette
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
-from vrpo.training.budget import RATE, DrawBudget
 from vrpo.training.finite import check_weights
 from vrpo.training.given import check_parts, config_of, policy_of
 from vrpo.training.initial import check_begins_at
@@ -96,11 +92,10 @@ class VRPOTrainer(DiffusionTrainer):
         self._warned = self._begun = False
         self._known: dict[int, KnownTerms] = {}  # by epoch
         self._eval_reference: dict[tuple[Any, ...], Float[Tensor, "N R J"]] = {}  # by plan and rows
-        budget = [DrawBudget(args.first_slope / RATE)] if args.num_draws == "auto" else []
         super().__init__(
             model=denoiser,
             args=args,
-            callbacks=[*(callbacks or []), *budget],
+            callbacks=callbacks,
             data_collator=data.collator(denoiser.pad_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -245,7 +240,8 @@ class VRPOTrainer(DiffusionTrainer):
         together = self.accelerator.autocast
         if not self.one_pass:
             common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
-            step = backward_by_draw(*given, thin=self.thin(tokens, structure, draws, scale), **common)
+            told = partial(self.weigh_routers, tokens, scale=scale) if self.args.router_aux_loss_coef else None
+            step = backward_by_draw(*given, told=told, **common)
         elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
             step = backward_by_draw(*given, around=lambda last: around(False), together=together, **common)
         else:
@@ -310,50 +306,6 @@ class VRPOTrainer(DiffusionTrainer):
         whole = self.accelerator.reduce(torch.cat([each.flatten() for each in gradients]), reduction="mean")
         for parameter, part in zip(self.trained, whole.split([each.numel() for each in gradients]), strict=True):
             parameter.grad = part.view_as(parameter)
-
-    @property
-    def budget(self) -> DrawBudget | None:
-        """What steers num_draws=auto. transformers may have replaced the callback by one from a checkpoint."""
-        return next((each for each in self.callback_handler.callbacks if isinstance(each, DrawBudget)), None)
-
-    def thin(self, tokens: Tokens, pairs: Preferences, draws: Draws, scale: float) -> Thin:
-        """Which draws of a batch have a gradient: all, or with num_draws=auto those that survive the roulette. Routers
-        are weighed by them: rows whose slope is 0, as those of kto's baseline and pairs beyond a hinge, are not run."""
-        budget = self.budget
-        if budget is None:
-            if not self.args.router_aux_loss_coef:
-                return unchanged
-
-            def weighed(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-                self.weigh_routers(tokens, (slope != 0) & draws.in_use, scale)
-                return slope
-
-            return weighed
-        if not isinstance(pairs, Pairs):
-            raise ValueError("num_draws=auto spends gradients pair by pair, and the rows are no pairs: leave it out")
-        roulette = Roulette(budget.threshold)
-
-        def thinned(slope: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-            budget.add(roulette.probability(slope, pairs))
-            kept = roulette(slope, pairs, tokens.key, draws.group)
-            self.weigh_routers(tokens, (kept != 0) & draws.in_use, scale)
-            return kept
-
-        return thinned
-
-    def on_gradient(self) -> None:
-        if self.budget is not None:
-            self._fill_empty_gradient()
-            self.budget.step(lambda sums: self.accelerator.reduce(sums.to(self.args.device), reduction="sum"))
-        super().on_gradient()
-
-    def _fill_empty_gradient(self) -> None:
-        """A step whose draws were all dropped has the gradient 0: without one, optimizers skip it, and their momentum.
-        Several processes, or DeepSpeed, have run an empty pack for it (`agree`)."""
-        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
-        if alone and all(parameter.grad is None for parameter in self.trained):
-            for parameter in self.trained:
-                parameter.grad = torch.zeros_like(parameter)
 
     def ratios(self, names: Iterable[str], sums: Float[Tensor, "M 3"]) -> dict[str, float]:
         return relative_error(names, sums)

@@ -7,7 +7,6 @@ from typing import Any
 from vrpo.losses import Objective
 from vrpo.plans import Paired
 from vrpo.slopes import CrossFit, Jackknife
-from vrpo.training.budget import auto_times
 from vrpo.training.config import DiffusionConfig, check_types
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.types import Plan
@@ -27,17 +26,10 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         default="balanced",
         metadata={
             "help": "How masks are drawn: balanced, the quietest we have measured; fixed_count, the paper's; "
-            "stratified, nested, complementary, or bernoulli (needs t_min); exact, of a causal language model."
+            "stratified, or bernoulli (needs t_min); exact, of a causal language model."
         },
     )
     num_times: int = field(default=8, metadata={"help": "Masking levels drawn per response; the paper's n."})
-    num_draws: str | None = field(
-        default=None,
-        metadata={
-            "help": "auto: values of 1.5 * num_times masking levels, gradients of some of them, most of them where the "
-            "loss is steep; as much compute, on average, as num_times of which each has both. None: each has both."
-        },
-    )
     pair_coupling: str | None = field(
         default=None,
         metadata={
@@ -110,8 +102,6 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         self._check_moving()
         if self.gradient_passes not in ("auto", "one", "two"):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
-        if self.gradient_passes == "one" and self.num_draws == "auto":
-            raise ValueError("gradient_passes=one knows no slope before its backward, which num_draws=auto decides by")
         if self.gradient_passes == "one" and self.router_aux_loss_coef:
             raise ValueError(
                 "gradient_passes=one multiplies gradients by slopes afterwards, and the routers' loss has none: leave "
@@ -128,12 +118,6 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
             raise ValueError("ref_terms_dir goes with precompute_ref_log_probs, which is off")
         if self.gradient_passes == "one" and not self.share_draws:
             raise ValueError("gradient_passes=one goes with shared draws only: leave it out with share_draws=false")
-        if self.num_draws not in (None, "auto"):
-            raise ValueError(f"num_draws must be auto, or left out; not {self.num_draws!r} (for a number: num_times)")
-        try:
-            self.training_plan()
-        except ValueError as error:
-            raise ValueError(f"num_draws = {self.num_draws} (3/2 of num_times = {self.num_times}): {error}") from error
         self.training_objective()
 
     def _check_together(self) -> None:
@@ -144,19 +128,11 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         names = [name for _, name in self.losses]
         if "kto" in names and self.gradient_passes == "one":
             raise ValueError("gradient_passes=one: kto's baseline couples all rows of a batch; leave it out")
-        if self.structure != "pairs" and self.num_draws == "auto":
-            raise ValueError("num_draws=auto spends gradients pair by pair: not with kto and plackett_luce")
-        if self.num_draws == "auto" and not self.first_slope:
-            raise ValueError(
-                "num_draws=auto goes by the slopes of preference losses, whose weights are 0: leave it out"
-            )
-        if "orpo" in names and (self.plan == "nested" or self.slope == "jackknife" or self.slope == "halves"):
-            raise ValueError(
-                "orpo takes odds of a likelihood, and estimates of plan=nested may be above 1, where there are none; "
-                "slope=jackknife and halves subtract such losses: choose another plan, and slope=plain or cross_fit"
-            )
-        if self.plan == "exact" and (not self.share_draws or self.num_draws == "auto"):
-            raise ValueError("plan=exact draws nothing: leave out share_draws=false and num_draws=auto")
+        if "orpo" in names and self.slope in ("jackknife", "halves"):
+            raise ValueError("orpo takes odds of a likelihood, and jackknife and halves subtract its losses: set slope "
+                             "to plain or cross_fit")  # fmt: skip
+        if self.plan == "exact" and not self.share_draws:
+            raise ValueError("plan=exact draws nothing: leave out share_draws=false")
         if self.plan == "exact" and self.pair_coupling not in (None, "none"):
             raise ValueError("plan=exact draws nothing that pair_coupling could share: leave it out")
         if not self.compares and not self.share_draws:
@@ -192,17 +168,13 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
         if self.gradient_passes != "auto":
             return self.gradient_passes == "one"
         several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
-        possible = self.num_draws != "auto" and self.share_draws and not self.fp16 and not self.router_aux_loss_coef
-        possible = (
-            possible and not self.reentrant and self.structure != "labels"
-        )  # whose rows are all one family, with a buffer each
+        possible = self.share_draws and not self.fp16 and not self.router_aux_loss_coef and not self.reentrant
+        possible &= self.structure != "labels"  # whose rows are all one family, with a buffer each
         return small and several and possible
 
     def training_plan(self, block_size: int | None = None, structure: str | None = None) -> Plan:
-        """The plan of a training step; with num_draws=auto, of the values of a step. `structure`: as in
-        `sampling_plan`."""
-        times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
-        return self.sampling_plan(times, block_size, structure)
+        """The plan of a training step. `structure`: as in `sampling_plan`."""
+        return self.sampling_plan(self.num_times, block_size, structure)
 
     def sampling_plan(self, num_times: int, block_size: int | None = None, structure: str | None = None) -> Plan:
         """The plan by its configured name, with `num_times` masking levels, coupled as configured.
@@ -248,9 +220,6 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
 
     def _training_groups(self) -> int:
         """Independent groups of draws that a training step's plan makes of an answer."""
-        times = auto_times(self.num_times) if self.num_draws == "auto" else self.num_times
-        if self.plan == "complementary":
-            return times // 2
         if self.plan == "exact":
             return 1
-        return self._levels(times).num_groups if self.has_levels else times
+        return self._levels(self.num_times).num_groups if self.has_levels else self.num_times

@@ -213,7 +213,6 @@ def _check_lists(config: VRPOConfig) -> None:
     """
     given = {
         "ref_weighting=arwc": config.ref_weighting == "arwc",
-        "num_draws=auto": config.num_draws == "auto",
         f"pair_coupling={config.pair_coupling}": config.pair_coupling not in (None, "none"),
     }
     for name, wrong in given.items():

@@ -212,8 +212,6 @@ def check_references(config: VRPOConfig, given: int, causal: int, *, adapted: bo
         )
     if config.ref_weights is not None and len(config.ref_weights) != number:
         raise ValueError(f"ref_weights has {len(config.ref_weights)} weights for {number} references")
-    if config.arwc_swap and number != 2:
-        raise ValueError(f"arwc_swap gives each of two references the other's weight, and there are {number}")
     if config.sync_ref_model and causal:
         raise ValueError("sync_ref_model moves the reference towards the policy, and causal_ref_model is no such model")
     if config.sync_ref_model and adapted:
