@@ -7,7 +7,6 @@ What deliberately does not live here: sampling of text (decoding/), and anything
 """
 
 from dataclasses import dataclass, replace
-from math import comb
 
 import torch
 from jaxtyping import Float, Int
@@ -90,95 +89,6 @@ class FixedCount:
         masked = masked & tokens.response[:, None]
         weight = length.double() / count / (self.num_times * self.num_masks)
         return Draws(masked, masked * weight[..., None], group)
-
-
-@dataclass(frozen=True)
-class Bernoulli:
-    """The t-form: t ~ U(t_min, 1), each response token masked with probability t, weight 1 / t / K on masked tokens.
-
-    t_min has no default on purpose: the variance grows like log(1 / t_min) without limit as t_min -> 0, and t_min > 0
-    biases the mean, since draws below t_min are missing from it (`tests/test_exact.py` integrates both).
-
-    Args:
-        t_min: smallest masking time, in (0, 1).
-    """
-
-    t_min: float
-    num_times: int = 8
-    num_masks: int = 1
-
-    def __post_init__(self) -> None:
-        check_budget(self.num_times, self.num_masks)
-        if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min must lie in (0, 1), not {self.t_min}: at 0 the estimate has infinite variance")
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        time, group = times(tokens, self.num_times, self.num_masks)
-        mask_prob = self.t_min + (1 - self.t_min) * time  # [N, K]
-        masked = uniform(mask_bits(tokens, self.num_times * self.num_masks)) < mask_prob[..., None]
-        masked = masked & tokens.response[:, None]
-        weight = 1 / mask_prob / (self.num_times * self.num_masks)
-        return Draws(masked, masked * weight[..., None], group)
-
-
-@dataclass(frozen=True)
-class Enumerate:
-    """No randomness: every non-empty subset of the response, weighted so that the sum IS the ELBO.
-
-    A subset of m of L tokens has probability 1 / (L * C(L, m)) under the fixed-count law, hence weight
-    1 / (m * C(L, m)) on its tokens. Costs 2^L - 1 forward passes per row: the oracle of the test suite.
-
-    Raises:
-        ValueError: a response is longer than `max_length`.
-    """
-
-    max_length: int = 12
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        length = tokens.length
-        longest = int(length.max())
-        if longest > self.max_length:
-            row = int(length.argmax())
-            raise ValueError(
-                f"row {row} has {longest} response tokens; enumeration costs 2^{longest} forward passes and is limited "
-                f"to {self.max_length} tokens (use vrpo.elbo with a sampling plan, or raise max_length)"
-            )
-        subset = torch.arange(1, 1 << longest, device=length.device)  # bit p set = response token p masked
-        bit = (subset[:, None] >> torch.arange(longest, device=length.device)) & 1
-        count = bit.sum(-1)
-        table = torch.tensor(
-            [[1.0 / (m * comb(n, m)) if 1 <= m <= n else 0.0 for m in range(longest + 1)] for n in range(longest + 1)],
-            dtype=torch.float64,
-            device=length.device,
-        )
-        in_use = subset < (1 << length)[:, None]  # [N, K]
-        position = (tokens.response.cumsum(-1) - 1).clamp(min=0)
-        masked = bit.bool()[None].expand(len(length), -1, -1)
-        masked = masked.gather(2, position[:, None].expand(-1, len(subset), -1))
-        masked = masked & tokens.response[:, None] & in_use[..., None]
-        weight = masked * table[length[:, None], count.expand(len(length), -1)][..., None]
-        return Draws(masked, weight, torch.where(in_use, 0, -1))
-
-
-@dataclass(frozen=True)
-class Exact:
-    """No randomness and nothing masked: one draw that scores the whole response. The sum is the log-likelihood itself,
-    of a denoiser that says each token from those before it (a causal language model).
-
-    Raises:
-        ValueError: a response begins its row, and nothing stands before its first token.
-    """
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        first = tokens.attention & (tokens.attention.cumsum(-1) == 1)
-        if bool((tokens.response & first).any()):
-            raise ValueError(
-                f"row {int((tokens.response & first).any(-1).nonzero()[0])} has an empty prompt: nothing stands before "
-                "the first token of its answer, of which a causal language model then says nothing. Begin the prompt "
-                "with a token, such as the one that begins a text"
-            )
-        response = tokens.response[:, None]
-        return Draws(torch.zeros_like(response), response.to(torch.float64), torch.zeros_like(tokens.key)[:, None])
 
 
 def check_budget(num_times: int, num_masks: int) -> None:

@@ -6,17 +6,107 @@ Three decisions, each exact by itself: how many tokens the draws of a row mask (
 paper's own plan and the hash (draws.py).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import comb
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vrpo.draws import check_budget, fold, orders, times
-from vrpo.types import Draws, Pairs, Plan, Structure, Tokens
+from vrpo.coupling import Paired
+from vrpo.draws import check_budget, fold, mask_bits, orders, times, uniform
+from vrpo.types import Draws, Plan, Structure, Tokens
 
 _BLOCK = 4  # a purpose of the hash, beside those of draws.py
-_UNSHARED = 1 << 32  # slots from here on: tokens of a rejected answer that the chosen one has not
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """The t-form: t ~ U(t_min, 1), each response token masked with probability t, weight 1 / t / K on masked tokens.
+
+    t_min has no default on purpose: the variance grows like log(1 / t_min) without limit as t_min -> 0, and t_min > 0
+    biases the mean, since draws below t_min are missing from it (`tests/test_exact.py` integrates both).
+
+    Args:
+        t_min: smallest masking time, in (0, 1).
+    """
+
+    t_min: float
+    num_times: int = 8
+    num_masks: int = 1
+
+    def __post_init__(self) -> None:
+        check_budget(self.num_times, self.num_masks)
+        if not 0 < self.t_min < 1:
+            raise ValueError(f"t_min must lie in (0, 1), not {self.t_min}: at 0 the estimate has infinite variance")
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        time, group = times(tokens, self.num_times, self.num_masks)
+        mask_prob = self.t_min + (1 - self.t_min) * time  # [N, K]
+        masked = uniform(mask_bits(tokens, self.num_times * self.num_masks)) < mask_prob[..., None]
+        masked = masked & tokens.response[:, None]
+        weight = 1 / mask_prob / (self.num_times * self.num_masks)
+        return Draws(masked, masked * weight[..., None], group)
+
+
+@dataclass(frozen=True)
+class Enumerate:
+    """No randomness: every non-empty subset of the response, weighted so that the sum IS the ELBO.
+
+    A subset of m of L tokens has probability 1 / (L * C(L, m)) under the fixed-count law, hence weight
+    1 / (m * C(L, m)) on its tokens. Costs 2^L - 1 forward passes per row: the oracle of the test suite.
+
+    Raises:
+        ValueError: a response is longer than `max_length`.
+    """
+
+    max_length: int = 12
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        length = tokens.length
+        longest = int(length.max())
+        if longest > self.max_length:
+            row = int(length.argmax())
+            raise ValueError(
+                f"row {row} has {longest} response tokens; enumeration costs 2^{longest} forward passes and is limited "
+                f"to {self.max_length} tokens (use vrpo.elbo with a sampling plan, or raise max_length)"
+            )
+        subset = torch.arange(1, 1 << longest, device=length.device)  # bit p set = response token p masked
+        bit = (subset[:, None] >> torch.arange(longest, device=length.device)) & 1
+        count = bit.sum(-1)
+        table = torch.tensor(
+            [[1.0 / (m * comb(n, m)) if 1 <= m <= n else 0.0 for m in range(longest + 1)] for n in range(longest + 1)],
+            dtype=torch.float64,
+            device=length.device,
+        )
+        in_use = subset < (1 << length)[:, None]  # [N, K]
+        position = (tokens.response.cumsum(-1) - 1).clamp(min=0)
+        masked = bit.bool()[None].expand(len(length), -1, -1)
+        masked = masked.gather(2, position[:, None].expand(-1, len(subset), -1))
+        masked = masked & tokens.response[:, None] & in_use[..., None]
+        weight = masked * table[length[:, None], count.expand(len(length), -1)][..., None]
+        return Draws(masked, weight, torch.where(in_use, 0, -1))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """No randomness and nothing masked: one draw that scores the whole response. The sum is the log-likelihood itself,
+    of a denoiser that says each token from those before it (a causal language model).
+
+    Raises:
+        ValueError: a response begins its row, and nothing stands before its first token.
+    """
+
+    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
+        first = tokens.attention & (tokens.attention.cumsum(-1) == 1)
+        if bool((tokens.response & first).any()):
+            raise ValueError(
+                f"row {int((tokens.response & first).any(-1).nonzero()[0])} has an empty prompt: nothing stands before "
+                "the first token of its answer, of which a causal language model then says nothing. Begin the prompt "
+                "with a token, such as the one that begins a text"
+            )
+        response = tokens.response[:, None]
+        return Draws(torch.zeros_like(response), response.to(torch.float64), torch.zeros_like(tokens.key)[:, None])
 
 
 @dataclass(frozen=True)
@@ -166,77 +256,3 @@ class PerBlock:
 def within_blocks(plan: Plan, block_size: int | None) -> Plan:
     """The plan as a model with this size of a block needs it; None: one that sees everything at once."""
     return plan if block_size is None else PerBlock(plan, block_size)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Common random numbers for the two answers of a pair: both follow the keys of the chosen one.
-
-    So their draws have common quantiles of m; and, aligned, common orders on the tokens that the answers share in one
-    sequence (`shared_tokens`). Each answer's own law, hence its bound, stays what it is: only the noise of the margin
-    changes. Draws depend on both answers of the pair, and on nothing else.
-
-    Raises:
-        ValueError: the rows are not `Pairs`, or a row is in two of them.
-    """
-
-    plan: Plan
-    align: bool = True
-
-    def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws:
-        if not isinstance(structure, Pairs):
-            raise ValueError("Paired couples the draws of chosen and rejected answers: it needs Pairs as structure")
-        rows = torch.cat([structure.chosen, structure.rejected])
-        if len(rows.unique()) < len(rows):
-            raise ValueError("Paired couples pairs without a row in common: a row of two pairs would need two keys")
-        key, slot = tokens.key.clone(), tokens.response.cumsum(-1) - 1
-        key[structure.rejected] = tokens.key[structure.chosen]
-        if self.align:
-            partner = shared_tokens(tokens, structure)
-            own = slot[structure.rejected] + _UNSHARED
-            slot = slot.index_copy(0, structure.rejected, torch.where(partner >= 0, partner, own))
-        return self.plan(replace(tokens, key=key, slot=slot), structure)
-
-
-def shared_tokens(tokens: Tokens, pairs: Pairs) -> Int[Tensor, "P L"]:
-    """For each position of the rejected response, the place in the chosen response that holds the same token in a
-    longest common subsequence of the two, or -1 where there is none.
-
-    Dynamic programming, vectorised over pairs: O(L) steps, P x L^2 small integers. On the CPU wherever the rows are:
-    thousands of tiny steps, of which a GPU would only feel the launches.
-    """
-    ids, response = tokens.ids.cpu(), tokens.response.cpu()
-    chosen, rejected = pairs.chosen.cpu(), pairs.rejected.cpu()
-    column = response.any(0).nonzero()[:, 0]
-    cut = slice(int(column[0]), int(column[-1]) + 1)
-    inside_a, inside_b = response[chosen, cut], response[rejected, cut]
-    match = ids[chosen, cut][:, :, None] == ids[rejected, cut][:, None]
-    match = match & inside_a[:, :, None] & inside_b[:, None]
-    found = torch.full_like(ids[rejected], -1)
-    found[:, cut] = _backtrace(_common_lengths(match), inside_a.cumsum(-1) - 1)
-    return found.to(tokens.ids.device)
-
-
-def _common_lengths(match: Bool[Tensor, "P A B"]) -> Int[Tensor, "P _ _"]:
-    """[i, j]: length of the longest common subsequence of the first i and the first j positions."""
-    table = torch.zeros(len(match), match.shape[1] + 1, match.shape[2] + 1, dtype=torch.int16, device=match.device)
-    for i in range(match.shape[1]):
-        longest = torch.maximum(table[:, i, 1:], table[:, i, :-1] + match[:, i])
-        table[:, i + 1, 1:] = longest.cummax(-1).values
-    return table
-
-
-def _backtrace(table: Int[Tensor, "P _ _"], place: Int[Tensor, "P A"]) -> Int[Tensor, "P _"]:
-    """One longest common subsequence: `place` of its position in the first sequence, for each of the second; or -1."""
-    pair = torch.arange(len(table), device=table.device)
-    i, j = (torch.full_like(pair, size - 1) for size in table.shape[1:])
-    found = place.new_full((len(table), table.shape[2] - 1), -1)
-    for _ in range(table.shape[1] + table.shape[2] - 2):
-        above, left = (i - 1).clamp(min=0), (j - 1).clamp(min=0)
-        here = table[pair, i, j]
-        up = (i > 0) & (table[pair, above, j] == here)
-        back = ~up & (j > 0) & (table[pair, i, left] == here)
-        both = ~up & ~back & (i > 0) & (j > 0)
-        found[pair, left] = torch.where(both, place[pair, above], found[pair, left])
-        i, j = torch.where(up | both, above, i), torch.where(back | both, left, j)
-    return found

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.draws import Exact, rekeyed
-from vrpo.estimator import Agree, elbo
+from vrpo.draws import rekeyed
+from vrpo.estimator import ENGINE, Engine, elbo
+from vrpo.plans import Exact
 from vrpo.types import AnyDraws, AnyTokens, Denoiser, Plan, Structure
 
 
@@ -22,13 +23,7 @@ class Reference(Protocol):
     """Terms of R references for the given rows, without a graph. R may be 0."""
 
     def __call__(
-        self,
-        tokens: AnyTokens,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: AnyTokens, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N R J"]: ...
 
 
@@ -45,16 +40,10 @@ class FrozenReference:
     frozen: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def __call__(
-        self,
-        tokens: AnyTokens,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: AnyTokens, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N 1 K"]:
         with torch.no_grad(), self.frozen():
-            return elbo(self.denoiser, tokens, draws, max_tokens=max_tokens, agree=agree).terms[:, None]
+            return elbo(self.denoiser, tokens, draws, engine).terms[:, None]
 
 
 @dataclass(frozen=True)
@@ -72,17 +61,11 @@ class ExactReference:
     around: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def __call__(
-        self,
-        tokens: Any,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: Any, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N 1 K"]:
         asked = Exact()(tokens).only(draws.in_use.any(-1, keepdim=True))
         with torch.no_grad(), self.around():
-            found = elbo(self.denoiser, tokens, asked, max_tokens=max_tokens, agree=agree)
+            found = elbo(self.denoiser, tokens, asked, engine)
         return spread(found.value, draws)[:, None]
 
 
@@ -99,15 +82,9 @@ class Several:
     references: tuple[Reference, ...]
 
     def __call__(
-        self,
-        tokens: AnyTokens,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: AnyTokens, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N R J"]:
-        found = [each(tokens, draws, structure, max_tokens=max_tokens, agree=agree) for each in self.references]
+        found = [each(tokens, draws, structure, engine) for each in self.references]
         return torch.cat(found, 1)
 
 
@@ -119,16 +96,10 @@ class IndependentReference:
     plan: Plan
 
     def __call__(
-        self,
-        tokens: Any,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: Any, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N R J"]:
         own = self.plan(rekeyed(tokens), structure)
-        return self.reference(tokens, own, structure, max_tokens=max_tokens, agree=agree)
+        return self.reference(tokens, own, structure, engine)
 
 
 @dataclass(frozen=True)
@@ -138,13 +109,7 @@ class GivenReference:
     terms: Float[Tensor, "N R K"]
 
     def __call__(
-        self,
-        tokens: AnyTokens,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: AnyTokens, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N R K"]:
         if (self.terms.shape[0], self.terms.shape[2]) != tuple(draws.group.shape):
             raise ValueError(f"reference terms of shape {tuple(self.terms.shape)} do not fit draws of another shape")
@@ -156,12 +121,6 @@ class NoReference:
     """R = 0: for objectives without a reference, such as SFT."""
 
     def __call__(
-        self,
-        tokens: AnyTokens,
-        draws: AnyDraws,
-        structure: Structure,
-        *,
-        max_tokens: int | None = None,
-        agree: Agree = int,
+        self, tokens: AnyTokens, draws: AnyDraws, structure: Structure, engine: Engine = ENGINE
     ) -> Float[Tensor, "N 0 K"]:
         return torch.zeros(len(draws.group), 0, draws.group.shape[1], dtype=torch.float64, device=draws.group.device)

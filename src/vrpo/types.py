@@ -1,11 +1,11 @@
-"""The nouns of vrpo. Read this page first.
+"""The nouns of vrpo, in the order in which a row meets them. Read this page first.
 
-    rows -> Tokens -> Draws -> Estimate (terms) -> objective -> slope per term -> one draw at a time
+    rows -> Tokens -> Draws -> Estimate -> Terms -> objective(terms, structure) -> slope per term -> one draw at a time
 
-Dimensions: N rows, K draws, R references, L positions, P pairs, Q lists, S scored positions, V vocabulary.
+Dimensions: N rows, K draws, R references, L positions, P pairs, S scored positions, V vocabulary.
 
-What lives here: values and the two protocols between rooms. What deliberately does not: any arithmetic on
-probabilities (estimator.py), any randomness (draws.py), any knowledge of a model (models/) or of a text (data/).
+What lives here: values and the protocols between rooms. What does not: randomness (draws.py), models (models/), text
+(data/), structures other than pairs (structures.py).
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,38 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def check_fields(value: object, **wanted: str) -> None:
+    """Check the tensors of a value: `ids="int NL"` says kind and dimensions, and equal letters are equal sizes.
+
+    Raises:
+        ValueError: a field that is not None is something else; names the field.
+    """
+    sizes: dict[str, int] = {}
+    for name, said in wanted.items():
+        part, (kind, letters) = getattr(value, name), said.split()
+        right = isinstance(part, Tensor) and part.dim() == len(letters) and _kind(part) == kind
+        if part is None or (
+            right and all(sizes.setdefault(*pair) == pair[1] for pair in zip(letters, part.shape, strict=True))
+        ):
+            continue
+        shape = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+        found = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+        raise ValueError(f"{type(value).__name__}.{name}: a {kind} tensor of shape ({shape}) is wanted, not {found}")
+
+
+def _kind(value: Tensor) -> str:
+    return "bool" if value.dtype == torch.bool else "float" if value.is_floating_point() else "int"
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Flat rows of token ids, one row per (prompt, response).
 
-    `response` marks the positions that may be masked and that the bound is about; the prompt is what is attended and
+    `response` marks the positions that may be masked and that the bound is about. The prompt is what is attended and
     not response. `attention` is False on padding, which is neither attended, masked nor scored. `key` is the replay
     key of the row's randomness (`draws.draw_key`): equal keys and equal response lengths give equal draws, whatever
-    the padding, the neighbours or the device. `slot` names the response positions in that randomness, each position by
-    a number of its own; None: 0, 1, 2, ... Rows with equal keys have common random numbers at equal slots
-    (`plans.Paired`).
+    the padding, the neighbours or the device. `slot` names the response positions in that randomness. None: 0, 1, 2,
+    ... Rows with equal keys have common random numbers at equal slots (`plans.Paired`).
     """
 
     ids: Int[Tensor, "N L"]
@@ -33,6 +55,9 @@ class Tokens:
     attention: Bool[Tensor, "N L"]
     key: Int[Tensor, " N"]
     slot: Int[Tensor, "N L"] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, ids="int NL", response="bool NL", attention="bool NL", key="int N", slot="int NL")
 
     @property
     def length(self) -> Int[Tensor, " N"]:
@@ -52,19 +77,67 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Pair p prefers row `chosen[p]` to row `rejected[p]`; `length`: response tokens per row.
+
+    `weight`: a factor on each pair's loss; None: 1. `reward`: a judge's verdict on each row, on the judge's own scale;
+    None: there is none. `item`: which item of the batch the pair belongs to, where items are lists; None: each its own.
+    """
+
+    chosen: Int[Tensor, " P"]
+    rejected: Int[Tensor, " P"]
+    length: Int[Tensor, " N"]
+    weight: Float[Tensor, " P"] | None = None
+    reward: Float[Tensor, " N"] | None = None
+    item: Int[Tensor, " P"] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, chosen="int P", rejected="int P", length="int N", weight="float P", reward="float N", item="int P"
+        )
+
+    @property
+    def pairs(self) -> "Pairs":
+        return self
+
+    @property
+    def imitated(self) -> Int[Tensor, " P"]:
+        """The rows that a supervised term imitates: the chosen ones."""
+        return self.chosen
+
+    @property
+    def family(self) -> Int[Tensor, " N"]:
+        """A number that rows have in common if they are of one pair, or of pairs that share a row: the terms of one
+        family say nothing about the slopes of another."""
+        family = torch.arange(len(self.length), device=self.length.device)
+        while True:
+            least = torch.minimum(family[self.chosen], family[self.rejected])
+            rows, both = torch.cat([self.chosen, self.rejected]), torch.cat([least, least])
+            joined = family.scatter_reduce(0, rows, both, "amin")
+            if torch.equal(joined, family):
+                return family
+            family = joined
+
+
+@dataclass(frozen=True)
 class Draws:
     """All the randomness of an estimate, as a value.
 
     `masked` is what the denoiser does not see; `weight` is what is scored and how much, 0 = not scored, the 1/K of the
     Monte Carlo mean included, so an estimate is a plain sum. Nothing forces the two to coincide: enumeration, ragged
-    budgets (surplus draws weigh 0), importance sampling and causal models (nothing
-    masked, everything scored) are the same sum. Draws of a row that are statistically dependent share a `group`; -1
-    marks a draw that is not in use.
+    budgets (surplus draws weigh 0), importance sampling and causal models (nothing masked, everything scored) are the
+    same sum. Draws of a row that are statistically dependent share a `group`; -1 marks a draw that is not in use.
+
+    Weights are kept in float64, whatever they are given in.
     """
 
     masked: Bool[Tensor, "N K L"]
     weight: Float[Tensor, "N K L"]
     group: Int[Tensor, "N K"]
+
+    def __post_init__(self) -> None:
+        check_fields(self, masked="bool NKL", weight="float NKL", group="int NK")
+        object.__setattr__(self, "weight", self.weight.to(torch.float64))
 
     @property
     def scored(self) -> Bool[Tensor, "N K L"]:
@@ -95,27 +168,6 @@ class Draws:
         return arguments, weight
 
 
-@runtime_checkable
-class AnyTokens(Protocol):
-    """What the core asks of rows. `Tokens` of masked diffusion; latents of continuous diffusion (docs/design.md)."""
-
-    @property
-    def size(self) -> Int[Tensor, " N"]: ...
-
-
-@runtime_checkable
-class AnyDraws(Protocol):
-    """What the core asks of draws: how many, how they depend on each other, and what the denoiser is called with."""
-
-    @property
-    def group(self) -> Int[Tensor, "N K"]: ...
-
-    @property
-    def in_use(self) -> Bool[Tensor, "N K"]: ...
-
-    def inputs(self, tokens: Any, items: Int[Tensor, "B 2"]) -> tuple[dict[str, Tensor], Float[Tensor, "B C"]]: ...
-
-
 @dataclass(frozen=True)
 class Estimate:
     """A Monte Carlo estimate of the evidence lower bound of each row, kept as its terms.
@@ -133,161 +185,59 @@ class Estimate:
         return self.terms.sum(-1)
 
     @property
+    def variance(self) -> Float[Tensor, " N"]:
+        """Unbiased estimate of the variance of `value`, where groups are independent and identically distributed.
+
+        With S_g the sum of the terms of group g and G groups: G / (G - 1) * sum_g (S_g - mean S)^2. Terms inside a
+        group may depend on each other in any way.
+
+        Raises:
+            ValueError: a row has fewer than two groups, so its variance is not estimable.
+        """
+        in_use = self.group >= 0
+        slot = self.group.clamp(min=0)
+        sums = torch.zeros_like(self.terms).scatter_add(1, slot, self.terms * in_use)
+        present = torch.zeros_like(self.terms).scatter_add(1, slot, in_use.to(self.terms.dtype)) > 0
+        count = present.sum(-1)
+        if bool((count < 2).any()):
+            row = int((count < 2).nonzero()[0])
+            raise ValueError(
+                f"row {row} has {int(count[row])} independent group(s) of draws; a variance needs at least 2 (masks of "
+                "one time, and the draws of one stratified or balanced group, are dependent: raise num_times, or "
+                "num_groups)"
+            )
+        groups = count.to(self.terms.dtype)  # a quotient of integers would be float32
+        deviation = (sums - sums.sum(-1, keepdim=True) / groups[:, None]) * present
+        return groups / (groups - 1) * deviation.square().sum(-1)
+
+    @property
     def standard_error(self) -> Float[Tensor, " N"]:
-        """Square root of `group_variance`: what independent groups alone can say about the noise of `value`."""
-        return group_variance(self.terms, self.group).sqrt()
+        """Square root of `variance`: what independent groups alone can say about the noise of `value`."""
+        return self.variance.sqrt()
 
 
-def group_variance(terms: Float[Tensor, "N K"], group: Int[Tensor, "N K"]) -> Float[Tensor, " N"]:
-    """Unbiased estimate of the variance of `terms.sum(-1)` when groups are independent and identically distributed.
+@dataclass(frozen=True)
+class Terms:
+    """What an objective sees: the terms of the policy and of R references, and how the draws depend on each other.
 
-    With S_g the sum of the terms of group g and G groups: Var = G / (G - 1) * sum_g (S_g - mean S)^2. Terms inside a
-    group may depend on each other in any way.
-
-    Raises:
-        ValueError: a row has fewer than two groups, so its variance is not estimable.
+    `reference` carries one row of terms per reference. Its J may differ from K, and R may be 0. `group` is that of the
+    policy's draws. An objective is differentiable in `policy`.
     """
-    in_use = group >= 0
-    slot = group.clamp(min=0)
-    sums = torch.zeros_like(terms).scatter_add(1, slot, terms * in_use)
-    present = torch.zeros_like(terms).scatter_add(1, slot, in_use.to(terms.dtype)) > 0
-    count = present.sum(-1)
-    if bool((count < 2).any()):
-        row = int((count < 2).nonzero()[0])
-        raise ValueError(
-            f"row {row} has {int(count[row])} independent group(s) of draws; a variance needs at least 2 "
-            "(masks of one time, and the draws of one stratified or balanced group, are dependent: raise "
-            "num_times, or num_groups)"
-        )
-    groups = count.to(terms.dtype)  # a quotient of integers would be float32
-    deviation = (sums - sums.sum(-1, keepdim=True) / groups[:, None]) * present
-    return groups / (groups - 1) * deviation.square().sum(-1)
+
+    policy: Float[Tensor, "N K"]
+    reference: Float[Tensor, "N R J"]
+    group: Int[Tensor, "N K"]
 
 
 @runtime_checkable
 class Structure(Protocol):
-    """Which rows an objective compares or imitates, with the facts it needs about them."""
+    """Which rows an objective compares or imitates, with the facts it needs about them: `Pairs`, and structures.py."""
 
     @property
     def length(self) -> Int[Tensor, " N"]: ...
 
     @property
     def imitated(self) -> Int[Tensor, " M"]: ...
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows to imitate: the structure of supervised fine-tuning. `length`: response tokens per row; `row`: those that
-    are imitated; None: all."""
-
-    length: Int[Tensor, " N"]
-    row: Int[Tensor, " M"] | None = None
-
-    @property
-    def imitated(self) -> Int[Tensor, " M"]:
-        return torch.arange(len(self.length), device=self.length.device) if self.row is None else self.row
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pair p prefers row `chosen[p]` to row `rejected[p]`; `length`: response tokens per row.
-
-    `weight`: a factor on each pair's loss; None: 1. `reward`: a judge's verdict on each row, on the judge's own scale;
-    None: there is none. `item`: which item of the batch the pair belongs to, where items are lists; None: each its own.
-    """
-
-    chosen: Int[Tensor, " P"]
-    rejected: Int[Tensor, " P"]
-    length: Int[Tensor, " N"]
-    weight: Float[Tensor, " P"] | None = None
-    reward: Float[Tensor, " N"] | None = None
-    item: Int[Tensor, " P"] | None = None
-
-    @property
-    def pairs(self) -> "Pairs":
-        return self
-
-    @property
-    def imitated(self) -> Int[Tensor, " P"]:
-        """The rows that a supervised term imitates: the chosen ones."""
-        return self.chosen
-
-    @property
-    def family(self) -> Int[Tensor, " N"]:
-        """A number that rows have in common if they are of one pair, or of pairs that share a row: the terms of one
-        family say nothing about the slopes of another."""
-        family = torch.arange(len(self.length), device=self.length.device)
-        while True:
-            least = torch.minimum(family[self.chosen], family[self.rejected])
-            rows, both = torch.cat([self.chosen, self.rejected]), torch.cat([least, least])
-            joined = family.scatter_reduce(0, rows, both, "amin")
-            if torch.equal(joined, family):
-                return family
-            family = joined
-
-
-@dataclass(frozen=True)
-class Rankings:
-    """Lists of answers, best first: `order[q]` are the rows of list q, -1 behind the last one. Every list has at least
-    two, and no row is in two; `length` and `reward` as in `Pairs`, `weight` per list. Equal rewards are ties."""
-
-    order: Int[Tensor, "Q A"]
-    length: Int[Tensor, " N"]
-    weight: Float[Tensor, " Q"] | None = None
-    reward: Float[Tensor, " N"] | None = None
-
-    @property
-    def pairs(self) -> Pairs:
-        """Every pair of a list that is not tied, better before worse; a list's pairs weigh as much as one pair.
-
-        Raises:
-            ValueError: all answers of a list are tied.
-        """
-        best, worst = torch.triu_indices(self.order.shape[1], self.order.shape[1], 1, device=self.order.device)
-        chosen, rejected = self.order[:, best], self.order[:, worst]
-        keep = rejected >= 0
-        if self.reward is not None:
-            keep = keep & (self.reward[chosen] != self.reward[rejected])
-        if not bool(keep.any(-1).all()):
-            tied = int((~keep.any(-1)).nonzero()[0])
-            raise ValueError(f"list {tied} has no two answers of different reward: it prefers nothing, leave it out")
-        weight = keep.to(torch.float64) / keep.sum(-1, keepdim=True)
-        weight = weight if self.weight is None else weight * self.weight[:, None]
-        item = torch.arange(len(self.order), device=self.order.device)[:, None].expand_as(keep)
-        return Pairs(chosen[keep], rejected[keep], self.length, weight[keep], self.reward, item[keep])
-
-    @property
-    def imitated(self) -> Int[Tensor, " Q"]:
-        """The best answer of each list."""
-        return self.order[:, 0]
-
-    @property
-    def family(self) -> Int[Tensor, " N"]:
-        """The list of each row."""
-        family = torch.zeros_like(self.length)
-        there = self.order >= 0
-        number = torch.arange(len(self.order), device=self.order.device)[:, None].expand_as(self.order)
-        return family.index_put((self.order[there],), number[there])
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Single answers that are desirable or not: label m is about row `row[m]`; `weight` per label, as in `Pairs`.
-
-    `mismatched` are further rows, answers to other prompts than their own, for a baseline that looks at what the policy
-    says anywhere (`losses.KTO`); there may be none.
-    """
-
-    row: Int[Tensor, " M"]
-    desirable: Bool[Tensor, " M"]
-    mismatched: Int[Tensor, " Q"]
-    length: Int[Tensor, " N"]
-    weight: Float[Tensor, " M"] | None = None
-
-    @property
-    def imitated(self) -> Int[Tensor, " _"]:
-        """The desirable rows."""
-        return self.row[self.desirable]
 
 
 @runtime_checkable
@@ -315,3 +265,24 @@ class Plan(Protocol):
     """A sampling plan: from rows (and, for plans that couple rows, their structure) to draws."""
 
     def __call__(self, tokens: Tokens, structure: Structure | None = None) -> Draws: ...
+
+
+@runtime_checkable
+class AnyTokens(Protocol):
+    """What the core asks of rows: `Tokens` here, latents in continuous diffusion (docs/design.md)."""
+
+    @property
+    def size(self) -> Int[Tensor, " N"]: ...
+
+
+@runtime_checkable
+class AnyDraws(Protocol):
+    """What the core asks of draws: how many, how they depend on each other, and what the denoiser is called with."""
+
+    @property
+    def group(self) -> Int[Tensor, "N K"]: ...
+
+    @property
+    def in_use(self) -> Bool[Tensor, "N K"]: ...
+
+    def inputs(self, tokens: Any, items: Int[Tensor, "B 2"]) -> tuple[dict[str, Tensor], Float[Tensor, "B C"]]: ...

@@ -27,12 +27,13 @@ from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.diagnostics.cost import GPUS, KINDS, Machine, Measured, Roofline
-from vrpo.estimator import plan_packs
+from vrpo.estimator import Engine, plan_packs
+from vrpo.kept_graphs import all_graphs_fit, kept_packs
 from vrpo.models.block import BlockDiffusion
 from vrpo.models.head import HEAD_CHUNK
 from vrpo.models.load import config_fields, model_class, tokenizer_of
 from vrpo.models.shape import check_tensors
-from vrpo.preference import all_graphs_fit, kept_packs, rows_of
+from vrpo.one_pass import units
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.references import check_references
 from vrpo.types import Tokens
@@ -215,20 +216,20 @@ def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:
     """The calls of the model that batches of these examples need."""
     collate, size, draws_of = PreferenceCollator(0), config.per_device_train_batch_size, config.training_plan()
     calls, kept, real, computed = [], [], 0, 0
-    most = config.max_tokens_per_forward
+    engine = Engine(config.max_tokens_per_forward)
     for start in range(0, len(examples) - size + 1, size):
         batch = collate([examples[index] for index in range(start, start + size)])
         tokens = tokens_of(batch, seed=0, epoch=0)
         draws = draws_of(tokens, pairs_of(batch))
         wanted = draws.in_use
-        own = one_pass and not (config.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most))
-        units = rows_of(wanted, draws, config.slope != "plain") if own else [wanted]
-        packs = [pack for unit in units for pack in plan_packs(tokens, draws, unit, most)]
+        own = one_pass and not (config.gradient_passes == "auto" and all_graphs_fit(tokens, draws, engine))
+        together = units(draws, wanted, config.slope != "plain") if own else [wanted]
+        packs = [pack for unit in together for pack in plan_packs(tokens, draws, unit, engine)]
         found = [_call(tokens, draws.scored, pack) for pack in packs]
         real += int((tokens.size[:, None] * wanted).sum())
         computed += sum(call.tokens for call in found)
         calls.append(found)
-        kept.append(found if one_pass else found[: kept_packs(packs, tokens, most)])
+        kept.append(found if one_pass else found[: kept_packs(packs, tokens, engine)])
     return Batches(calls, kept, real / computed)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vrpo.draws import draw_key
-from vrpo.types import Labels, Pairs, Rankings, Rows, Tokens
+from vrpo.structures import Labels, Rankings, Rows
+from vrpo.types import Pairs, Tokens
 
 Row = tuple[Sequence[int], Sequence[int], int, int]  # prompt ids, response ids, example id, side
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vrpo.draws import fold
-from vrpo.estimator import pack_terms, plan_packs
+from vrpo.estimator import Engine, pack_terms, plan_packs
 from vrpo.reference import Reference
 from vrpo.sketch import Sketch
 from vrpo.types import Denoiser, Draws, Pairs, Plan, Tokens
@@ -82,7 +82,7 @@ def replicate(
     tokens, pairs = replicated(pair, num_replicates)
     draws = plan(tokens, pairs)
     with torch.no_grad():
-        found = reference(tokens, draws, pairs, max_tokens=max_tokens)
+        found = reference(tokens, draws, pairs, Engine(max_tokens))
     if found.shape[1] != 1:
         raise ValueError(f"a margin needs exactly one reference, not {found.shape[1]}")
     run = _Backward(policy, tokens, draws, parameters, sketch, max_tokens)
@@ -133,7 +133,9 @@ class _Backward:
         terms = torch.zeros(2, self.draws.group.shape[1], dtype=torch.float64, device=device)
         gradient = torch.zeros(groups, self.sketch.size, dtype=torch.float64, device=device)
         for group in range(groups):
-            for pack in plan_packs(self.tokens, self.draws, self._items((chosen, rejected), group), self.max_tokens):
+            for pack in plan_packs(
+                self.tokens, self.draws, self._items((chosen, rejected), group), Engine(self.max_tokens)
+            ):
                 side = (pack[:, 0] == rejected).long()
                 terms[side, pack[:, 1]], sketched = self._pack(pack, side)
                 gradient[group] += sketched

@@ -14,9 +14,10 @@ from torch import Tensor
 from vrpo.decoding.canvas import blank
 from vrpo.decoding.flight import Pilot, at_start
 from vrpo.decoding.sampling import Sampling
-from vrpo.draws import Enumerate, draw_key
-from vrpo.estimator import elbo
+from vrpo.draws import draw_key
+from vrpo.estimator import Engine, elbo
 from vrpo.models.hf import HFDenoiser
+from vrpo.plans import Enumerate
 from vrpo.types import Plan, Tokens
 
 _ROWS = 16  # whose draws exist at a time: 128 draws of 1,000 tokens of one row are 1.2 MB
@@ -104,7 +105,7 @@ def _estimates(
     if asked:
         tokens = tokens_of(asked, seed, denoiser.pad_id).to(denoiser.device)
         draws = plan(tokens)
-        estimate = elbo(denoiser, tokens, draws, max_tokens=batch_size * int(tokens.size.max()))
+        estimate = elbo(denoiser, tokens, draws, Engine(batch_size * int(tokens.size.max())))
         several = int(draws.group.max()) >= 1
         alone = 0.0 if isinstance(plan, Enumerate) else None
         error = estimate.standard_error.tolist() if several else [alone] * len(asked)

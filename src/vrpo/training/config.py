@@ -9,9 +9,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 
-from vrpo.draws import Bernoulli, Exact, FixedCount
-from vrpo.losses import SFT, Objective
-from vrpo.plans import BalancedMasks, IndependentMasks, Levels, within_blocks
+from vrpo.draws import FixedCount
+from vrpo.losses.objective import Objective
+from vrpo.losses.setwise import SFT
+from vrpo.plans import BalancedMasks, Bernoulli, Exact, IndependentMasks, Levels, within_blocks
 from vrpo.training.inherited import check_inherited, check_resolved
 from vrpo.training.not_offered import unknown_field
 from vrpo.types import Plan

@@ -55,7 +55,7 @@ class Watch:
         """The rows of a micro-batch; where its loss is not finite, those whose terms are not, or all."""
         self.seen += example_id.tolist()
         if not math.isfinite(step.loss.detach()):
-            known = step.policy_terms.detach().isfinite().all(-1) & step.reference_terms.isfinite().flatten(1).all(-1)
+            known = step.terms.policy.detach().isfinite().all(-1) & step.terms.reference.isfinite().flatten(1).all(-1)
             self.broken += (example_id if known.all() else example_id[~known]).tolist()
 
 

@@ -1,17 +1,18 @@
 """What a step says about itself: per-pair quantities from terms, averaged over a logging window and over processes."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vrpo.pools import log_ratios
+from vrpo.losses.pools import log_ratios
 from vrpo.preference import Step
 from vrpo.sketch import Sketch
-from vrpo.types import Draws, Labels, Pairs, Rankings, Rows, group_variance
+from vrpo.structures import Labels, Rankings, Rows
+from vrpo.types import Draws, Estimate, Pairs, Terms
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,28 @@ def pair_metrics(
         judged: the loss whose rewards these are: a `losses.Preference` or `losses.PlackettLuce`.
         common: policy and reference shared their draws, so that the noise is that of the differences of terms.
     """
-    policy, reference, pairs = step.policy_terms.detach(), step.reference_terms, structure.pairs
+    terms, pairs = _detached(step.terms), structure.pairs
     chosen, rejected = pairs.chosen, pairs.rejected
     beta = judged.betas(structure)
-    values = judged.values(policy, reference, pairs)
+    values = judged.values(terms, pairs)
     score = beta * (values[chosen] - values[rejected])
     columns = {
         "rewards/chosen": beta * values[chosen],
         "rewards/rejected": beta * values[rejected],
         "rewards/accuracies": (score > 0).double() + 0.5 * (score == 0).double(),
         "rewards/margins": score,
-        "elbo/chosen": policy.sum(-1)[chosen],
-        "elbo/rejected": policy.sum(-1)[rejected],
+        "elbo/chosen": terms.policy.sum(-1)[chosen],
+        "elbo/rejected": terms.policy.sum(-1)[rejected],
         "score/square": score.square(),
         "score/saturated": (score.abs() > SATURATED).double(),
         "draws/per_pair": (step.graphs.sum(-1)[chosen] + step.graphs.sum(-1)[rejected]).double(),
         "draws/values_per_pair": (draws.in_use.sum(-1)[chosen] + draws.in_use.sum(-1)[rejected]).double(),
     }
-    if reference.shape[1]:
-        change = log_ratios(policy, reference)[:, 0]
+    if terms.reference.shape[1]:
+        change = log_ratios(terms)[:, 0]
         columns |= {"elbo/chosen_change": change[chosen], "elbo/rejected_change": change[rejected]}
     if int(draws.group.max()) >= 1:
-        parts = linear_parts(judged, policy, reference, pairs)
+        parts = linear_parts(judged, terms, pairs)
         columns["score/variance"] = beta**2 * _margin_variance(*parts, pairs, draws.group, common)
     return columns
 
@@ -84,19 +85,19 @@ def per_list(columns: Mapping[str, Float[Tensor, " P"]], pairs: Pairs) -> dict[s
     }
 
 
-def linear_parts(
-    judged: Any,
-    policy: Float[Tensor, "N K"],
-    reference: Float[Tensor, "N R J"],
-    pairs: Pairs,
-) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N J"]]:
+def _detached(terms: Terms) -> Terms:
+    return replace(terms, policy=terms.policy.detach())
+
+
+def linear_parts(judged: Any, terms: Terms, pairs: Pairs) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N J"]]:
     """What each draw of policy and references adds to the values, to first order: term times slope. Their sums have the
     variance of the values (the delta method), exactly so for a single reference."""
-    leaves = [part.detach().clone().requires_grad_() for part in (policy, reference)]
+    parts = (terms.policy, terms.reference)
+    leaves = [part.detach().clone().requires_grad_() for part in parts]
     with torch.enable_grad():
-        total = judged.values(*leaves, pairs).sum()
+        total = judged.values(Terms(leaves[0], leaves[1], terms.group), pairs).sum()
     slopes = torch.autograd.grad(total, leaves, allow_unused=True)
-    both = zip((policy, reference), slopes, strict=True)
+    both = zip(parts, slopes, strict=True)
     ours, theirs = (part * (0 if slope is None else slope) for part, slope in both)
     return ours, theirs.sum(1)
 
@@ -112,21 +113,21 @@ def _margin_variance(
     whether the two rows' draws are independent or coupled."""
     same = group[pairs.chosen]
     parts = [policy + reference] if common else [policy, reference]
-    return torch.stack([group_variance(part[pairs.chosen] - part[pairs.rejected], same) for part in parts]).sum(0)
+    return torch.stack([Estimate(part[pairs.chosen] - part[pairs.rejected], same).variance for part in parts]).sum(0)
 
 
 def label_metrics(step: Step, labels: Labels, draws: Draws, judged: Any) -> Columns:
     """Per-answer metrics of single labelled answers, under TRL's names: rewards/chosen are the rewards of the desirable
     ones, rewards/rejected of the others, rewards/accuracies whether a reward lies on its label's side of the baseline
     beta * z0, which is rewards/baseline."""
-    policy, reference, row, good = step.policy_terms.detach(), step.reference_terms, labels.row, labels.desirable
+    terms, row, good = _detached(step.terms), labels.row, labels.desirable
     beta = judged.temperature(labels)
-    values = judged.values(policy, reference, labels)
+    values = judged.values(terms, labels)
     zero = judged.zero(values, labels)
     gain = torch.where(good, 1, -1) * (values[row] - zero)
-    both = {"rewards/{}": beta * values[row], "elbo/{}": policy.sum(-1)[row]}
-    if reference.shape[1]:
-        both["elbo/{}_change"] = log_ratios(policy, reference)[row, 0]
+    both = {"rewards/{}": beta * values[row], "elbo/{}": terms.policy.sum(-1)[row]}
+    if terms.reference.shape[1]:
+        both["elbo/{}_change"] = log_ratios(terms)[row, 0]
     return {
         **{name.format("chosen"): Some(each, good) for name, each in both.items()},
         **{name.format("rejected"): Some(each, ~good) for name, each in both.items()},
@@ -138,7 +139,7 @@ def label_metrics(step: Step, labels: Labels, draws: Draws, judged: Any) -> Colu
 
 def row_metrics(step: Step, rows: Rows) -> dict[str, Float[Tensor, " M"]]:
     """Per-row metrics of supervised fine-tuning: the bound per token, in nats."""
-    return {"elbo/per_token": (step.policy_terms.detach().sum(-1) / rows.length)[rows.imitated]}
+    return {"elbo/per_token": (step.terms.policy.detach().sum(-1) / rows.length)[rows.imitated]}
 
 
 @dataclass

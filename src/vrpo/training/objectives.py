@@ -13,10 +13,11 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.losses import KTO, SFT, ItemObjective, Mixture, PlackettLuce, Preference, WeightedSum
-from vrpo.pair_losses import IPO, ORPO, APODown, APOZero, Hinge, PairLoss, ReverseKL, Robust, Sigmoid
-from vrpo.pools import SINGLE, Confidence, Fixed, Pool, Pooled, ReferenceFree, geometric, harmonic
-from vrpo.temperature import Constant, Custom, RewardScaling, Temperature
+from vrpo.losses.objective import ItemObjective, Mixture, WeightedSum
+from vrpo.losses.pairwise import IPO, ORPO, APODown, APOZero, Hinge, PairLoss, Preference, ReverseKL, Robust, Sigmoid
+from vrpo.losses.pools import SINGLE, Confidence, Fixed, Pool, Pooled, ReferenceFree, geometric, harmonic
+from vrpo.losses.setwise import KTO, SFT, PlackettLuce
+from vrpo.losses.temperature import Constant, Custom, RewardScaling, Temperature
 
 
 @dataclass(frozen=True)

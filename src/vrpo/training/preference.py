@@ -14,19 +14,18 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.account import DataReport
 from vrpo.data.collate import counted, structure_of
-from vrpo.draws import Exact, FixedCount
-from vrpo.losses import WeightedSum
+from vrpo.draws import FixedCount
+from vrpo.estimator import Engine
+from vrpo.kept_graphs import all_graphs_fit, backward_keeping_graphs
+from vrpo.losses.objective import WeightedSum
 from vrpo.models.adapter import is_small
 from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
-from vrpo.preference import (
-    Step,
-    all_graphs_fit,
-    backward_by_draw,
-    backward_in_one_pass,
-    preference_loss,
-)
+from vrpo.one_pass import OnePass
+from vrpo.plans import Exact
+from vrpo.preference import Step, backward_by_draw, preference_loss
 from vrpo.reference import GivenReference, IndependentReference, Reference
+from vrpo.structures import Labels, Rankings
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.finite import check_weights
 from vrpo.training.given import check_parts, config_of, policy_of
@@ -38,7 +37,7 @@ from vrpo.training.readable import check_known, check_prompts
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore, entry_names
 from vrpo.training.references import Given, check_references, listed, references_of
 from vrpo.training.sync import MovingReference, check_moved
-from vrpo.types import Denoiser, Draws, Labels, Pairs, Plan, Rankings, Tokens
+from vrpo.types import Denoiser, Draws, Pairs, Plan, Tokens
 
 Preferences = Pairs | Rankings | Labels
 
@@ -212,7 +211,7 @@ class VRPOTrainer(DiffusionTrainer):
         policy: Any = self.model
         policy.eval()
         with self.accelerator.autocast():
-            return self.reference(policy)(tokens, plan(tokens, rows), rows, max_tokens=self.args.max_tokens_per_forward)
+            return self.reference(policy)(tokens, plan(tokens, rows), rows, Engine(self.args.max_tokens_per_forward))
 
     def reference(self, policy: Denoiser) -> Reference:
         """All references of the run, on the policy's draws."""
@@ -234,21 +233,20 @@ class VRPOTrainer(DiffusionTrainer):
         if not self.args.share_draws:
             reference = IndependentReference(reference, plan)
         most, around = self.args.max_tokens_per_forward, self.around(self.model_wrapped)
-        common: dict[str, Any] = {"max_tokens": most, "scale": scale}
         objective = self.args.training_objective(len(self.references), self.added_up)
         given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
+        alone = Engine(most, around=lambda last: around(False), together=together, scale=scale)
         if not self.one_pass:
-            common |= {"around": around, "agree": self.agree, "backward": self.backward, "together": together}
-            told = partial(self.weigh_routers, tokens, scale=scale) if self.args.router_aux_loss_coef else None
-            step = backward_by_draw(*given, told=told, **common)
-        elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, most):
-            step = backward_by_draw(*given, around=lambda last: around(False), together=together, **common)
+            engine = Engine(most, self.agree, around, together, self.backward, scale)
+            if self.args.router_aux_loss_coef:
+                step = backward_by_draw(*given, engine, partial(self.weigh_routers, tokens, scale=scale))
+            else:
+                step = backward_keeping_graphs(*given, engine)
+        elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, alone):
+            step = backward_keeping_graphs(*given, alone)
         else:
-            by_group = self.args.slope != "plain"
-            assert not isinstance(structure, Labels)
-            own = structure.family
-            step = backward_in_one_pass(*given, self.trained, own, by_group=by_group, around=around, **common)
+            step = OnePass(self.trained, by_group=self.args.slope != "plain")(*given, alone)
         if bool(step.graphs.any()):
             self.check_reached()
         self._check_begins(step)
@@ -265,8 +263,8 @@ class VRPOTrainer(DiffusionTrainer):
         if begun or self.state.global_step or place is None or not self.args.share_draws:
             return
         if step.loss.isfinite():  # else it is said at the end of the step
-            reference = step.reference_terms[:, place]
-            check_begins_at(step.policy_terms.detach(), reference, self.denoiser.module, self.args.computes_in)
+            reference = step.terms.reference[:, place]
+            check_begins_at(step.terms.policy.detach(), reference, self.denoiser.module, self.args.computes_in)
 
     def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
         """Metrics of the pairs or lists of a batch, or of its labelled answers."""
@@ -316,7 +314,7 @@ class VRPOTrainer(DiffusionTrainer):
         draws = self.evaluation_plan(tokens, every)
         step = self._evaluated(policy, tokens, every, structure, draws)
         columns = self.metrics_of(step, structure, draws, common=True)
-        items = self.plain_objective().items(step.policy_terms, step.reference_terms, structure)
+        items = self.plain_objective().items(step.terms, structure)
         return {"loss": items, **columns}
 
     def plain_objective(self) -> WeightedSum:
@@ -326,16 +324,14 @@ class VRPOTrainer(DiffusionTrainer):
     def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, asked: Preferences, draws: Draws) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once for each
         batch, which is known by what is in it."""
-        most = self.args.max_tokens_per_forward
+        engine = Engine(self.args.max_tokens_per_forward, self.agree)
         reference: Reference = self._known[EVAL_EPOCH](tokens, rows) if self._known else self.reference(policy)
         if not self._known:
             key = (repr(self.evaluation_plan), *entry_names(tokens, rows).tolist())
             if self.agree(1 + (key not in self._eval_reference)) > 1:  # processes run a sharded model together
-                self._eval_reference[key] = reference(tokens, draws, rows, max_tokens=most, agree=self.agree)
+                self._eval_reference[key] = reference(tokens, draws, rows, engine)
             reference = GivenReference(self._eval_reference[key])
-        return preference_loss(
-            policy, reference, tokens, asked, draws, self.plain_objective(), max_tokens=most, agree=self.agree
-        )
+        return preference_loss(policy, reference, tokens, asked, draws, self.plain_objective(), engine)
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics.get("elbo/chosen_change", (0.0, 0.0))  # there is none without a reference

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vrpo.losses import Objective
-from vrpo.plans import Paired
-from vrpo.slopes import CrossFit, Jackknife
+from vrpo.coupling import Paired
+from vrpo.losses.corrections import CrossFit, Jackknife
+from vrpo.losses.objective import Objective
 from vrpo.training.config import DiffusionConfig, check_types
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.types import Plan

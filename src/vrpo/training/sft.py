@@ -12,15 +12,17 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from vrpo.data.account import DataReport
 from vrpo.data.collate import SFTCollator, counted, rows_of
 from vrpo.data.tokenize import tokenize_sft
+from vrpo.estimator import Engine
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step, preference_loss
 from vrpo.reference import NoReference
+from vrpo.structures import Rows
 from vrpo.training.base import EVAL_EPOCH, Batch, DiffusionTrainer
 from vrpo.training.config import SFTConfig
 from vrpo.training.given import check_parts, config_of, policy_of
 from vrpo.training.metrics import Columns, row_metrics
 from vrpo.training.readable import check_prompts
-from vrpo.types import Denoiser, Draws, Rows, Tokens
+from vrpo.types import Denoiser, Draws, Tokens
 
 
 class SFTTrainer(DiffusionTrainer):
@@ -114,8 +116,7 @@ class SFTTrainer(DiffusionTrainer):
             rows,
             draws,
             self.args.objective(),
-            max_tokens=self.args.max_tokens_per_forward,
-            agree=self.agree,
+            Engine(self.args.max_tokens_per_forward, self.agree),
         )
 
     def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:

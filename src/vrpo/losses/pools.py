@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.types import Pairs
+from vrpo.types import Pairs, Terms
 
 Mean = Callable[[Float[Tensor, "N R"], Float[Tensor, "N R"]], Float[Tensor, " N"]]  # of ratios, by their weights
 
@@ -21,9 +21,7 @@ Mean = Callable[[Float[Tensor, "N R"], Float[Tensor, "N R"]], Float[Tensor, " N"
 class Pool(Protocol):
     """The log-ratio of each row to what the policy is compared with."""
 
-    def __call__(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
-    ) -> Float[Tensor, " N"]: ...
+    def __call__(self, terms: Terms, structure: Any) -> Float[Tensor, " N"]: ...
 
 
 @runtime_checkable
@@ -38,11 +36,11 @@ def bounds(terms: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
     return terms.to(torch.float64).sum(-1)
 
 
-def log_ratios(policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"]) -> Float[Tensor, "N R"]:
+def log_ratios(terms: Terms) -> Float[Tensor, "N R"]:
     """D_k(y) = B_policy(y) - B_k(y) for each reference."""
-    if reference_terms.shape[2] == policy_terms.shape[1]:
-        return (policy_terms[:, None].to(torch.float64) - reference_terms).sum(-1)
-    return bounds(policy_terms)[:, None] - bounds(reference_terms)
+    if terms.reference.shape[2] == terms.policy.shape[1]:
+        return (terms.policy[:, None].to(torch.float64) - terms.reference).sum(-1)
+    return bounds(terms.policy)[:, None] - bounds(terms.reference)
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,10 @@ class Single:
         ValueError: there is none, or more than one.
     """
 
-    def __call__(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
-    ) -> Float[Tensor, " N"]:
-        if reference_terms.shape[1] != 1:
-            raise ValueError(f"the log-ratio needs exactly one reference, not {reference_terms.shape[1]}")
-        return log_ratios(policy_terms, reference_terms)[:, 0]
+    def __call__(self, terms: Terms, structure: Any) -> Float[Tensor, " N"]:
+        if terms.reference.shape[1] != 1:
+            raise ValueError(f"the log-ratio needs exactly one reference, not {terms.reference.shape[1]}")
+        return log_ratios(terms)[:, 0]
 
 
 SINGLE: Pool = Single()
@@ -68,10 +64,8 @@ SINGLE: Pool = Single()
 class ReferenceFree:
     """No reference: D = B_policy, as if all answers were equally likely before. Other losses beside it may have one."""
 
-    def __call__(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
-    ) -> Float[Tensor, " N"]:
-        return bounds(policy_terms)
+    def __call__(self, terms: Terms, structure: Any) -> Float[Tensor, " N"]:
+        return bounds(terms.policy)
 
 
 @dataclass(frozen=True)
@@ -91,11 +85,9 @@ class Pooled:
         if self.clip is not None and not 0 <= self.clip < 1:
             raise ValueError(f"clip must lie in [0, 1), not {self.clip}")
 
-    def __call__(
-        self, policy_terms: Float[Tensor, "N K"], reference_terms: Float[Tensor, "N R J"], structure: Any
-    ) -> Float[Tensor, " N"]:
-        bound = bounds(reference_terms)
-        ratio = log_ratios(policy_terms, reference_terms)
+    def __call__(self, terms: Terms, structure: Any) -> Float[Tensor, " N"]:
+        bound = bounds(terms.reference)
+        ratio = log_ratios(terms)
         if self.clip is not None:
             first = bound[:, :1]
             reach = self.clip * first.abs()  # an estimate may be above 0

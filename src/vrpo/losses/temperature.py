@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vrpo.types import Labels, Pairs, Rankings
+from vrpo.structures import Labels, Rankings
+from vrpo.types import Pairs
 
 
 @runtime_checkable

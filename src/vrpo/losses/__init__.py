@@ -1,0 +1,1 @@
+"""The loss family. Read objective.py first: DPO is written out there."""
