@@ -246,7 +246,9 @@ class VRPOTrainer(DiffusionTrainer):
         elif self.args.gradient_passes == "auto" and all_graphs_fit(tokens, draws, alone):
             step = backward_keeping_graphs(*given, alone)
         else:
-            step = OnePass(self.trained, by_group=self.args.slope != "plain")(*given, alone)
+            assert not isinstance(structure, Labels)
+            one = OnePass(self.trained, by_group=self.args.slope != "plain")
+            step = one(policy, reference, tokens, structure, draws, objective, alone)
         if bool(step.graphs.any()):
             self.check_reached()
         self._check_begins(step)
