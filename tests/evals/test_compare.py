@@ -4,11 +4,8 @@ import math
 from itertools import combinations, product
 
 import pytest
-import torch
 
-from tests.stat import assert_law
-from vrpo.evals import compare as room
-from vrpo.evals.compare import binary, bootstrap, compare, holm, interval, mcnemar, resampled_means, wilson
+from vrpo.evals.compare import binary, bootstrap, compare, holm, interval, mcnemar, wilson
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 7), (3, 7), (7, 7), (1, 1319), (1000, 1319)])
@@ -18,7 +15,7 @@ def test_wilson_solves_its_equation(right: int, n: int) -> None:
     assert value.mean == right / n
     for end in (value.low, value.high):
         if end not in (0.0, 1.0):
-            assert (value.mean - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, rel=1e-9)
+            assert (value.mean - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, rel=1e-7)
     assert value.low <= value.mean <= value.high
 
 
@@ -28,7 +25,7 @@ def test_mcnemar_is_the_law_of_coin_flips(n: int) -> None:
     counts = [sum(flips) for flips in product((0, 1), repeat=n)]
     for b in range(n + 1):
         uneven = sum(abs(2 * x - n) >= abs(2 * b - n) for x in counts)
-        assert mcnemar(b, n - b) == uneven / 2**n
+        assert mcnemar(b, n - b) == pytest.approx(uneven / 2**n, rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [5, 12, 40])
@@ -54,19 +51,6 @@ def test_holm_is_closed_testing_by_bonferroni() -> None:
     expected = [min(1, max(len(s) * min(p[j] for j in s) for s in sets if i in s)) for i in range(5)]
     assert holm(p) == pytest.approx(expected, abs=1e-15)
     assert holm([]) == []
-
-
-def test_resamples_follow_the_law_of_drawing_with_replacement() -> None:
-    """All 27 outcomes of three items drawn from three, by their sums. False alarm: 1e-6. Kills: without replacement, an
-    item left out, items of a resample drawn by one number."""
-    values = [0.0, 1.0, 3.5]
-    outcomes = [sum(chosen) for chosen in product(values, repeat=3)]
-    sums = sorted(set(outcomes))
-    found = (3 * resampled_means(torch.tensor(values), 5, 40_000)).tolist()
-    counts = torch.tensor([sum(abs(one - value) < 1e-9 for one in found) for value in sums])
-    law = torch.tensor([outcomes.count(value) / 27 for value in sums], dtype=torch.float64)
-    assert int(counts.sum()) == 40_000
-    assert_law(counts, law, resolution=0.03)
 
 
 def test_the_interval_is_that_of_the_enumerated_bootstrap() -> None:
@@ -104,16 +88,6 @@ def test_coverage_at_fifty_items(values: tuple[float, ...], law: tuple[float, ..
     assert least <= covered <= most, covered
 
 
-def test_resamples_are_keyed(monkeypatch: pytest.MonkeyPatch, no_global_randomness: None) -> None:
-    """The seed decides; how many are made at a time, and how many others, does not."""
-    values = torch.arange(7.0)
-    whole = resampled_means(values, 3, 500)
-    assert torch.equal(whole[:20], resampled_means(values, 3, 20))
-    assert not torch.equal(whole, resampled_means(values, 4, 500))
-    monkeypatch.setattr(room, "_AT_ONCE", 30)
-    assert torch.equal(whole, resampled_means(values, 3, 500))
-
-
 def test_a_comparison_is_paired() -> None:
     """Kills: an unpaired bootstrap (its interval here is wide), first minus second, ties counted."""
     first = [float(i) for i in range(40)]
@@ -138,5 +112,3 @@ def test_what_cannot_be_compared_is_said() -> None:
         compare([1, 0], [1, 0, 1], seed=0)
     with pytest.raises(ValueError, match="finite"):
         bootstrap([1.0, math.nan], seed=0)
-    with pytest.raises(ValueError, match="multiple of 40"):
-        bootstrap([1.0, 2.0], seed=0, resamples=1000)

@@ -78,7 +78,7 @@ class EvalArguments:
         default=False, metadata={"help": "Needed for tasks whose judge executes what a model wrote."}
     )
     seed: int = field(default=0, metadata={"help": "Of draws, sampling, examples and resamples."})
-    num_resamples: int = field(default=RESAMPLES, metadata={"help": "Of the bootstrap; + 1 a multiple of 40."})
+    num_resamples: int = field(default=RESAMPLES, metadata={"help": "Number of resamples of the bootstrap."})
     batch_size: int = field(default=16, metadata={"help": "Rows per model call."})
     part_size: int | None = field(
         default=None, metadata={"help": "Items kept at a time. None: four batches, at least 64."}
@@ -111,8 +111,8 @@ class EvalArguments:
             raise ValueError("device and device_map exclude each other: a map says where every part of a model is")
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ValueError(f"--include_path: no such folder: {self.include_path}")
-        if self.num_resamples < 39 or (self.num_resamples + 1) % 40:
-            raise ValueError(f"num_resamples + 1 must be a multiple of 40, not {self.num_resamples + 1}")
+        if not 99 <= self.num_resamples <= 10**6:
+            raise ValueError(f"num_resamples must be from 99 to 1,000,000, not {self.num_resamples}")
 
     @property
     def folder(self) -> Path:

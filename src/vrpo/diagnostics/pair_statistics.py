@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import binomtest
+
 from vrpo.diagnostics.report import interval, number, table
 from vrpo.diagnostics.statistics import Interval, jackknife
 from vrpo.rewards.pairing import Candidate, Couple, Outcome
 
-_Z = 1.959964  # 95 %
 _SHOWN = 10  # different rewards, reasons
 
 
@@ -39,19 +40,15 @@ class LengthBias:
 
 def sign_test(above: int, below: int) -> float:
     """Two-sided exact p-value of so many positive and negative differences, were both signs equally likely."""
-    count, fewer = above + below, min(above, below)
-    logs = [math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(fewer + 1)]
-    return min(1.0, 2 * math.fsum(math.exp(log - count * math.log(2)) for log in logs))
+    return float(binomtest(above, above + below).pvalue) if above + below else 1.0
 
 
 def wilson(successes: int, count: int) -> Interval:
     """A share with its 95 % Wilson interval (Wilson 1927); nan of nothing."""
     if count == 0:
         return Interval(math.nan, math.nan, math.nan)
-    share = successes / count
-    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return Interval(share, min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share))
+    found = binomtest(successes, count).proportion_ci(method="wilson")
+    return Interval(successes / count, float(found.low), float(found.high))
 
 
 def length_bias(outcomes: Sequence[Outcome]) -> LengthBias | None:

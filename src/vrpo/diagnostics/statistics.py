@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import t as student
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from vrpo.diagnostics.replicates import Replicates
 
 SATURATED = 4.0  # |score| beyond which the loss is as good as linear or flat; training/metrics.py has the same number
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def jackknife(whole: float, left_out: Sequence[float]) -> Interval:
         raise ValueError("an interval needs at least two replicates (or pairs)")
     mean = sum(left_out) / count
     error = math.sqrt((count - 1) / count * sum((value - mean) ** 2 for value in left_out))
-    half = (_T95[count - 2] if count - 2 < len(_T95) else 1.96 + 2.5 / (count - 1)) * error
+    half = float(student.ppf(0.975, count - 1)) * error
     return Interval(whole, whole - half, whole + half)
 
 

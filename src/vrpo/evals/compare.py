@@ -1,7 +1,7 @@
 """Are two models different, judged on the same items? Intervals of one model, tests and intervals of two.
 
 Nothing here assumes normality: Wilson's interval and McNemar's exact test for verdicts that are 0 or 1, the bootstrap
-for other values. Resamples come from keyed hashes (draws.py), so an interval is a function of the values and a seed.
+for other values (scipy.stats). An interval is a function of the values and a seed.
 What deliberately does not live here: where values come from (own.py, harness.py), and tables of them (report.py).
 """
 
@@ -9,17 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from scipy.stats import binomtest
+from scipy.stats import bootstrap as resampled
 
-from vrpo.draws import draw_key, fold, uniform
-
-RESAMPLES = 9999  # + 1 is divisible by 40, so that the 2.5 % quantiles are order statistics
+RESAMPLES = 9999
 Number = float | int  # verdicts may be bools
-_Z = 1.959964  # 95 %
-_AT_ONCE = 2**21  # resampled items in memory
-_RESAMPLE = 4  # `side` of the keys: no draw of masks has it
+_AT_ONCE = 500  # resamples in memory
 
 
 @dataclass(frozen=True)
@@ -53,22 +49,15 @@ def binary(values: Sequence[Number]) -> bool:
 
 def wilson(right: Sequence[Number]) -> Interval:
     """Share of right answers with its 95 % interval (Wilson 1927)."""
-    n, share = len(right), sum(right) / len(right)
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    low, high = min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)  # rounding leaves 0 and 1
-    return Interval(share, low, high, n)
+    found = binomtest(int(sum(right)), len(right)).proportion_ci(method="wilson")
+    return Interval(sum(right) / len(right), float(found.low), float(found.high), len(right))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of McNemar's test in its exact form: of the n = b + c items on which two models disagree, b
-    follows Binomial(n, 1/2) if they are equally good, so p = min(1, 2 P(X <= min(b, c))).
-
-    In integers, hence exact up to the last division. Not to be confused with the chi-squared approximation.
-    """
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1))
-    return min(2 * tail, 2**n) / 2**n
+    follows Binomial(n, 1/2) if they are equally good. Not to be confused with the chi-squared approximation."""
+    disagreeing = only_first + only_second
+    return float(binomtest(only_first, disagreeing).pvalue) if disagreeing else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -82,20 +71,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def resampled_means(values: Float[Tensor, " N"], seed: int, resamples: int) -> Float[Tensor, " R"]:
-    """Means of N items drawn with replacement from the N values, `resamples` times; resample r depends on the seed, r
-    and the values only."""
-    n = len(values)
-    example = torch.arange(resamples)
-    keys = draw_key(seed, example, torch.full_like(example, _RESAMPLE), 0)
-    place = torch.arange(n)
-    found = []
-    for part in keys.split(max(1, _AT_ONCE // n)):
-        item = (uniform(fold(part[:, None], place)) * n).floor().long().clamp(max=n - 1)
-        found.append(values.double()[item].mean(1))
-    return torch.cat(found)
-
-
 def bootstrap(values: Sequence[Number], seed: int, resamples: int = RESAMPLES) -> Interval:
     """The mean and its 95 % percentile bootstrap interval (Efron 1979). Of differences of two models on the same items
     it is the paired bootstrap.
@@ -105,18 +80,17 @@ def bootstrap(values: Sequence[Number], seed: int, resamples: int = RESAMPLES) -
     tests/evals/test_compare.py's enumeration of all data sets (there with 199 resamples, here with 1,999).
 
     Raises:
-        ValueError: a value is not finite, or resamples + 1 is no multiple of 40.
+        ValueError: a value is not finite.
     """
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError("an interval needs finite values, at least one")
-    if resamples < 39 or (resamples + 1) % 40:
-        raise ValueError(
-            f"resamples + 1 must be a multiple of 40, not {resamples + 1}: quantiles of 2.5 % are read off"
-        )
-    ordered = resampled_means(torch.tensor(values, dtype=torch.float64), seed, resamples).sort().values
-    place = (resamples + 1) // 40
     mean = math.fsum(values) / len(values)
-    return Interval(mean, float(ordered[place - 1]), float(ordered[-place]), len(values))
+    if len(set(values)) == 1:
+        return Interval(mean, mean, mean, len(values))
+    generator = np.random.default_rng(seed)
+    given = (np.asarray(values, dtype=float),)
+    found = resampled(given, np.mean, n_resamples=resamples, method="percentile", rng=generator, batch=_AT_ONCE)
+    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high), len(values))
 
 
 def interval(values: Sequence[Number], seed: int, resamples: int = RESAMPLES) -> Interval:
