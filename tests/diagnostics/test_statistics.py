@@ -53,7 +53,7 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
     sample = torch.tensor(values, dtype=torch.float64)
     left_out = [(sum(values) - value) / 3 for value in values]
     found = jackknife(float(sample.mean()), left_out)
-    half = 3.182 * float(sample.std()) / 2
+    half = 3.1824463 * float(sample.std()) / 2
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half))
     with pytest.raises(ValueError, match="at least two"):
         jackknife(1.0, [1.0])

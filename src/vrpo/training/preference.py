@@ -94,7 +94,7 @@ class VRPOTrainer(DiffusionTrainer):
         super().__init__(
             model=denoiser,
             args=args,
-            callbacks=callbacks,
+            callbacks=callbacks or [],
             data_collator=data.collator(denoiser.pad_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
