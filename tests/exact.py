@@ -192,6 +192,7 @@ def fed(tokens: Tokens, time: Tensor, response_bits: Tensor) -> Iterator[None]:
         mock.patch.object(vrpo.draws, "times", fed_times),
         mock.patch.object(vrpo.plans, "times", fed_times),
         mock.patch.object(vrpo.draws, "mask_bits", return_value=bits),
+        mock.patch.object(vrpo.plans, "mask_bits", return_value=bits),
     ):
         yield
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from tests.build import Row, make_tokens, two_pairs
-from vrpo.losses import DPO, KTO, SFT, ItemObjective, Mixture, PlackettLuce, Preference, WeightedSum
-from vrpo.pair_losses import IPO, ORPO, APODown, APOZero, Hinge, ReverseKL, Robust, Sigmoid
-from vrpo.pools import Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
-from vrpo.temperature import Constant, RewardScaling
-from vrpo.types import Labels, Pairs, Rankings, Rows
+from vrpo.losses.objective import ItemObjective, Mixture, WeightedSum
+from vrpo.losses.pairwise import DPO, IPO, ORPO, APODown, APOZero, Hinge, Preference, ReverseKL, Robust, Sigmoid
+from vrpo.losses.pools import Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
+from vrpo.losses.setwise import KTO, SFT, PlackettLuce
+from vrpo.losses.temperature import Constant, RewardScaling
+from vrpo.structures import Labels, Rankings, Rows
+from vrpo.types import Pairs, Terms
 
 ROWS = [*two_pairs()[0], Row((0, 1), (1, 1, 0), 15), Row((2,), (2, 0), 16)]
 TOKENS = make_tokens(ROWS, left=1, right=1)
@@ -77,7 +79,7 @@ CASES: dict[str, Case] = {
     "own-temperature": Case(Preference(APODown(), by_place), shift="both"),
     "mrpo": Case(Preference(Sigmoid(), BETA, Pooled(harmonic, Fixed((0.3, 0.7)))), references=2),
     "mrpo-arwc-ctro": Case(Preference(Sigmoid(), BETA, Pooled(harmonic, Confidence(), 0.1)), PAIRS, 3, "none"),
-    "mrpo-arwc": Case(Preference(IPO(), BETA, Pooled(harmonic, Confidence(swap=True))), PAIRS, 2),
+    "mrpo-arwc": Case(Preference(IPO(), BETA, Pooled(harmonic, Confidence())), PAIRS, 2),
     "geometric": Case(Preference(Sigmoid(), BETA, Pooled(geometric, Fixed((0.3, 0.7)))), WEIGHTED, 2),
     "multi-dpo": Case(Mixture(DPO(0.7), (0.2, 0.5, 0.3)), references=3),
     "plackett_luce": Case(PlackettLuce(BETA), RANKINGS),
@@ -111,3 +113,10 @@ def terms(references: int = 1, seed: int = 0, draws: int = 3, rows: int = 6) -> 
     policy = torch.rand(rows, draws, generator=generator, dtype=torch.float64)
     reference = torch.rand(rows, references, draws, generator=generator, dtype=torch.float64)
     return -2 * policy - 0.1, -2 * reference - 0.1
+
+
+def of(policy: Tensor, reference: Tensor, groups: int | None = None) -> Terms:
+    """What an objective sees of these terms, in consecutive groups of draws; None: each draw is one."""
+    draws = policy.shape[1]
+    group = torch.arange(draws, device=policy.device) // (1 if groups is None else draws // groups)
+    return Terms(policy, reference, group.expand(policy.shape))

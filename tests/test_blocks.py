@@ -15,17 +15,16 @@ import vrpo.draws
 from tests import exact
 from tests.build import Row, copies, in_response, make_tokens
 from tests.stat import assert_law
-from vrpo.draws import Enumerate, FixedCount, draw_key, fold
+from vrpo.coupling import Paired
+from vrpo.draws import FixedCount, draw_key, fold
 from vrpo.estimator import elbo
-from vrpo.plans import BalancedMasks, Complementary, Levels, NestedMasks, Paired, PerBlock, within_blocks
+from vrpo.plans import BalancedMasks, Enumerate, Levels, PerBlock, within_blocks
 from vrpo.types import Pairs, Plan, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 PLANS: dict[str, Callable[[], Plan]] = {
     "fixed": lambda: FixedCount(4, 2),
     "balanced": lambda: BalancedMasks(Levels(6, 2)),
-    "nested": lambda: NestedMasks(Levels(4, 2, exponent=0.5)),
-    "complementary": lambda: Complementary(4),
 }
 every_plan = pytest.mark.parametrize("plan", [make() for make in PLANS.values()], ids=list(PLANS))
 ROWS = [Row((2, 0), (1, 0, 2), 1), Row((1,), (2, 0, 1, 1), 2), Row((0, 0, 1), (1, 2), 3), Row((), (2,), 4)]
@@ -136,7 +135,7 @@ def test_one_count_for_all_blocks_is_noisier() -> None:
     assert float(values.var(correction=0)) > 1.5 * sum(each.variance(1, 1) for each in parts)
 
 
-@pytest.mark.parametrize("name", ["fixed", "balanced", "nested"])
+@pytest.mark.parametrize("name", ["fixed", "balanced"])
 def test_blocks_of_one_token_are_the_likelihood_without_noise(name: str) -> None:
     """Every draw scores every token given all before it: log p(y | x), and over all answers p sums to 1. (A mask and
     its complement of one token are not alike: `Complementary` stays noisy.)"""

@@ -18,8 +18,8 @@ from torch import Tensor
 from tests.build import Row, copies, in_response, make_tokens
 from tests.exact import bernoulli_integral
 from tests.stat import ALARM, assert_law, assert_mean
-from vrpo.draws import Bernoulli, Enumerate, FixedCount, draw_key, fold, mix, rekeyed, uniform
-from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks
+from vrpo.draws import FixedCount, draw_key, fold, mix, rekeyed, uniform
+from vrpo.plans import BalancedMasks, Bernoulli, Enumerate, IndependentMasks, Levels
 from vrpo.types import Draws, Plan, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -28,12 +28,8 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "fixed-2x3": lambda: FixedCount(2, 3),
     "bernoulli": lambda: Bernoulli(0.05, 4, 2),
     "stratified": lambda: IndependentMasks(Levels(6, 2)),
-    "systematic": lambda: IndependentMasks(Levels(6, 2, systematic=True)),
     "importance": lambda: IndependentMasks(Levels(4, 4, exponent=0.5)),
     "balanced": lambda: BalancedMasks(Levels(6, 2)),
-    "nested": lambda: NestedMasks(Levels(6, 2, exponent=0.25), control=0.75),
-    "nested-all": lambda: NestedMasks(Levels(4)),
-    "complementary": lambda: Complementary(4),
 }
 every_plan = pytest.mark.parametrize("plan", [make() for make in PLANS.values()], ids=list(PLANS))
 

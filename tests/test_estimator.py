@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests import exact
 from tests.build import Row, draws_of, make_tokens, two_pairs
 from vrpo.draws import FixedCount
-from vrpo.estimator import elbo, exact_elbo, plan_packs
-from vrpo.types import Draws, Estimate, Tokens, group_variance
+from vrpo.estimator import ENGINE, Engine, elbo, exact_elbo, plan_packs
+from vrpo.types import Draws, Estimate, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 TABLE = exact.Table()
@@ -34,9 +34,9 @@ class Recorder(nn.Module):
         return self.inner(**arguments)
 
 
-def value(tokens: Tokens, draws: Draws, **options: object) -> Tensor:
+def value(tokens: Tokens, draws: Draws, engine: Engine = ENGINE) -> Tensor:
     with torch.no_grad():
-        return elbo(TABLE, tokens, draws, **options).terms  # type: ignore[arg-type]
+        return elbo(TABLE, tokens, draws, engine).terms
 
 
 def test_a_term_is_the_weighted_sum_over_tokens() -> None:
@@ -73,7 +73,7 @@ def test_terms_do_not_depend_on_company(
     alone = torch.cat([value(one := make_tokens([row]), FixedCount(3)(one)) for row in ROWS])
     rows = [ROWS[n] for n in order]
     tokens = make_tokens(rows, left=left, right=right, align=align, pad_id=pad_id)
-    assert torch.equal(value(tokens, FixedCount(3)(tokens), max_tokens=max_tokens), alone[order])
+    assert torch.equal(value(tokens, FixedCount(3)(tokens), Engine(max_tokens)), alone[order])
 
 
 @pytest.mark.parametrize("max_tokens", [1, 5, 7, 10, 16, 1000, None])
@@ -82,13 +82,13 @@ def test_packs_respect_the_budget_and_cover_everything_once(max_tokens: int | No
     tokens = make_tokens(ROWS, left=2)
     draws = FixedCount(3)(tokens)
     recorder = Recorder(TABLE)
-    elbo(recorder, tokens, draws, max_tokens=max_tokens)
+    elbo(recorder, tokens, draws, Engine(max_tokens))
     assert sum(len(call["input_ids"]) for call in recorder.calls) == 4 * 3
     budget = tokens.ids.numel() if max_tokens is None else max_tokens
     for call in recorder.calls:
         assert call["input_ids"].numel() <= budget or len(call["input_ids"]) == 1
         assert call["attention_mask"].any(0).all()  # columns of padding alone are cut off
-    items = torch.cat(plan_packs(tokens, draws, torch.ones(4, 3, dtype=torch.bool), max_tokens))
+    items = torch.cat(plan_packs(tokens, draws, torch.ones(4, 3, dtype=torch.bool), Engine(max_tokens)))
     assert sorted(map(tuple, items.tolist())) == [(n, k) for n in range(4) for k in range(3)]
 
 
@@ -98,7 +98,7 @@ def test_rows_of_different_length_do_not_share_a_pack() -> None:
     tokens = make_tokens([Row((1,), tuple([2] * length), length) for length in (9, 7, 6, 4, 3)])
     draws = FixedCount(1)(tokens)
     for limit, expected in ((100, [[10, 8], [7], [5, 4]]), (None, [[10, 8, 7, 5, 4]])):
-        packs = plan_packs(tokens, draws, draws.in_use, limit)
+        packs = plan_packs(tokens, draws, draws.in_use, Engine(limit))
         assert [tokens.size[pack[:, 0]].tolist() for pack in packs] == expected
 
 
@@ -109,7 +109,7 @@ def test_empty_packs_only_add_calls() -> None:
     results = []
     for extra in (0, 3):
         recorder = Recorder(exact.Table())
-        terms = elbo(recorder, tokens, draws, max_tokens=8, agree=lambda packs, extra=extra: packs + extra).terms
+        terms = elbo(recorder, tokens, draws, Engine(8, agree=lambda packs, extra=extra: packs + extra)).terms
         terms.sum().backward()
         results.append((len(recorder.calls), terms.detach(), recorder.inner.table.grad))
     assert results[1][0] == results[0][0] + 3
@@ -173,14 +173,14 @@ def test_group_variance_by_hand() -> None:
     terms = torch.tensor([[1.0, 2.0, 4.0, -1.0]], dtype=torch.float64)
     estimate = Estimate(terms, torch.tensor([[0, 0, 1, 2]]))
     assert float(estimate.value) == 6
-    assert float(group_variance(estimate.terms, estimate.group)) == pytest.approx(21)
+    assert float(Estimate(estimate.terms, estimate.group).variance) == pytest.approx(21)
     assert float(estimate.standard_error) == pytest.approx(21**0.5)
 
 
 def test_group_variance_ignores_surplus_draws() -> None:
     """Draws of group -1 count for nothing, whatever they hold; group numbers may have gaps."""
     terms = torch.tensor([[1.0, 99.0, 2.0, 4.0, -1.0]], dtype=torch.float64)
-    assert float(group_variance(terms, torch.tensor([[1, -1, 1, 0, 4]]))) == pytest.approx(21)
+    assert float(Estimate(terms, torch.tensor([[1, -1, 1, 0, 4]])).variance) == pytest.approx(21)
 
 
 @pytest.mark.parametrize("group", [[0, 0], [0, -1], [-1, -1]])
@@ -188,4 +188,4 @@ def test_a_variance_needs_two_groups(group: list[int]) -> None:
     """An error, not a NaN: one m with many masks cannot estimate its own noise."""
     terms = torch.ones(2, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match="row 1 has"):
-        group_variance(terms, torch.tensor([[0, 1], group]))
+        _ = Estimate(terms, torch.tensor([[0, 1], group])).variance

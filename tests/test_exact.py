@@ -8,9 +8,10 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import Row, copies, make_tokens
-from vrpo.draws import Bernoulli, Enumerate, FixedCount
+from vrpo.draws import FixedCount
 from vrpo.estimator import elbo, exact_elbo
-from vrpo.types import Tokens, group_variance
+from vrpo.plans import Bernoulli, Enumerate
+from vrpo.types import Estimate, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROW = Row((2, 0), (1, 0, 2))
@@ -81,7 +82,7 @@ def test_group_variance_is_unbiased(table: exact.Table, num_times: int, num_mask
     law = exact.moments(exact.subset_sums(table, ROW))
     with exact.every_outcome(ROW, num_times, num_masks) as tokens:
         _, terms, group = estimate_all(table, tokens, FixedCount(num_times, num_masks))
-    estimated = group_variance(terms, group)
+    estimated = Estimate(terms, group).variance
     assert float(estimated.mean()) == pytest.approx(law.variance(num_times, num_masks), rel=1e-11)
 
 

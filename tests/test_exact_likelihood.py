@@ -9,14 +9,15 @@ import torch
 
 from tests import exact
 from tests.build import Row, draws_of
-from tests.objectives import PAIRS, ROWS, TOKENS, Case, every_case
-from vrpo.draws import Exact, FixedCount
+from tests.objectives import PAIRS, ROWS, TOKENS, Case, every_case, of
+from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
-from vrpo.losses import DPO
-from vrpo.pools import Fixed, Pooled, geometric
+from vrpo.losses.corrections import CrossFit, Jackknife
+from vrpo.losses.pairwise import DPO
+from vrpo.losses.pools import Fixed, Pooled, geometric
+from vrpo.plans import Exact
 from vrpo.preference import backward_by_draw, preference_loss
 from vrpo.reference import ExactReference, FrozenReference, NoReference, Reference, Several
-from vrpo.slopes import CrossFit, Jackknife
 from vrpo.types import Draws
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -72,14 +73,14 @@ def test_leaving_draws_out_leaves_an_exact_reference_what_it_is() -> None:
     reference = ExactReference(model)(TOKENS, draws, PAIRS)
     terms = elbo(policy, TOKENS, draws).terms.detach()
     leaf = terms.clone().requires_grad_()
-    (crossed,) = torch.autograd.grad(CrossFit(DPO(1.5), 2)(leaf, reference, PAIRS), leaf)
+    (crossed,) = torch.autograd.grad(CrossFit(DPO(1.5), 2)(of(leaf, reference), PAIRS), leaf)
     for own in (0, 1):
         other = (2 * terms[:, 1 - own : 2 - own]).requires_grad_()
-        loss = DPO(1.5)(other, reference.sum(-1, keepdim=True), PAIRS)
+        loss = DPO(1.5)(of(other, reference.sum(-1, keepdim=True)), PAIRS)
         torch.testing.assert_close(crossed[:, own], torch.autograd.grad(loss, other)[0][:, 0], rtol=1e-12, atol=0)
     constant = [Jackknife(DPO(1.5), 2), DPO(1.5)]
     quiet = terms.mean(-1, True).expand(6, 2)
-    found = [float(objective(quiet, reference, PAIRS)) for objective in constant]
+    found = [float(objective(of(quiet, reference), PAIRS)) for objective in constant]
     assert found[0] == pytest.approx(found[1], rel=1e-13)
 
 
@@ -103,7 +104,7 @@ def test_every_objective_aligns_a_causal_model_exactly(case: Case) -> None:
         rows.append(plain.logits.log_softmax(-1)[text[:-1], text[1:]].sum())
     known = [[log_likelihood(exact.Bigram(seed=1 + k), row) for k in range(case.references)] for row in ROWS]
     theirs = torch.tensor(known, dtype=torch.float64).reshape(6, case.references, 1)
-    loss = case.objective(torch.stack(rows)[:, None], theirs, case.structure)
+    loss = case.objective(of(torch.stack(rows)[:, None], theirs), case.structure)
     loss.backward()
     assert float(step.loss) == pytest.approx(float(loss.detach()), rel=1e-12)
     torch.testing.assert_close(policy.logits.grad, plain.logits.grad, rtol=1e-10, atol=1e-13)
@@ -116,12 +117,12 @@ def test_a_causal_reference_beside_a_diffusion_one() -> None:
     several = Several((ExactReference(exact.Bigram()), FrozenReference(frozen)))
     pool = Pooled(geometric, Fixed((0.25, 0.75)))
     step = preference_loss(policy, several, TOKENS, PAIRS, draws, replace(DPO(0.7), pool=pool))
-    ratio = pool(step.policy_terms.detach(), step.reference_terms, PAIRS)
+    ratio = pool(of(step.terms.policy.detach(), step.terms.reference), PAIRS)
     known = [log_likelihood(exact.Bigram(), row) for row in ROWS]
     bound = elbo(frozen, TOKENS, draws).value.tolist()
     expected = [
         ours - 0.25 * exactly - 0.75 * estimated
-        for ours, exactly, estimated in zip(step.policy_terms.sum(-1).tolist(), known, bound, strict=True)
+        for ours, exactly, estimated in zip(step.terms.policy.sum(-1).tolist(), known, bound, strict=True)
     ]
     assert ratio.tolist() == pytest.approx(expected, abs=1e-12)
 
@@ -129,5 +130,5 @@ def test_a_causal_reference_beside_a_diffusion_one() -> None:
 def test_an_exact_policy_at_its_reference_has_no_noise() -> None:
     """Score exactly 0, and DPO's loss log 2 for every pair. Kills: noise of draws in an exact reference."""
     step = preference_loss(exact.Bigram(), ExactReference(exact.Bigram()), TOKENS, PAIRS, Exact()(TOKENS), DPO(0.7))
-    assert torch.equal(step.policy_terms.detach(), step.reference_terms[:, 0])
+    assert torch.equal(step.terms.policy.detach(), step.terms.reference[:, 0])
     assert float(step.loss.detach()) == pytest.approx(log(2), abs=1e-16)

@@ -7,11 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objectives import BETA, LENGTH, PAIRS, WEIGHTED, terms
-from vrpo.losses import DPO, Preference
-from vrpo.pair_losses import IPO, ORPO, APODown, APOZero, Hinge, PairLoss, ReverseKL, Robust, Sigmoid
-from vrpo.pools import ReferenceFree, log_ratios
-from vrpo.temperature import Constant
+from tests.objectives import BETA, LENGTH, PAIRS, WEIGHTED, of, terms
+from vrpo.losses.pairwise import (
+    DPO,
+    IPO,
+    ORPO,
+    APODown,
+    APOZero,
+    Hinge,
+    PairLoss,
+    Preference,
+    ReverseKL,
+    Robust,
+    Sigmoid,
+)
+from vrpo.losses.pools import ReferenceFree, log_ratios
+from vrpo.losses.temperature import Constant
 from vrpo.types import Pairs
 
 Formula = Callable[[float, float, float], float]  # of (chosen ratio, rejected ratio, beta)
@@ -220,10 +231,10 @@ def test_dpo_is_minus_log_sigmoid_of_the_averaged_margin() -> None:
     policy, reference = terms()
     ratio = ratios(policy, reference)
     losses = [-log(s(0.7 * (ratio[chosen] - ratio[rejected]))) for chosen, rejected in ((2, 0), (1, 3), (5, 4))]
-    assert DPO(0.7).items(policy, reference, PAIRS).tolist() == pytest.approx(losses, abs=1e-14)
-    assert float(DPO(0.7)(policy, reference, PAIRS)) == pytest.approx(sum(losses) / 3, abs=1e-14)
+    assert DPO(0.7).items(of(policy, reference), PAIRS).tolist() == pytest.approx(losses, abs=1e-14)
+    assert float(DPO(0.7)(of(policy, reference), PAIRS)) == pytest.approx(sum(losses) / 3, abs=1e-14)
     weighted = (0.5 * losses[0] + 2.0 * losses[1] + 1.5 * losses[2]) / 3
-    assert float(DPO(0.7)(policy, reference, WEIGHTED)) == pytest.approx(weighted, abs=1e-14)
+    assert float(DPO(0.7)(of(policy, reference), WEIGHTED)) == pytest.approx(weighted, abs=1e-14)
 
 
 @every_formula
@@ -246,18 +257,20 @@ def test_the_pipeline_ends_in_the_loss(loss: PairLoss, formula: Formula, per_tok
         )
         value = [v / n for v, n in zip(values, length, strict=True)]
         expected = [formula(value[w], value[r], 0.7) for w, r in ((2, 0), (1, 3), (5, 4))]
-        assert objective.items(policy, reference, PAIRS).tolist() == pytest.approx(expected, abs=1e-13)
+        assert objective.items(of(policy, reference), PAIRS).tolist() == pytest.approx(expected, abs=1e-13)
 
 
 def test_averaging_inside_the_sigmoid_is_below_averaging_outside() -> None:
     """Jensen: loss(mean score) <= mean loss(score), equal for one draw. Our terms carry 1/K, so K * term is a score."""
     policy, reference = terms()
-    inside = DPO(1.0)(policy, reference, PAIRS)
-    outside = torch.stack([DPO(1.0)(3 * policy[:, k : k + 1], 3 * reference[..., k : k + 1], PAIRS) for k in range(3)])
+    inside = DPO(1.0)(of(policy, reference), PAIRS)
+    outside = torch.stack(
+        [DPO(1.0)(of(3 * policy[:, k : k + 1], 3 * reference[..., k : k + 1]), PAIRS) for k in range(3)]
+    )
     assert inside < outside.mean() - 0.1
     one = [part[..., :1] for part in (policy, reference)]
-    assert float(DPO(1.0)(*one, PAIRS)) == pytest.approx(
-        float(DPO(1.0)(one[0].expand(6, 3) / 3, one[1].expand(6, 1, 3) / 3, PAIRS)), abs=1e-14
+    assert float(DPO(1.0)(of(*one), PAIRS)) == pytest.approx(
+        float(DPO(1.0)(of(one[0].expand(6, 3) / 3, one[1].expand(6, 1, 3) / 3), PAIRS)), abs=1e-14
     )
 
 
@@ -265,16 +278,18 @@ def test_dpo_does_not_know_the_length() -> None:
     """Kills: ELBO divided by response length, so that beta = 0.2 acts as 0.2 / 512."""
     policy, reference = terms()
     longer = Pairs(PAIRS.chosen, PAIRS.rejected, PAIRS.length * 100)
-    assert torch.equal(DPO()(policy, reference, PAIRS), DPO()(policy, reference, longer))
+    assert torch.equal(DPO()(of(policy, reference), PAIRS), DPO()(of(policy, reference), longer))
 
 
 def test_dpo_at_the_reference() -> None:
     """Policy equal to reference, draws in common: log 2 exactly, slopes -+ beta / 2 / P."""
     policy, _ = terms()
     leaf = policy.clone().requires_grad_()
-    loss = DPO(0.2)(leaf, policy[:, None], PAIRS)
+    loss = DPO(0.2)(of(leaf, policy[:, None]), PAIRS)
     assert float(loss.detach()) == pytest.approx(log(2), abs=1e-16)
-    assert torch.equal(DPO(0.2).items(policy, policy[:, None], PAIRS), torch.full((3,), 2.0, dtype=torch.float64).log())
+    assert torch.equal(
+        DPO(0.2).items(of(policy, policy[:, None]), PAIRS), torch.full((3,), 2.0, dtype=torch.float64).log()
+    )
     (slope,) = torch.autograd.grad(loss, leaf)
     sign = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0], dtype=torch.float64)  # rows 2, 1 and 5 are chosen
     torch.testing.assert_close(slope, (0.2 / 2 / 3) * sign[:, None].expand(6, 3), rtol=1e-15, atol=0)
@@ -283,7 +298,7 @@ def test_dpo_at_the_reference() -> None:
 def test_a_reference_may_have_its_own_number_of_draws() -> None:
     policy, reference = terms()
     more = torch.cat([reference / 2, reference / 2], -1)
-    torch.testing.assert_close(log_ratios(policy, reference), log_ratios(policy, more))
+    torch.testing.assert_close(log_ratios(of(policy, reference)), log_ratios(of(policy, more)))
 
 
 @pytest.mark.parametrize("references", [0, 2])
@@ -291,7 +306,7 @@ def test_a_missing_reference_is_an_error(references: int) -> None:
     """Kills: a missing reference value replaced by 0; the second of two references dropped in silence."""
     policy, reference = terms()
     with pytest.raises(ValueError, match="exactly one reference"):
-        DPO()(policy, reference.expand(6, 2, 3)[:, :references], PAIRS)
+        DPO()(of(policy, reference.expand(6, 2, 3)[:, :references]), PAIRS)
 
 
 @pytest.mark.parametrize("beta", [0.0, -0.2, float("nan"), float("inf")])

@@ -6,18 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objectives import CASES, Case, Structures, every_case, terms
-from vrpo.losses import KTO, SFT, Mixture, Objective, WeightedSum
-from vrpo.pools import Confidence, Pooled
-from vrpo.slopes import CrossFit, Jackknife
-from vrpo.types import Labels, Pairs, Rankings, Rows
+from tests.objectives import CASES, Case, Structures, every_case, of, terms
+from vrpo.losses.corrections import CrossFit, Jackknife
+from vrpo.losses.objective import Mixture, Objective, WeightedSum
+from vrpo.losses.pools import Confidence, Pooled
+from vrpo.losses.setwise import KTO, SFT
+from vrpo.structures import Labels, Rankings, Rows
+from vrpo.types import Pairs, Terms
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
 
 def value_and_slope(objective: Objective, policy: Tensor, reference: Tensor, structure: Structures) -> list[Tensor]:
     leaf = policy.clone().requires_grad_()
-    loss = objective(leaf, reference, structure)
+    loss = objective(of(leaf, reference), structure)
     return [loss.detach(), torch.autograd.grad(loss, leaf)[0]]
 
 
@@ -38,8 +40,8 @@ def test_a_loss_is_a_number_and_the_mean_of_its_items(case: Case) -> None:
     """One float64 scalar; as many items as pairs, lists, labels or rows. Kills: a sum over items; items of another
     loss than is minimised; pairs of a list as items."""
     policy, reference = terms(case.references)
-    loss = case.objective(policy, reference, case.structure)
-    items = case.objective.items(policy, reference, case.structure)
+    loss = case.objective(of(policy, reference), case.structure)
+    items = case.objective.items(of(policy, reference), case.structure)
     assert (loss.shape, loss.dtype) == (torch.Size([]), torch.float64)
     assert (len(items), items.dtype) == (num_items(case.structure), torch.float64)
     assert float(loss) == pytest.approx(float(items.mean()), rel=1e-14)
@@ -53,7 +55,7 @@ def test_slopes_by_finite_differences(case: Case, seed: int) -> None:
     policy, reference = terms(case.references, seed)
 
     def loss(leaf: Tensor) -> Tensor:
-        return held(case.objective, policy, reference, case.structure)(leaf, reference, case.structure)
+        return held(case.objective, policy, reference, case.structure)(of(leaf, reference), case.structure)
 
     assert torch.autograd.gradcheck(loss, policy.clone().requires_grad_())
 
@@ -61,7 +63,7 @@ def test_slopes_by_finite_differences(case: Case, seed: int) -> None:
 def held(objective: Objective, policy: Tensor, reference: Tensor, structure: Structures) -> Objective:
     """The objective with KTO's baseline as it is at these terms: a total of 2 z0, of two rows."""
     if isinstance(objective, KTO):
-        z0 = objective.zero(objective.values(policy, reference, structure), structure)
+        z0 = objective.zero(objective.values(of(policy, reference), structure), structure)
         return replace(objective, over_processes=lambda own: torch.stack([2 * z0, 2 * torch.ones_like(z0)]))
     if isinstance(objective, WeightedSum):
         parts = tuple((weight, held(part, policy, reference, structure)) for weight, part in objective.parts)
@@ -69,8 +71,9 @@ def held(objective: Objective, policy: Tensor, reference: Tensor, structure: Str
     if isinstance(objective, Mixture) and isinstance(objective.inner, KTO):
         alone = [held(objective.inner, policy, reference[:, k : k + 1], structure) for k in range(reference.shape[1])]
 
-        def mixture(leaf: Tensor, reference: Tensor, structure: Structures) -> Tensor:
-            each = [one(leaf, reference[:, k : k + 1], structure) for k, one in enumerate(alone)]
+        def mixture(found: Terms, structure: Structures) -> Tensor:
+            leaf, theirs = found.policy, found.reference
+            each = [one(of(leaf, theirs[:, k : k + 1]), structure) for k, one in enumerate(alone)]
             return sum(weight * loss for weight, loss in zip(objective.weights, each, strict=True))
 
         return mixture
@@ -95,8 +98,8 @@ def test_the_average_is_inside_the_loss(case: Case) -> None:
     losses averaged over draws; imitation that is not linear."""
     policy, reference = terms(case.references)
     single = [(3 * policy[:, k : k + 1], 3 * reference[..., k : k + 1]) for k in range(3)]
-    outside = torch.stack([case.objective(*one, case.structure) for one in single]).mean()
-    difference = abs(float(outside - case.objective(policy, reference, case.structure)))
+    outside = torch.stack([case.objective(of(*one), case.structure) for one in single]).mean()
+    difference = abs(float(outside - case.objective(of(policy, reference), case.structure)))
     assert difference < 1e-14 if isinstance(case.objective, SFT) else difference > 1e-4
 
 
@@ -156,17 +159,20 @@ def test_items_have_no_order_and_count_alike(case: Case) -> None:
     those, but for KTO, whose baseline looks at all. Kills: a sum over items; weights by place; neighbours."""
     policy, reference = terms(case.references)
     count = num_items(case.structure)
-    items = case.objective.items(policy, reference, case.structure)
+    items = case.objective.items(of(policy, reference), case.structure)
     backwards = torch.arange(count - 1, -1, -1)
     torch.testing.assert_close(
-        case.objective.items(policy, reference, picked(case.structure, backwards)), items[backwards], rtol=1e-13, atol=0
+        case.objective.items(of(policy, reference), picked(case.structure, backwards)),
+        items[backwards],
+        rtol=1e-13,
+        atol=0,
     )
     twice = picked(case.structure, torch.arange(count).repeat(2))
     plain = value_and_slope(case.objective, policy, reference, case.structure)
     assert_same(value_and_slope(case.objective, policy, reference, twice), plain)
     if not isinstance(case.structure, Labels):
         ends = torch.tensor([0, count - 1])
-        found = case.objective.items(policy, reference, picked(case.structure, ends))
+        found = case.objective.items(of(policy, reference), picked(case.structure, ends))
         torch.testing.assert_close(found, items[ends], rtol=1e-13, atol=0)
 
 
@@ -176,9 +182,9 @@ def test_weights_are_factors(case: Case) -> None:
     normalised, ignored or squared; a part of the loss without them."""
     policy, reference = terms(case.references)
     count = num_items(case.structure)
-    plain = case.objective.items(policy, reference, replace(case.structure, weight=None))
+    plain = case.objective.items(of(policy, reference), replace(case.structure, weight=None))
     weight = torch.tensor([0.0, 2.5, 0.7][:count], dtype=torch.float64)
-    found = case.objective.items(policy, reference, replace(case.structure, weight=weight))
+    found = case.objective.items(of(policy, reference), replace(case.structure, weight=weight))
     torch.testing.assert_close(found, weight * plain, rtol=1e-13, atol=1e-15)
 
 
@@ -233,8 +239,8 @@ def test_terms_of_low_precision(case: Case, dtype: torch.dtype, close: float) ->
     assert torch.equal(value, exact[0])
     torch.testing.assert_close(slope, exact[1].to(dtype))
     wrapped = Jackknife(case.objective, 3)
-    assert torch.equal(wrapped(*rounded, case.structure), wrapped(*double, case.structure))
-    assert float(value) == pytest.approx(float(case.objective(policy, reference, case.structure)), abs=close)
+    assert torch.equal(wrapped(of(*rounded), case.structure), wrapped(of(*double), case.structure))
+    assert float(value) == pytest.approx(float(case.objective(of(policy, reference), case.structure)), abs=close)
 
 
 # Wrapped --------------------------------------------------------------------------------------------------------------

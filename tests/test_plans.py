@@ -16,18 +16,12 @@ from torch import Tensor
 from tests import exact
 from tests.build import Row, in_response, make_tokens
 from tests.stat import assert_law
+from vrpo.coupling import Paired, shared_tokens
 from vrpo.draws import FixedCount, draw_key
 from vrpo.estimator import elbo
-from vrpo.plans import (
-    BalancedMasks,
-    Complementary,
-    IndependentMasks,
-    Levels,
-    NestedMasks,
-    Paired,
-    shared_tokens,
-)
-from vrpo.types import Draws, Pairs, Plan, Rows, Tokens, group_variance
+from vrpo.plans import BalancedMasks, IndependentMasks, Levels
+from vrpo.structures import Rows
+from vrpo.types import Draws, Estimate, Pairs, Plan, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROW = Row((2, 0), (1, 0, 2))
@@ -37,16 +31,12 @@ LEVELS = {
     "strata": Levels(2),
     "groups": Levels(2, 2),
     "strata-in-groups": Levels(4, 2),
-    "systematic": Levels(2, systematic=True),
     "few-masks": Levels(2, exponent=0.5),
     "many-masks": Levels(2, 2, exponent=-0.75),
 }
 MASKS: dict[str, Callable[[Levels], Plan]] = {
     "independent": IndependentMasks,
     "balanced": BalancedMasks,
-    "nested": NestedMasks,
-    "nested-half": lambda levels: NestedMasks(levels, 0.5),
-    "nested-free": lambda levels: NestedMasks(levels, 0.0),
 }
 
 
@@ -61,7 +51,7 @@ def law_of(table: torch.nn.Module, row: Row, plan: Plan, levels: Levels, orders:
     with exact.weighted_outcomes(row, cells, levels.num_times, 1, orders) as (tokens, probability), torch.no_grad():
         estimate = elbo(table, tokens, plan(tokens))
     several = levels.num_groups > 1
-    guessed = group_variance(estimate.terms, estimate.group) if several else torch.zeros_like(estimate.value)
+    guessed = Estimate(estimate.terms, estimate.group).variance if several else torch.zeros_like(estimate.value)
     return estimate.value, guessed, probability
 
 
@@ -74,10 +64,9 @@ def mean_variance(values: Tensor, probability: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("levels", [name for name in LEVELS if name != "strata-in-groups"])
 @pytest.mark.parametrize("row", [ROW, SHORT], ids=["L3", "L2"])
 def test_every_plan_is_unbiased(table: exact.Table, row: Row, levels: str, masks: str) -> None:
-    """Over all outcomes the mean is the bound, whatever the law, the strata, the cut, the control.
+    """Over all outcomes the mean is the bound, whatever the law, the strata, the cut.
 
-    Kills: an importance weight without its normaliser or of the wrong sign; strata that do not tile; a control variate
-    whose two means differ (the wrong draw's L / m, a control forgotten on one side).
+    Kills: an importance weight without its normaliser or of the wrong sign; strata that do not tile.
     """
     drawn = LEVELS[levels]
     plan = MASKS[masks](drawn)
@@ -87,16 +76,15 @@ def test_every_plan_is_unbiased(table: exact.Table, row: Row, levels: str, masks
     assert float(values @ probability) == pytest.approx(exact.bound(table, row), abs=1e-11)
 
 
-@pytest.mark.parametrize("masks", ["balanced", "nested", "nested-half"])
-def test_strata_within_groups(table: exact.Table, masks: str) -> None:
+def test_strata_within_groups(table: exact.Table) -> None:
     """Two groups of two: unbiased, twice as good as one group, and the groups' own estimate of the variance is exact.
 
-    Kills: strata across groups; control variates across groups; a group id per draw.
+    Kills: strata across groups; arcs across groups; a group id per draw.
     """
     levels = LEVELS["strata-in-groups"]
-    values, guessed, probability = law_of(table, SHORT, MASKS[masks](levels), levels, 2)
+    values, guessed, probability = law_of(table, SHORT, BalancedMasks(levels), levels, 2)
     mean, variance = mean_variance(values, probability)
-    alone, _, weight = law_of(table, SHORT, MASKS[masks](Levels(2)), Levels(2), 1)
+    alone, _, weight = law_of(table, SHORT, BalancedMasks(Levels(2)), Levels(2), 1)
     assert mean == pytest.approx(exact.bound(table, SHORT), abs=1e-11)
     assert variance == pytest.approx(mean_variance(alone, weight)[1] / 2, rel=1e-10)
     assert float(guessed @ probability) == pytest.approx(variance, rel=1e-10)
@@ -125,54 +113,11 @@ def test_stratified_counts_lose_the_variance_between_strata(table: exact.Table) 
     assert mean_variance(values, probability)[1] == pytest.approx(law.within / 2, rel=1e-10)
 
 
-class Unigram(torch.nn.Module):
-    """log p(y_i) whatever is visible: context says nothing."""
-
-    def forward(self, *, input_ids: Tensor, attention_mask: Tensor, masked: Tensor, scored: Tensor) -> Tensor:
-        return torch.tensor([-1.0, -2.0, -4.0], dtype=torch.float64)[input_ids[scored]]
-
-
-def test_without_context_nested_masks_have_no_noise() -> None:
-    """L = 2 and two strata: the upper draw masks everything, the lower one is fully controlled. Exactly constant.
-
-    Kills: a wrong debt, a wrong Omega. Without control the same masks have noise.
-    """
-    values, _, probability = law_of(Unigram(), SHORT, NestedMasks(Levels(2)), Levels(2), 1)
-    assert float((values + 5).abs().max()) < 1e-12
-    free, _, _ = law_of(Unigram(), SHORT, NestedMasks(Levels(2), 0.0), Levels(2), 1)
-    assert mean_variance(free, probability)[1] > 0.1
-
-
-def test_nested_masks_are_nested_and_their_weights_telescope() -> None:
-    """S_1 in S_2 in ... within a group; at control 1 a token's weights sum to L / m_J. Kills: an order per draw."""
-    tokens = make_tokens([Row((0,), (1,) * 9, key) for key in range(30)])
-    draws = NestedMasks(Levels(6, 2))(tokens)
-    masked = draws.masked.unflatten(1, (2, 3))
-    assert (masked[:, :, 1:] | ~masked[:, :, :-1]).all()
-    total = draws.weight.unflatten(1, (2, 3)).sum(2)  # [N, 2, L]
-    most = masked[:, :, -1]
-    expected = (9 / most.sum(-1).double() / 2)[..., None] * most
-    torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
-
-
 def test_balanced_masks_mask_every_token_alike() -> None:
     """Within a group the numbers of masks of any two tokens differ by at most 1. Kills: an order per draw."""
     tokens = make_tokens([Row((0,), (1,) * 9, key) for key in range(30)])
     times = BalancedMasks(Levels(8, 2))(tokens).masked.unflatten(1, (2, 4)).sum(2)[..., 1:]
     assert (times.amax(-1) - times.amin(-1) <= 1).all()
-
-
-@pytest.mark.parametrize("row", [ROW, SHORT, Row((0, 1), (2,))], ids=["L3", "L2", "L1"])
-def test_complementary_masks_are_unbiased(table: exact.Table, row: Row) -> None:
-    """m ~ U{0..L}, both halves. Kills: L for L + 1; twice the ELBO; the half of an empty mask made up for elsewhere."""
-    steps = len(row.response) + 1
-    cells = [((cell + 0.5) / steps, 1 / steps) for cell in range(steps)]
-    with exact.weighted_outcomes(row, cells, 1, 2, 1) as (tokens, probability), torch.no_grad():
-        draws = Complementary(2)(tokens)
-        values = elbo(table, tokens, draws).value
-    assert float(values @ probability) == pytest.approx(exact.bound(table, row), abs=1e-11)
-    assert torch.equal(draws.masked[:, 0] ^ draws.masked[:, 1], tokens.response)
-    assert draws.group.tolist() == [[0, 0]] * len(values)
 
 
 def test_one_group_per_draw_is_the_paper_s_plan() -> None:
@@ -246,10 +191,10 @@ def test_pairing_leaves_each_answer_its_law(align: bool, answer: tuple[int, ...]
 def test_equal_answers_get_equal_draws() -> None:
     """Quantile and order in common: the margin of an answer against itself has no noise. Kills: keys not in common."""
     tokens, pairs = pair_of((2, 1, 0, 1), (2, 1, 0, 1))
-    draws = Paired(NestedMasks(Levels(4)))(tokens, pairs)
+    draws = Paired(BalancedMasks(Levels(4)))(tokens, pairs)
     assert torch.equal(draws.masked[0], draws.masked[1])
     assert torch.equal(draws.weight[0], draws.weight[1])
-    apart = NestedMasks(Levels(4))(tokens, pairs)
+    apart = BalancedMasks(Levels(4))(tokens, pairs)
     assert not torch.equal(apart.masked[0], apart.masked[1])
 
 
@@ -275,7 +220,7 @@ def test_paired_draws_depend_on_their_pair_alone(
     rows: list[tuple[tuple[int, ...], tuple[int, ...]]], left: int, right: int
 ) -> None:
     """Bit for bit, whatever the padding and the other pairs. Kills: slots numbered by the padded width."""
-    plan = Paired(NestedMasks(Levels(4, 2)))
+    plan = Paired(BalancedMasks(Levels(4, 2)))
 
     def drawn(chosen: list[Row], rejected: list[Row], left: int, right: int) -> list[tuple[Tensor, Tensor]]:
         tokens = make_tokens([*chosen, *rejected], left=left, right=right)
@@ -313,8 +258,6 @@ def test_a_row_of_two_pairs_is_refused() -> None:
         (lambda: Levels(8, 0), "num_groups must be at least 1"),
         (lambda: Levels(8, exponent=float("nan")), "exponent"),
         (lambda: Levels(8, exponent=50.0), "exponent"),
-        (lambda: NestedMasks(control=1.5), "control"),
-        (lambda: Complementary(3), "even"),
     ],
 )
 def test_impossible_plans_are_refused(make: Callable[[], object], message: str) -> None:

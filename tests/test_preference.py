@@ -4,6 +4,7 @@ import contextlib
 import gc
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,17 @@ from tests.objectives import CASES, Case, every_case
 from tests.objectives import TOKENS as SIX_ROWS
 from tests.test_estimator import Recorder
 from vrpo.draws import FixedCount
-from vrpo.losses import DPO, SFT, WeightedSum
-from vrpo.preference import backward_by_draw, backward_in_one_pass, preference_loss
+from vrpo.estimator import Engine
+from vrpo.kept_graphs import backward_keeping_graphs
+from vrpo.losses.corrections import CrossFit, Jackknife
+from vrpo.losses.objective import WeightedSum
+from vrpo.losses.pairwise import DPO
+from vrpo.losses.setwise import SFT
+from vrpo.one_pass import OnePass
+from vrpo.preference import backward_by_draw, preference_loss
 from vrpo.reference import FrozenReference, IndependentReference, NoReference, Reference, Several
-from vrpo.slopes import CrossFit, Jackknife
-from vrpo.types import Pairs, Rankings
+from vrpo.structures import Rankings
+from vrpo.types import Pairs, Terms
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROWS, PAIRS = two_pairs()
@@ -37,6 +44,7 @@ def references_of(case: Case) -> Reference:
     return Several(frozen) if frozen else NoReference()
 
 
+by_draw_both = pytest.mark.parametrize("engine", [backward_by_draw, backward_keeping_graphs])
 some = every_case(lambda case: case is CASES["dpo"] or case is CASES["dpo-sharp"] or case is CASES["vrpo"])
 
 
@@ -49,8 +57,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
 @pytest.mark.parametrize("max_tokens", [None, 1, 13, 30, 1000])  # one graph kept, or several, or all
 @pytest.mark.parametrize("share_draws", [True, False])
+@by_draw_both
 def test_backward_by_draw_is_the_gradient_of_the_loss(
-    case: Case, num_times: int, num_masks: int, max_tokens: int | None, share_draws: bool
+    engine: Any, case: Case, num_times: int, num_masks: int, max_tokens: int | None, share_draws: bool
 ) -> None:
     """In float64 to 1e-12, with the same loss and terms.
 
@@ -63,19 +72,20 @@ def test_backward_by_draw_is_the_gradient_of_the_loss(
     whole, parts = exact.Table(), exact.Table()
     step = preference_loss(whole, reference, TOKENS, PAIRS, draws, case.objective)
     (3.0 * step.loss).backward()
-    by_draw = backward_by_draw(parts, reference, TOKENS, PAIRS, draws, case.objective, max_tokens=max_tokens, scale=3.0)
+    by_draw = engine(parts, reference, TOKENS, PAIRS, draws, case.objective, Engine(max_tokens, scale=3.0))
     assert_close(parts.table.grad, whole.table.grad)
-    assert torch.equal(by_draw.policy_terms, step.policy_terms.detach())
-    assert torch.equal(by_draw.reference_terms, step.reference_terms)
+    assert torch.equal(by_draw.terms.policy, step.terms.policy.detach())
+    assert torch.equal(by_draw.terms.reference, step.terms.reference)
     assert float(by_draw.loss) == pytest.approx(float(step.loss.detach()), abs=1e-14)
     assert not by_draw.loss.requires_grad
-    assert not by_draw.policy_terms.requires_grad
+    assert not by_draw.terms.policy.requires_grad
 
 
 @every_case()
 @pytest.mark.parametrize("max_tokens", [None, 30])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_backward_by_draw_of_every_objective(case: Case, max_tokens: int | None, wrapped: bool) -> None:
+@by_draw_both
+def test_backward_by_draw_of_every_objective(engine: Any, case: Case, max_tokens: int | None, wrapped: bool) -> None:
     """On pairs, lists, labels and rows, with none to three references, as it is and with its bias corrected.
 
     Kills: an engine that knows pairs only; a structure's index lost between passes; a second reference on other draws.
@@ -85,7 +95,7 @@ def test_backward_by_draw_of_every_objective(case: Case, max_tokens: int | None,
     whole, parts, reference = exact.Table(), exact.Table(), references_of(case)
     step = preference_loss(whole, reference, SIX_ROWS, case.structure, draws, objective)
     step.loss.backward()
-    by_draw = backward_by_draw(parts, reference, SIX_ROWS, case.structure, draws, objective, max_tokens=max_tokens)
+    by_draw = engine(parts, reference, SIX_ROWS, case.structure, draws, objective, Engine(max_tokens))
     assert_close(parts.table.grad, whole.table.grad)
     assert float(by_draw.loss) == pytest.approx(float(step.loss.detach()), rel=1e-13)
 
@@ -96,7 +106,7 @@ def test_gradients_accumulate() -> None:
     once, twice = exact.Table(), exact.Table()
     backward_by_draw(once, reference, TOKENS, PAIRS, draws, DPO())
     for _ in range(2):
-        backward_by_draw(twice, reference, TOKENS, PAIRS, draws, DPO(), scale=0.5)
+        backward_by_draw(twice, reference, TOKENS, PAIRS, draws, DPO(), Engine(scale=0.5))
     assert_close(twice.table.grad, once.table.grad)
 
 
@@ -144,7 +154,8 @@ def watching() -> Iterator[list[int]]:
         yield peak
 
 
-def test_memory_does_not_grow_with_the_number_of_draws() -> None:
+@by_draw_both
+def test_memory_does_not_grow_with_the_number_of_draws(engine: Any) -> None:
     """Peak of saved tensors: constant in K by draw, proportional to K with all graphs, smaller with smaller packs.
 
     Kills: all graphs kept alive (a loss summed over packs before one backward).
@@ -155,7 +166,7 @@ def test_memory_does_not_grow_with_the_number_of_draws() -> None:
         draws = draws_of(TOKENS, [torch.ones(num_times, len(row.response)) for row in ROWS])
         for name, max_tokens in (("draw", None), ("small", 1)):
             with watching() as peak:
-                backward_by_draw(exact.Table(), reference, TOKENS, PAIRS, draws, DPO(), max_tokens=max_tokens)
+                engine(exact.Table(), reference, TOKENS, PAIRS, draws, DPO(), Engine(max_tokens))
             peaks[name].append(peak[0])
         with watching() as peak:
             preference_loss(exact.Table(), reference, TOKENS, PAIRS, draws, DPO()).loss.backward()
@@ -178,7 +189,7 @@ def test_items_without_slope_are_not_run_again() -> None:
     """SFT on pairs imitates the chosen rows: rejected rows have slope 0, and a graph only in the first pack."""
     recorder = Recorder(exact.Table())
     draws = FixedCount(3)(TOKENS, PAIRS)
-    backward_by_draw(recorder, NoReference(), TOKENS, PAIRS, draws, SFT())
+    backward_keeping_graphs(recorder, NoReference(), TOKENS, PAIRS, draws, SFT())
     assert rows_called(recorder, with_graph=False) == 4 * 2
     assert rows_called(recorder, with_graph=True) < 4 * 3
 
@@ -190,7 +201,7 @@ def test_the_first_pack_runs_once(max_tokens: int | None, extra: int) -> None:
     recorder = Recorder(exact.Table())
     draws = FixedCount(3)(TOKENS, PAIRS)
     reference = FrozenReference(exact.Table(seed=9))
-    backward_by_draw(recorder, reference, TOKENS, PAIRS, draws, DPO(), max_tokens=max_tokens)
+    backward_keeping_graphs(recorder, reference, TOKENS, PAIRS, draws, DPO(), Engine(max_tokens))
     assert rows_called(recorder, with_graph=True) == 4 * 3
     assert rows_called(recorder, with_graph=False) == extra
 
@@ -204,15 +215,14 @@ def test_as_many_graphs_are_kept_as_fit() -> None:
     found = []
     for more in (0, 1):
         recorder = Recorder(exact.Table())
-        backward_by_draw(
+        backward_keeping_graphs(
             recorder,
             reference,
             TOKENS,
             PAIRS,
             draws,
             DPO(),
-            max_tokens=14,
-            agree=lambda packs, more=more: packs + more * (packs < 3),  # more packs without a graph elsewhere
+            Engine(14, agree=lambda packs, more=more: packs + more * (packs < 3)),
         )
         found.append((rows_called(recorder, with_graph=False), rows_called(recorder, with_graph=True)))
     assert found == [(1, 4), (2, 5)]  # at last with an empty pack
@@ -221,7 +231,9 @@ def test_as_many_graphs_are_kept_as_fit() -> None:
 def test_surplus_draws_are_never_run() -> None:
     masks = [torch.ones(1 + n, len(row.response)) for n, row in enumerate(ROWS)]
     recorder = Recorder(exact.Table())
-    backward_by_draw(recorder, FrozenReference(exact.Table(seed=9)), TOKENS, PAIRS, draws_of(TOKENS, masks), DPO())
+    backward_keeping_graphs(
+        recorder, FrozenReference(exact.Table(seed=9)), TOKENS, PAIRS, draws_of(TOKENS, masks), DPO()
+    )
     assert rows_called(recorder, with_graph=True) == 1 + 2 + 3 + 4
     assert rows_called(recorder, with_graph=False) < 1 + 2 + 3 + 4
 
@@ -229,7 +241,7 @@ def test_surplus_draws_are_never_run() -> None:
 def test_nothing_to_learn_is_no_second_pass_and_no_gradient() -> None:
     recorder = Recorder(exact.Table())
     nothing = WeightedSum(((0.0, SFT()),))
-    backward_by_draw(recorder, NoReference(), TOKENS, PAIRS, FixedCount(2)(TOKENS), nothing)
+    backward_keeping_graphs(recorder, NoReference(), TOKENS, PAIRS, FixedCount(2)(TOKENS), nothing)
     assert rows_called(recorder, with_graph=True) + rows_called(recorder, with_graph=False) == 4 * 2
     assert not recorder.inner.table.grad.any()
 
@@ -240,15 +252,14 @@ def test_processes_agree_on_the_number_of_calls() -> None:
     gradients, calls = [], []
     for busiest in (0, 5):  # packs of another process
         policy, reference = Recorder(exact.Table()), Recorder(exact.Table(seed=9))
-        backward_by_draw(
+        backward_keeping_graphs(
             policy,
             FrozenReference(reference),
             TOKENS,
             PAIRS,
             draws,
             DPO(),
-            max_tokens=20,
-            agree=lambda packs, busiest=busiest: max(packs, busiest),
+            Engine(20, agree=lambda packs, busiest=busiest: max(packs, busiest)),
         )
         gradients.append(policy.inner.table.grad)
         calls.append((policy.with_graph.count(False), policy.with_graph.count(True), len(reference.calls)))
@@ -273,13 +284,33 @@ def test_trainers_supply_backward_and_context() -> None:
 
     policy, plain = Recorder(exact.Table()), exact.Table()
     reference, draws = FrozenReference(exact.Table(seed=9)), FixedCount(2)(TOKENS, PAIRS)
-    backward_by_draw(policy, reference, TOKENS, PAIRS, draws, DPO(), max_tokens=25, backward=backward, around=around)
-    backward_by_draw(plain, reference, TOKENS, PAIRS, draws, DPO())
+    backward_keeping_graphs(
+        policy, reference, TOKENS, PAIRS, draws, DPO(), Engine(25, backward=backward, around=around)
+    )
+    backward_keeping_graphs(plain, reference, TOKENS, PAIRS, draws, DPO())
     packs = policy.with_graph.count(True)
     assert packs > 1
     assert [event[1] for event in events if event[0] == "enter"] == [False] * (packs - 1) + [True]
     assert events[:3] == [("enter", False), "backward", ("exit", False)]
     assert_close(policy.inner.table.grad, 2 * plain.table.grad)
+
+
+def test_the_textbook_runs_everything_twice_and_says_what_first() -> None:
+    """Values without a graph, then the items with a slope with one; `told` hears of these before any of them runs.
+    Kills: a graph that is kept; items without slope; told afterwards."""
+    recorder, told = Recorder(exact.Table()), []
+    draws = FixedCount(3)(TOKENS, PAIRS)
+
+    def hear(again: Tensor) -> None:
+        told.append((again, rows_called(recorder, with_graph=True)))
+
+    step = backward_by_draw(recorder, NoReference(), TOKENS, PAIRS, draws, SFT(), Engine(20), hear)
+    (again, before), chosen = told[0], torch.zeros(4, dtype=torch.bool).index_fill(0, PAIRS.chosen, True)
+    assert before == 0
+    assert torch.equal(again, chosen[:, None].expand(4, 3))
+    assert torch.equal(step.graphs, again)
+    assert rows_called(recorder, with_graph=False) == 4 * 3
+    assert rows_called(recorder, with_graph=True) == 2 * 3
 
 
 # One pass -------------------------------------------------------------------------------------------------------------
@@ -303,21 +334,11 @@ def test_one_pass_is_the_gradient_of_the_loss(
     step = preference_loss(whole, reference, TOKENS, PAIRS, draws, case.objective)
     (3.0 * step.loss).backward()
     for _ in range(2):
-        found = backward_in_one_pass(
-            once,
-            reference,
-            TOKENS,
-            PAIRS,
-            draws,
-            case.objective,
-            [once.table],
-            PAIRS.family,
-            max_tokens=max_tokens,
-            scale=1.5,
-            by_group=by_group,
+        found = OnePass([once.table], by_group=by_group)(
+            once, reference, TOKENS, PAIRS, draws, case.objective, Engine(max_tokens, scale=1.5)
         )
     assert_close(once.table.grad, whole.table.grad)
-    torch.testing.assert_close(found.policy_terms, step.policy_terms.detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.terms.policy, step.terms.policy.detach(), rtol=1e-13, atol=1e-13)
     assert float(found.loss) == pytest.approx(float(step.loss.detach()), abs=1e-13)
     assert not found.loss.requires_grad
 
@@ -327,21 +348,11 @@ def test_one_pass_of_every_objective_on_pairs_and_lists(case: Case) -> None:
     """A list is a family. Kills: families of neighbouring rows; slopes taken before a list is complete."""
     assert isinstance(case.structure, Pairs | Rankings)
     draws, reference = FixedCount(2)(SIX_ROWS, case.structure), references_of(case)
-    whole, once, family = exact.Table(), exact.Table(), case.structure.family
+    whole, once = exact.Table(), exact.Table()
     step = preference_loss(whole, reference, SIX_ROWS, case.structure, draws, case.objective)
     step.loss.backward()
-    backward_in_one_pass(once, reference, SIX_ROWS, case.structure, draws, case.objective, [once.table], family)
+    OnePass([once.table])(once, reference, SIX_ROWS, case.structure, draws, case.objective)
     assert_close(once.table.grad, whole.table.grad)
-
-
-def test_one_pass_refuses_a_baseline_over_the_batch() -> None:
-    """A label's slope depends on all rows of the batch. Kills: KTO by one pass, in silence, with another baseline."""
-    case, once = CASES["kto-mean"], exact.Table()
-    draws, reference = FixedCount(2)(SIX_ROWS, case.structure), references_of(case)
-    with pytest.raises(ValueError, match="couples rows of different families"):
-        backward_in_one_pass(
-            once, reference, SIX_ROWS, case.structure, draws, case.objective, [once.table], torch.arange(6)
-        )
 
 
 @pytest.mark.parametrize("kind", [CrossFit, Jackknife])
@@ -351,27 +362,27 @@ def test_one_pass_with_a_slope_for_each_group(kind: type[CrossFit | Jackknife]) 
     objective = kind(DPO(1.0), 3)
     once, by_draw = exact.Table(), exact.Table()
     backward_by_draw(by_draw, reference, TOKENS, PAIRS, draws, objective)
-    backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table], PAIRS.family, by_group=True)
+    OnePass([once.table], by_group=True)(once, reference, TOKENS, PAIRS, draws, objective)
     assert_close(once.table.grad, by_draw.table.grad)
     with pytest.raises(ValueError, match="slopes of one row's draws differ"):
-        backward_in_one_pass(once, reference, TOKENS, PAIRS, draws, objective, [once.table], PAIRS.family)
+        OnePass([once.table])(once, reference, TOKENS, PAIRS, draws, objective)
 
 
 def test_one_pass_refuses_an_objective_that_couples_families() -> None:
     """Kills: slopes taken before the terms they depend on were known."""
 
-    def coupled(policy_terms: Tensor, reference_terms: Tensor, structure: Pairs) -> Tensor:
-        return policy_terms.sum().square()
+    def coupled(terms: Terms, structure: Pairs) -> Tensor:
+        return terms.policy.sum().square()
 
     once, draws = exact.Table(), FixedCount(2)(TOKENS, PAIRS)
     with pytest.raises(ValueError, match="couples rows of different families"):
-        backward_in_one_pass(once, NoReference(), TOKENS, PAIRS, draws, coupled, [once.table], PAIRS.family)
+        OnePass([once.table])(once, NoReference(), TOKENS, PAIRS, draws, coupled)
 
 
 def test_one_pass_is_one_pass() -> None:
     """Every item once, with a graph; and none of them longer than a family. Kills: a second pass; all graphs kept."""
     recorder = Recorder(exact.Table())
     draws, reference = FixedCount(3)(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))
-    backward_in_one_pass(recorder, reference, TOKENS, PAIRS, draws, DPO(), [recorder.inner.table], PAIRS.family)
+    OnePass([recorder.inner.table])(recorder, reference, TOKENS, PAIRS, draws, DPO())
     assert rows_called(recorder, with_graph=False) == 0
     assert rows_called(recorder, with_graph=True) == 4 * 3

@@ -11,8 +11,9 @@ from tests import exact
 from tests.build import Row, make_tokens, two_pairs
 from tests.test_estimator import Recorder
 from vrpo.draws import FixedCount, draw_key
-from vrpo.losses import DPO, SFT
-from vrpo.pools import log_ratios
+from vrpo.losses.pairwise import DPO
+from vrpo.losses.pools import log_ratios
+from vrpo.losses.setwise import SFT
 from vrpo.preference import Step, backward_by_draw, preference_loss
 from vrpo.reference import (
     ExactReference,
@@ -43,15 +44,15 @@ def test_shared_draws_cancel_draw_by_draw() -> None:
     Kills: masks not shared with the reference; cached reference values with fresh masks.
     """
     for step in both_steps(exact.Table(), FrozenReference(exact.Table())):
-        assert torch.equal(step.policy_terms, step.reference_terms[:, 0])
+        assert torch.equal(step.terms.policy, step.terms.reference[:, 0])
         assert torch.equal(step.loss.detach(), torch.tensor(2.0, dtype=torch.float64).log())
 
 
 def test_independent_draws_do_not_cancel() -> None:
     """share_draws=False is what it says: no term of any row is shared, the score is not 0. Kills: rekeying a no-op."""
     for step in both_steps(exact.Table(), IndependentReference(FrozenReference(exact.Table()), PLAN)):
-        assert (log_ratios(step.policy_terms, step.reference_terms).abs() > 1e-3).any()
-        assert (step.policy_terms != step.reference_terms[:, 0]).any()
+        assert (log_ratios(step.terms).abs() > 1e-3).any()
+        assert (step.terms.policy != step.terms.reference[:, 0]).any()
 
 
 def test_policy_and_reference_see_the_same_masks() -> None:
@@ -93,7 +94,7 @@ def test_a_cached_reference_replays_at_epoch_0_and_at_no_other() -> None:
 
     def score(epoch: int) -> Tensor:
         step = preference_loss(exact.Table(), GivenReference(terms), at(epoch), PAIRS, PLAN(at(epoch)), DPO())
-        return log_ratios(step.policy_terms.detach(), step.reference_terms)[:, 0]
+        return log_ratios(step.terms).detach()[:, 0]
 
     assert not score(0).any()
     assert score(1)[:3].all()  # row 3 has one token, hence one mask
@@ -124,15 +125,15 @@ def test_the_policy_with_its_adapter_off_is_a_reference() -> None:
         both_steps(model, FrozenReference(exact.Table())),
     ]
     for adapter_off, copy in zip(*steps, strict=True):
-        assert torch.equal(adapter_off.reference_terms, copy.reference_terms)
-        assert torch.equal(adapter_off.policy_terms, copy.policy_terms)
-        assert (adapter_off.policy_terms != adapter_off.reference_terms[:, 0]).all()
+        assert torch.equal(adapter_off.terms.reference, copy.terms.reference)
+        assert torch.equal(adapter_off.terms.policy, copy.terms.policy)
+        assert (adapter_off.terms.policy != adapter_off.terms.reference[:, 0]).all()
 
 
 def test_a_reference_has_no_graph() -> None:
     reference = exact.Table()
     for step in both_steps(exact.Table(seed=9), FrozenReference(reference)):
-        assert not step.reference_terms.requires_grad
+        assert not step.terms.reference.requires_grad
     assert reference.table.grad is None
 
 

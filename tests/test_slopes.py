@@ -6,16 +6,18 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import Row
-from tests.objectives import PAIRS, terms
-from vrpo.draws import Enumerate, FixedCount
+from tests.objectives import PAIRS, of, terms
+from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
-from vrpo.losses import DPO, SFT, Objective, Preference, WeightedSum
-from vrpo.pair_losses import IPO
-from vrpo.pools import log_ratios
-from vrpo.reference import ControlledReference, FrozenReference
-from vrpo.slopes import CrossFit, Jackknife
-from vrpo.temperature import Constant
-from vrpo.types import Draws, Pairs, Rows, Tokens, group_variance
+from vrpo.losses.corrections import CrossFit, Jackknife
+from vrpo.losses.objective import Objective, WeightedSum
+from vrpo.losses.pairwise import DPO, IPO, Preference
+from vrpo.losses.pools import log_ratios
+from vrpo.losses.setwise import SFT
+from vrpo.losses.temperature import Constant
+from vrpo.plans import Enumerate
+from vrpo.reference import FrozenReference
+from vrpo.types import Draws, Estimate, Pairs, Terms, Tokens
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 ROW = Row((1,), (0, 2), 11)
@@ -26,7 +28,7 @@ SQUARE = Preference(IPO(), Constant(0.7))  # ipo_sum
 
 def slope_of(objective: Objective, policy: Tensor, reference: Tensor) -> Tensor:
     leaf = policy.clone().requires_grad_()
-    return torch.autograd.grad(objective(leaf, reference, PAIRS), leaf)[0]
+    return torch.autograd.grad(objective(of(leaf, reference), PAIRS), leaf)[0]
 
 
 # By hand --------------------------------------------------------------------------------------------------------------
@@ -39,8 +41,8 @@ def test_a_linear_objective_stays_what_it_is(wrapper: type, num_groups: int) -> 
     slopes of all groups added up for every draw."""
     policy, reference = terms(draws=6)
     wrapped = wrapper(LINEAR, num_groups)
-    plain = LINEAR(policy, reference, PAIRS)
-    assert float(wrapped(policy, reference, PAIRS)) == pytest.approx(float(plain), abs=1e-14)
+    plain = LINEAR(of(policy, reference), PAIRS)
+    assert float(wrapped(of(policy, reference), PAIRS)) == pytest.approx(float(plain), abs=1e-14)
     torch.testing.assert_close(
         slope_of(wrapped, policy, reference), slope_of(LINEAR, policy, reference), rtol=0, atol=1e-15
     )
@@ -58,8 +60,8 @@ def test_cross_fit_has_a_value_without_gradients() -> None:
     """Evaluation runs without gradients. Kills: slopes taken under no_grad, which raises."""
     policy, reference = terms(draws=4)
     with torch.no_grad():
-        value = CrossFit(SHARP, 2)(policy, reference, PAIRS)
-    assert torch.equal(value, SHARP(policy, reference, PAIRS))
+        value = CrossFit(SHARP, 2)(of(policy, reference), PAIRS)
+    assert torch.equal(value, SHARP(of(policy, reference), PAIRS))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -67,15 +69,15 @@ def test_jackknife_slopes_by_finite_differences(seed: int) -> None:
     """Kills: parts detached."""
     policy, reference = terms(seed=seed, draws=6)
     wrapped = Jackknife(SHARP, 3)
-    assert torch.autograd.gradcheck(lambda leaf: wrapped(leaf, reference, PAIRS), policy.requires_grad_())
+    assert torch.autograd.gradcheck(lambda leaf: wrapped(of(leaf, reference), PAIRS), policy.requires_grad_())
 
 
 def test_jackknife_of_two_groups() -> None:
     """2 L(all) - (L(first) + L(second)) / 2, by the formula. Kills: groups that interleave; (G - 1) / G left out."""
     policy, reference = terms(draws=6)
-    parts = [SHARP(2 * policy[:, part], 2 * reference[..., part], PAIRS) for part in (slice(0, 3), slice(3, 6))]
-    expected = 2 * SHARP(policy, reference, PAIRS) - (parts[0] + parts[1]) / 2
-    assert float(Jackknife(SHARP, 2)(policy, reference, PAIRS)) == pytest.approx(float(expected), abs=1e-14)
+    parts = [SHARP(of(2 * policy[:, part], 2 * reference[..., part]), PAIRS) for part in (slice(0, 3), slice(3, 6))]
+    expected = 2 * SHARP(of(policy, reference), PAIRS) - (parts[0] + parts[1]) / 2
+    assert float(Jackknife(SHARP, 2)(of(policy, reference), PAIRS)) == pytest.approx(float(expected), abs=1e-14)
 
 
 def test_jackknife_of_a_square_in_two_groups_is_a_product() -> None:
@@ -83,22 +85,22 @@ def test_jackknife_of_a_square_in_two_groups_is_a_product() -> None:
     too. Kills: halves that interleave; the square of the mean kept."""
     policy, reference = terms(draws=6)
     leaf = policy.requires_grad_()
-    halves = [log_ratios(2 * leaf[:, part], 2 * reference[..., part])[:, 0] for part in (slice(0, 3), slice(3, 6))]
+    halves = [log_ratios(of(2 * leaf[:, part], 2 * reference[..., part]))[:, 0] for part in (slice(0, 3), slice(3, 6))]
     first, second = (half[PAIRS.chosen] - half[PAIRS.rejected] - 1 / (2 * 0.7) for half in halves)
-    losses = [Jackknife(SQUARE, 2)(leaf, reference, PAIRS), (first * second).mean()]
+    losses = [Jackknife(SQUARE, 2)(of(leaf, reference), PAIRS), (first * second).mean()]
     assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-13)
     torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("num_groups", [2, 3, 6])
 def test_jackknife_of_a_square_subtracts_the_estimated_variance(num_groups: int) -> None:
-    """(h - c)^2 - Var^ h, Var^ of the margin's independent groups (`types.group_variance`), exactly: the U-statistic.
+    """(h - c)^2 - Var^ h, Var^ of the margin's independent groups (`types.Estimate`), exactly: the U-statistic.
     Kills: the variance of single draws; G instead of G - 1."""
     policy, reference = terms(draws=6)
     margin = (policy - reference[:, 0])[PAIRS.chosen] - (policy - reference[:, 0])[PAIRS.rejected]
     group = torch.arange(num_groups).repeat_interleave(6 // num_groups).expand_as(margin)
-    expected = (margin.sum(-1) - 1 / (2 * 0.7)).square() - group_variance(margin, group)
-    found = Jackknife(SQUARE, num_groups)(policy, reference, PAIRS)
+    expected = (margin.sum(-1) - 1 / (2 * 0.7)).square() - Estimate(margin, group).variance
+    found = Jackknife(SQUARE, num_groups)(of(policy, reference), PAIRS)
     assert float(found) == pytest.approx(float(expected.mean()), rel=1e-13)
 
 
@@ -107,8 +109,8 @@ def test_groups_must_fit(wrapper: type) -> None:
     policy, reference = terms(draws=3)
     with pytest.raises(ValueError, match="num_groups must be at least 2, not 1"):
         wrapper(SHARP, 1)
-    with pytest.raises(ValueError, match="3 draws do not form num_groups = 2"):
-        wrapper(SHARP, 2)(policy, reference, PAIRS)
+    with pytest.raises(ValueError, match="3 independent groups of draws do not form num_groups = 2"):
+        wrapper(SHARP, 2)(of(policy, reference), PAIRS)
 
 
 # Over all outcomes of the draws ---------------------------------------------------------------------------------------
@@ -123,25 +125,25 @@ def outcomes(num_times: int) -> tuple[Tokens, Draws, Pairs]:
     return tokens, draws, Pairs(index, index + len(index), tokens.length.repeat(2))
 
 
-def values(policy: exact.Table, tokens: Tokens, draws: Draws, pairs: Pairs) -> tuple[Tensor, Tensor]:
+def values(policy: exact.Table, tokens: Tokens, draws: Draws, pairs: Pairs) -> Terms:
     """Terms of policy and reference; rejected rows have terms of 0."""
     ours = elbo(policy, tokens, draws).terms
     theirs = FrozenReference(exact.Table(seed=9))(tokens, draws, pairs)
-    return torch.cat([ours, torch.zeros_like(ours)]), torch.cat([theirs, torch.zeros_like(theirs)])
+    return of(torch.cat([ours, torch.zeros_like(ours)]), torch.cat([theirs, torch.zeros_like(theirs)]))
 
 
 def gradient(objective: Objective, num_times: int) -> Tensor:
     """E grad of the loss of `num_times` draws: a mean over outcomes is what a mean over pairs is."""
     policy, (tokens, draws, pairs) = exact.Table(), outcomes(num_times)
-    return torch.autograd.grad(objective(*values(policy, tokens, draws, pairs), pairs), policy.table)[0]
+    return torch.autograd.grad(objective(values(policy, tokens, draws, pairs), pairs), policy.table)[0]
 
 
 def independent_product(num_times: int) -> Tensor:
     """E[slope of an estimate of `num_times` draws] * grad of the bound itself."""
     policy, (tokens, draws, pairs) = exact.Table(), outcomes(num_times)
-    leaf, theirs = values(policy, tokens, draws, pairs)
-    leaf = leaf.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(SHARP(leaf, theirs, pairs), leaf)
+    found = values(policy, tokens, draws, pairs)
+    leaf = found.policy.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(SHARP(of(leaf, found.reference), pairs), leaf)
     one = Tokens(*(part[:1] for part in (tokens.ids, tokens.response, tokens.attention, tokens.key)))
     bound = elbo(policy, one, Enumerate()(one)).value.sum()
     return slope[pairs.chosen, 0].sum() * torch.autograd.grad(bound, policy.table)[0]
@@ -164,7 +166,7 @@ def test_cross_fit_removes_the_covariance_of_slope_and_gradient(num_groups: int)
 def loss(objective: Objective, num_times: int) -> float:
     policy, (tokens, draws, pairs) = exact.Table(), outcomes(num_times)
     with torch.no_grad():
-        return float(objective(*values(policy, tokens, draws, pairs), pairs))
+        return float(objective(values(policy, tokens, draws, pairs), pairs))
 
 
 def test_jackknife_removes_the_first_order_of_the_bias() -> None:
@@ -188,8 +190,7 @@ def test_the_bias_of_a_square_is_the_variance_and_goes_away(num_groups: int) -> 
     Kills: the correction for another variance; a product of dependent halves.
     """
     policy, (tokens, draws, pairs) = exact.Table(), outcomes(num_groups)
-    ours, theirs = values(policy, tokens, draws, pairs)
-    ratio = log_ratios(ours, theirs)[pairs.chosen, 0]
+    ratio = log_ratios(values(policy, tokens, draws, pairs))[pairs.chosen, 0]
     true = exact.bound(policy, ROW) - exact.bound(exact.Table(seed=9), ROW)
     variance = float(ratio.detach().var(correction=0))
     assert variance > 0.1
@@ -204,56 +205,3 @@ def test_the_bias_of_a_square_is_the_variance_and_goes_away(num_groups: int) -> 
         assert float((found - expected).abs().max()) < 1e-11 * float(expected.abs().max())
     plain = gradient(SQUARE, num_groups)
     assert float((plain - expected).abs().max()) > 1e-2 * float(expected.abs().max())
-
-
-# The reference as a control variate -----------------------------------------------------------------------------------
-
-
-def controlled(coefficient: float) -> tuple[Tensor, Tensor]:
-    """The log-ratio of every outcome of two draws, with this coefficient; and the exact one."""
-    with exact.every_outcome(ROW, 2, 1) as tokens:
-        draws = FixedCount(2)(tokens)
-    structure = Rows(tokens.length)
-    frozen, policy = exact.Table(seed=9), exact.Table()
-    bound = exact.bound(frozen, ROW)
-    known = torch.full((len(tokens.key),), bound, dtype=torch.float64)
-    reference = ControlledReference(FrozenReference(frozen), known, coefficient)
-    with torch.no_grad():
-        ratio = log_ratios(elbo(policy, tokens, draws).terms, reference(tokens, draws, structure))[:, 0]
-    return ratio, torch.tensor(exact.bound(policy, ROW) - bound, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("coefficient", [0.0, 0.5, 1.0, 1.3])
-def test_a_controlled_reference_is_unbiased(coefficient: float) -> None:
-    """Kills: (1 - c) * B missing, of the wrong sign, or counted once per draw."""
-    ratio, true = controlled(coefficient)
-    torch.testing.assert_close(ratio.mean(), true, rtol=0, atol=1e-12)
-
-
-def test_the_best_coefficient_has_the_least_variance() -> None:
-    """A parabola in c with its minimum at Cov / Var, below the value at c = 1. Kills: a coefficient without effect."""
-    variance = {c: float(controlled(c)[0].var(correction=0)) for c in (0.0, 0.5, 1.0)}
-    square = 2 * (variance[0.0] + variance[1.0] - 2 * variance[0.5])  # of c: Var of the reference
-    best = (variance[0.0] - variance[1.0]) / square / 2 + 0.5
-    least = variance[0.0] - square * best**2
-    assert float(controlled(best)[0].var(correction=0)) == pytest.approx(least, rel=1e-9)
-    assert least < min(variance.values())
-
-
-def test_coefficient_one_is_the_reference_bit_for_bit() -> None:
-    """And a bound may be a function of the rows. Kills: a score that is not exactly 0 at the reference."""
-    with exact.every_outcome(ROW, 1, 1) as tokens:
-        draws = FixedCount(1)(tokens)
-    frozen, structure = FrozenReference(exact.Table()), Rows(tokens.length)
-    plain = frozen(tokens, draws, structure)
-    assert torch.equal(ControlledReference(frozen, plain[:, 0, 0], 1.0)(tokens, draws, structure), plain)
-    by_key = ControlledReference(frozen, lambda tokens: tokens.key.double(), 0.0)(tokens, draws, structure)
-    assert torch.equal(by_key[:, 0].sum(-1), tokens.key.double())
-
-
-def test_a_bound_is_one_number_per_row() -> None:
-    with exact.every_outcome(ROW, 1, 1) as tokens:
-        draws = FixedCount(1)(tokens)
-    one = ControlledReference(FrozenReference(exact.Table()), torch.zeros(1, dtype=torch.float64), 0.5)
-    with pytest.raises(ValueError, match=r"bound has shape \(1,\), for 4 rows"):
-        one(tokens, draws, Rows(tokens.length))

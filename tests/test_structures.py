@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objectives import BETA, LABELS, LENGTH, PAIRS, RANKINGS, REWARD, WEIGHTED, by_place, terms
-from vrpo.losses import DPO, KTO, SFT, ItemObjective, PlackettLuce, Preference, WeightedSum
-from vrpo.pair_losses import Sigmoid
-from vrpo.types import Labels, Pairs, Rankings, Rows
+from tests.objectives import BETA, LABELS, LENGTH, PAIRS, RANKINGS, REWARD, WEIGHTED, by_place, of, terms
+from vrpo.losses.objective import ItemObjective, WeightedSum
+from vrpo.losses.pairwise import DPO, Preference, Sigmoid
+from vrpo.losses.setwise import KTO, SFT, PlackettLuce
+from vrpo.structures import Labels, Rankings, Rows
+from vrpo.types import Pairs
 
 LISTS = Rankings(RANKINGS.order, LENGTH)  # [2, 0, 5, 4] and [1, 3]
 
@@ -26,7 +28,7 @@ def ratios(seed: int = 0) -> list[float]:
 
 
 def items(objective: ItemObjective, structure: object) -> list[float]:
-    return objective.items(*terms(), structure).tolist()
+    return objective.items(of(*terms()), structure).tolist()
 
 
 # All pairs of a list --------------------------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ def test_a_loss_of_pairs_on_lists_counts_each_list_once() -> None:
 
     first = sum(loss(*pair) for pair in [(2, 0), (2, 5), (2, 4), (0, 5), (0, 4), (5, 4)]) / 6
     assert items(DPO(0.7), RANKINGS) == pytest.approx([0.5 * first, 2 * loss(1, 3)], abs=1e-14)
-    assert float(DPO(0.7)(*terms(), LISTS)) == pytest.approx((first + loss(1, 3)) / 2, abs=1e-14)
+    assert float(DPO(0.7)(of(*terms()), LISTS)) == pytest.approx((first + loss(1, 3)) / 2, abs=1e-14)
 
 
 def test_lists_of_two_are_pairs() -> None:
@@ -119,8 +121,8 @@ def test_the_probabilities_of_all_orders_add_up_to_one() -> None:
     none, such as the sum of DPO's losses over neighbours."""
     every = Rankings(torch.tensor(list(permutations([2, 0, 5, 4]))), LENGTH)
     policy, reference = terms()
-    assert float((-PlackettLuce(BETA).items(policy, reference, every)).exp().sum()) == pytest.approx(1, abs=1e-14)
-    equal = PlackettLuce(BETA).items(policy, policy[:, None], every)
+    assert float((-PlackettLuce(BETA).items(of(policy, reference), every)).exp().sum()) == pytest.approx(1, abs=1e-14)
+    equal = PlackettLuce(BETA).items(of(policy, policy[:, None]), every)
     torch.testing.assert_close(equal, torch.full_like(equal, log(factorial(4))), rtol=1e-14, atol=0)
 
 
@@ -128,7 +130,7 @@ def test_plackett_luce_of_two_is_dpo() -> None:
     policy, reference = terms()
     leaf = policy.requires_grad_()
     order = Rankings(torch.stack([PAIRS.chosen, PAIRS.rejected], 1), LENGTH)
-    losses = [PlackettLuce(BETA)(leaf, reference, order), DPO(0.7)(leaf, reference, PAIRS)]
+    losses = [PlackettLuce(BETA)(of(leaf, reference), order), DPO(0.7)(of(leaf, reference), PAIRS)]
     assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), abs=1e-15)
     torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-13, atol=0)
 
@@ -140,7 +142,7 @@ def test_padding_of_lists_does_nothing(objective: ItemObjective) -> None:
     short = Rankings(torch.tensor([[1, 3, -1]]), LENGTH)
     leaf = terms()[0].requires_grad_()
     reference = terms()[1]
-    losses = [objective(leaf, reference, each) for each in (wide, RANKINGS, short)]
+    losses = [objective(of(leaf, reference), each) for each in (wide, RANKINGS, short)]
     assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), abs=1e-15)
     slope = [torch.autograd.grad(loss, leaf)[0] for loss in losses]
     torch.testing.assert_close(slope[0], slope[1], rtol=1e-13, atol=0)
@@ -155,7 +157,7 @@ def test_plackett_luce_of_extreme_margins(size: float) -> None:
     policy[2] = size
     leaf = policy.requires_grad_()
     one = Rankings(torch.tensor([[2, 0, 5, 4, -1]]), LENGTH)
-    loss = PlackettLuce(BETA)(leaf, torch.zeros(6, 1, 1, dtype=torch.float64), one)
+    loss = PlackettLuce(BETA)(of(leaf, torch.zeros(6, 1, 1, dtype=torch.float64)), one)
     expected = log(6) + (0.7 * 1e4 + log(3) if size < 0 else 0)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-14)
     assert torch.autograd.grad(loss, leaf)[0].isfinite().all()
@@ -202,10 +204,10 @@ def test_kto_is_its_formula(seed: int) -> None:
     ratio = ratios(seed)
     mean = sum(ratio[row] for row in (4, 5)) / 2
     plain = KTO(BETA, desirable_weight=1.3, undesirable_weight=0.8)
-    found = plain.items(policy, reference, LABELS).tolist()
+    found = plain.items(of(policy, reference), LABELS).tolist()
     assert found == pytest.approx(weighted(kto(LABELS, ratio, max(0.0, mean), (1.3, 0.8))), abs=1e-14)
     mean = sum(ratio[row] for row in (1, 0, 3)) / 3
-    batch = KTO(BETA, baseline="batch_mean").items(policy, reference, replace(LABELS, weight=None)).tolist()
+    batch = KTO(BETA, baseline="batch_mean").items(of(policy, reference), replace(LABELS, weight=None)).tolist()
     assert batch == pytest.approx(kto(LABELS, ratio, mean), abs=1e-14)
 
 
@@ -220,7 +222,7 @@ def test_kto_at_the_reference(baseline: str) -> None:
     """Policy equal to reference: z0 = 0 and every loss 1/2, slopes -+ beta / 4 / M. Kills: z0 with a gradient."""
     policy, _ = terms()
     leaf = policy.clone().requires_grad_()
-    loss = KTO(BETA, baseline=baseline)(leaf, policy[:, None], replace(LABELS, weight=None))
+    loss = KTO(BETA, baseline=baseline)(of(leaf, policy[:, None]), replace(LABELS, weight=None))
     assert float(loss.detach()) == 0.5
     (slope,) = torch.autograd.grad(loss, leaf)
     sign = torch.tensor([1.0, -1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
@@ -239,7 +241,7 @@ def test_the_baseline_has_no_gradient(baseline: str, seed: int) -> None:
     fixed = torch.stack([leaf[1].sum(), -leaf[0].sum(), -leaf[3].sum()])
     base = torch.stack([reference[1].sum() + z0, -reference[0].sum() - z0, -reference[3].sum() - z0])
     by_hand = ((0.7 * (base - fixed)).sigmoid() * LABELS.weight).mean()
-    losses = [objective(leaf, reference, LABELS), by_hand]
+    losses = [objective(of(leaf, reference), LABELS), by_hand]
     torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-12, atol=1e-16)
 
 
@@ -267,12 +269,14 @@ def test_the_baseline_is_one_over_processes(baseline: str, seed: int) -> None:
         return twice(own)
 
     for part in parts:
-        replace(whole, over_processes=heard)(policy, reference, part)
+        replace(whole, over_processes=heard)(of(policy, reference), part)
     total = torch.stack(sums).sum(0)
     two = replace(whole, over_processes=lambda own: total)
-    found = torch.cat([two.items(policy, reference, part) for part in parts])
-    torch.testing.assert_close(found, whole.items(policy, reference, replace(LABELS, weight=None)), rtol=1e-14, atol=0)
-    alone = torch.cat([replace(whole, over_processes=twice).items(policy, reference, part) for part in parts])
+    found = torch.cat([two.items(of(policy, reference), part) for part in parts])
+    torch.testing.assert_close(
+        found, whole.items(of(policy, reference), replace(LABELS, weight=None)), rtol=1e-14, atol=0
+    )
+    alone = torch.cat([replace(whole, over_processes=twice).items(of(policy, reference), part) for part in parts])
     assert float((found - alone).abs().max()) > 1e-3
 
 
@@ -280,10 +284,12 @@ def test_a_baseline_of_nothing_is_an_error() -> None:
     """On one process; another one may have answers to other prompts. Kills: 0 / 0; a missing number taken as 0."""
     none = replace(LABELS, mismatched=torch.tensor([], dtype=torch.long))
     with pytest.raises(ValueError, match="the batch has none"):
-        KTO(BETA)(*terms(), none)
+        KTO(BETA)(of(*terms()), none)
     elsewhere = KTO(BETA, over_processes=lambda own: own + torch.tensor([0.6, 2.0], dtype=torch.float64))
-    assert elsewhere.items(*terms(), none).tolist() == pytest.approx(weighted(kto(LABELS, ratios(), 0.3)), abs=1e-14)
-    KTO(BETA, baseline="batch_mean")(*terms(), none)
+    assert elsewhere.items(of(*terms()), none).tolist() == pytest.approx(
+        weighted(kto(LABELS, ratios(), 0.3)), abs=1e-14
+    )
+    KTO(BETA, baseline="batch_mean")(of(*terms()), none)
 
 
 def test_kto_refuses_what_makes_no_sense() -> None:
@@ -315,7 +321,7 @@ def test_sft_is_the_bound_per_token_of_the_imitated_rows() -> None:
     ]
     for structure, values in expected:
         assert items(SFT(), structure) == pytest.approx(values, abs=1e-15)
-        assert float(SFT()(policy, policy[:, None][:, :0], structure)) == pytest.approx(sum(values) / len(values))
+        assert float(SFT()(of(policy, policy[:, None][:, :0]), structure)) == pytest.approx(sum(values) / len(values))
 
 
 def test_imitated_rows() -> None:
@@ -328,7 +334,7 @@ def test_weighted_sum_is_a_weighted_sum() -> None:
     """Of losses and of items. Kills: weights ignored, normalised, or on another part."""
     policy, reference = terms()
     both = WeightedSum(((2.0, DPO(0.3)), (-0.5, SFT())))
-    expected = 2 * DPO(0.3)(policy, reference, PAIRS) - 0.5 * SFT()(policy, reference, PAIRS)
-    assert float(both(policy, reference, PAIRS)) == pytest.approx(float(expected), abs=1e-15)
-    parts = [part.items(policy, reference, PAIRS) for part in (DPO(0.3), SFT())]
-    torch.testing.assert_close(both.items(policy, reference, PAIRS), 2 * parts[0] - 0.5 * parts[1])
+    expected = 2 * DPO(0.3)(of(policy, reference), PAIRS) - 0.5 * SFT()(of(policy, reference), PAIRS)
+    assert float(both(of(policy, reference), PAIRS)) == pytest.approx(float(expected), abs=1e-15)
+    parts = [part.items(of(policy, reference), PAIRS) for part in (DPO(0.3), SFT())]
+    torch.testing.assert_close(both.items(of(policy, reference), PAIRS), 2 * parts[0] - 0.5 * parts[1])

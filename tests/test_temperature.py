@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objectives import LENGTH, PAIRS, REWARD, by_place, terms
-from vrpo.losses import DPO, Preference
-from vrpo.pair_losses import Sigmoid
-from vrpo.temperature import Constant, Custom, RewardScaling
-from vrpo.types import Labels, Pairs, Rankings
+from tests.objectives import LENGTH, PAIRS, REWARD, by_place, of, terms
+from vrpo.losses.pairwise import DPO, Preference, Sigmoid
+from vrpo.losses.temperature import Constant, Custom, RewardScaling
+from vrpo.structures import Labels, Rankings
+from vrpo.types import Pairs
 
 
 def pair_of(*rewards: float) -> Pairs:
@@ -59,7 +59,7 @@ def test_no_scaling_is_dpo(w: float, k: float) -> None:
     policy, reference = terms()
     leaf = policy.requires_grad_()
     found, plain = (
-        objective(leaf, reference, PAIRS)
+        objective(of(leaf, reference), PAIRS)
         for objective in (Preference(Sigmoid(), RewardScaling(0.7, 2.0, w, k)), DPO(0.7))
     )
     assert float(found.detach()) == pytest.approx(float(plain.detach()), abs=1e-15)
@@ -69,8 +69,8 @@ def test_no_scaling_is_dpo(w: float, k: float) -> None:
 def test_each_pair_has_its_own_beta() -> None:
     """In the loss of DPO: a function of one's own, 0.1, 0.2, 0.3. Kills: betas exchanged, or their mean."""
     policy, reference = terms()
-    found = Preference(Sigmoid(), by_place).items(policy, reference, PAIRS)
-    alone = [DPO(beta).items(policy, reference, PAIRS)[place] for place, beta in enumerate((0.1, 0.2, 0.3))]
+    found = Preference(Sigmoid(), by_place).items(of(policy, reference), PAIRS)
+    alone = [DPO(beta).items(of(policy, reference), PAIRS)[place] for place, beta in enumerate((0.1, 0.2, 0.3))]
     torch.testing.assert_close(found, torch.stack(alone), rtol=1e-14, atol=0)
 
 

@@ -13,10 +13,11 @@ from tests.causal import causal, tokenizer
 from tests.training.runs import settings
 from tests.trl_side import TEXTS
 from vrpo.models.causal import as_causal
+from vrpo.structures import Labels
 from vrpo.training.objectives import ObjectiveConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
-from vrpo.types import Labels, Pairs
+from vrpo.types import Pairs
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def labels_given(terms: Mapping[str, Tensor], label: Tensor, **fields: Any) -> T
     reference = torch.cat([terms["ref_own"], terms["ref_mismatched"]])[:, None, None]
     row = torch.arange(len(label))
     labels = Labels(row, label, row + len(row), torch.ones(2 * len(row), dtype=torch.long))
-    return objective(loss_type="kto", **fields)(policy, reference, labels)
+    return objective(loss_type="kto", **fields)(of(policy, reference), labels)
 
 
 def trainer(folder: Path | str, rows: Sequence[Mapping[str, Any]], **fields: Any) -> VRPOTrainer:

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import torch
 
-from vrpo.estimator import ENGINE, Engine, Pack, plan_packs, terms_of
+from vrpo.estimator import ENGINE, Engine, Pack, pack_terms, plan_packs, terms_of
 from vrpo.losses.objective import Objective
 from vrpo.preference import Step, loss_and_slope, push_back
 from vrpo.reference import Reference
@@ -30,18 +30,19 @@ def backward_keeping_graphs(
     reference_terms = reference(tokens, draws, structure, engine)
     with torch.no_grad():
         values = terms_of(policy, tokens, draws, packs[len(first) :])
+    row, draw = torch.cat(first).unbind(1)
     with engine.around(len(first) == len(packs)):
         with engine.together():
-            graphs = terms_of(policy, tokens, draws, first)
-        terms = Terms(values + graphs.detach(), reference_terms, draws.group)
+            kept = torch.cat([pack_terms(policy, tokens, draws, pack) for pack in first])
+        values[row, draw] = kept.detach()
+        terms = Terms(values, reference_terms, draws.group)
         loss, slope = loss_and_slope(objective, terms, structure)
-        engine.backward(engine.scale * (graphs * slope).sum())
-    del graphs
-    row, draw = torch.cat(first).unbind(1)
+        engine.backward(engine.scale * (kept * slope[row, draw]).sum())
+    del kept  # and its graph
     done = torch.zeros_like(draws.in_use).index_put((row, draw), torch.ones_like(row, dtype=torch.bool))
-    again = (slope != 0) & draws.in_use & ~done
+    again = (slope != 0) & draws.in_use
     if len(first) < len(packs):
-        push_back(policy, tokens, draws, slope, again, engine)
+        push_back(policy, tokens, draws, slope, again & ~done, engine)
     return Step(loss, terms, again | done)
 
 

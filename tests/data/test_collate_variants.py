@@ -6,7 +6,8 @@ from datasets import Dataset
 
 from vrpo.data import LabelCollator, PreferenceCollator, RankingCollator, structure_of, tokens_of
 from vrpo.data.mismatched import with_other_answers
-from vrpo.types import Labels, Pairs, Rankings
+from vrpo.structures import Labels, Rankings
+from vrpo.types import Pairs
 
 A = {"prompt_ids": [5, 6], "chosen_ids": [7], "rejected_ids": [8, 9], "example_id": 4}
 B = {"prompt_ids": [1], "chosen_ids": [2, 3, 4, 5], "rejected_ids": [6], "example_id": 0}

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tests.diagnostics.laws import SKETCH, pair, replicates, tables
+from vrpo.coupling import Paired
 from vrpo.diagnostics.replicates import replicated
-from vrpo.draws import Bernoulli, FixedCount
+from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
-from vrpo.plans import BalancedMasks, Levels, Paired
+from vrpo.plans import BalancedMasks, Bernoulli, Levels
 from vrpo.types import Plan
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")

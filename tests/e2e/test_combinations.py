@@ -18,8 +18,9 @@ from tests.causal import causal
 from tests.training.runs import tiny
 from vrpo.cli import main
 from vrpo.commands import train as commands
+from vrpo.structures import Labels, Rankings
 from vrpo.training.objectives import LOSSES
-from vrpo.types import Labels, Pairs, Rankings
+from vrpo.types import Pairs
 
 Combination = tuple[str, ...]
 TOO_FEW = 2

@@ -9,9 +9,10 @@ import torch
 import vrpo
 from tests import exact
 from tests.build import Row
-from vrpo.draws import Enumerate, FixedCount, draw_key
+from vrpo.draws import FixedCount, draw_key
 from vrpo.evals.likelihood import Request, exact_up_to, likelihoods, number_of, tokens_of, written_greedily
 from vrpo.models.hf import HFDenoiser
+from vrpo.plans import Enumerate
 
 PLAN = FixedCount(8)
 REQUESTS = [

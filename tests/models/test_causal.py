@@ -13,10 +13,10 @@ from torch import Tensor
 import vrpo
 from tests.causal import PLAIN, VOCAB, causal, causal_folder, tokenizer
 from tests.models.folders import checkpoint
-from vrpo.draws import Exact
 from vrpo.models.adapter import with_adapter
 from vrpo.models.causal import CausalDenoiser, as_causal, check_causal, load_causal
 from vrpo.models.load import load
+from vrpo.plans import Exact
 from vrpo.types import Tokens
 
 KINDS = list(PLAIN)

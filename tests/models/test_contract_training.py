@@ -15,7 +15,8 @@ from tests.build import make_tokens
 from tests.models.batches import ROWS, assert_same_gradients, batch, confident, gradients, pair
 from tests.models.families import Family
 from vrpo.draws import FixedCount
-from vrpo.losses import DPO
+from vrpo.estimator import Engine
+from vrpo.losses.pairwise import DPO
 from vrpo.models import head
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
@@ -94,7 +95,7 @@ def test_equal_models_score_nothing(family: Family) -> None:
     """Exactly. Kills: other kernels, packs or draws for the reference."""
     tokens, policy = make_tokens(ROWS[:2], left=1), family.fresh()
     step = preference_loss(policy, FrozenReference(family.loaded()), tokens, pair(tokens), FixedCount(4)(tokens), DPO())
-    assert torch.equal(step.policy_terms.detach(), step.reference_terms[:, 0])
+    assert torch.equal(step.terms.policy.detach(), step.terms.reference[:, 0])
     assert float(step.loss.detach()) == pytest.approx(math.log(2), abs=1e-12)
 
 
@@ -110,7 +111,7 @@ def test_by_draw_is_all_graphs(family: Family, max_tokens: int | None) -> None:
         if engine == "all graphs":
             preference_loss(*arguments).loss.backward()
         else:
-            backward_by_draw(*arguments, max_tokens=max_tokens)
+            backward_by_draw(*arguments, Engine(max_tokens))
         results.append(gradients(policy.module))
     assert_same_gradients(results[1], results[0], 1e-6)  # RMSNorm and rotations compute in float32
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.build import Row, draws_of, make_tokens
-from vrpo.estimator import elbo, exact_elbo
-from vrpo.losses import DPO
+from vrpo.estimator import Engine, elbo, exact_elbo
+from vrpo.losses.pairwise import DPO
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.preference import backward_by_draw, preference_loss
@@ -164,7 +164,7 @@ def test_exact_pair(
     with torch.no_grad():
         terms = [exact_elbo(denoiser, tokens).terms for denoiser in (policy, reference)]
     pairs = Pairs(torch.tensor([0]), torch.tensor([1]), tokens.length)
-    loss = DPO(facts["beta"])(terms[0], terms[1][:, None], pairs)
+    loss = DPO(facts["beta"])(of(terms[0], terms[1][:, None]), pairs)
     assert float(loss) == pytest.approx(facts["exact_pair"]["loss"], abs=1e-5)
 
 
@@ -193,9 +193,9 @@ def test_score_loss_and_gradients(
         step = preference_loss(*arguments)
         step.loss.backward()
     else:
-        step = backward_by_draw(*arguments, max_tokens=20 if "packs" in engine else None)
+        step = backward_by_draw(*arguments, Engine(20 if "packs" in engine else None))
     expected = facts["pair"]
-    ratio = (step.policy_terms.detach() - step.reference_terms[:, 0]).sum(-1)
+    ratio = (step.terms.policy.detach() - step.terms.reference[:, 0]).sum(-1)
     assert ratio.tolist() == pytest.approx([expected["diff_chosen"], expected["diff_rejected"]], abs=1e-4)
     assert facts["beta"] * float(ratio[0] - ratio[1]) == pytest.approx(expected["score"], abs=1e-5)
     assert float(step.loss.detach()) == pytest.approx(expected["loss"], abs=1e-5)

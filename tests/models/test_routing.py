@@ -16,8 +16,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from tests.build import Row, make_tokens
 from tests.moe import tiny_moe
 from vrpo.draws import FixedCount
-from vrpo.estimator import elbo
-from vrpo.losses import DPO
+from vrpo.estimator import Engine, elbo
+from vrpo.losses.pairwise import DPO
 from vrpo.models.llada_moe import LLaDAMoE
 from vrpo.models.routing import Load, Routing, balance_loss, load_of, routers_of
 from vrpo.preference import backward_by_draw, preference_loss
@@ -93,11 +93,11 @@ def explicit(tokens: Tokens, draws: Draws, *, rate: float, bias: bool = False) -
             heard.clear()
             keep = torch.zeros_like(draws.in_use)
             keep[n, k] = True
-            terms.append(elbo(module, tokens, draws.only(keep), max_tokens=1).terms)
+            terms.append(elbo(module, tokens, draws.only(keep), Engine(1)).terms)
             real = tokens.attention[n][tokens.attention[n].nonzero().min() : tokens.attention[n].nonzero().max() + 1]
             assert len(heard[0].logits) == len(real), "rows without padding"
             total = total + torch.stack([balance_loss(one, real) for one in heard]).mean() * real.sum()
-    loss = DPO(0.5)(torch.stack(terms).sum(0), torch.zeros(2, 1, draws.group.shape[1], dtype=torch.float64), PAIRS)
+    loss = DPO(0.5)(of(torch.stack(terms).sum(0), torch.zeros(2, 1, draws.group.shape[1], dtype=torch.float64)), PAIRS)
     (loss + rate * total).backward()
     return gradients(module)
 
@@ -191,7 +191,7 @@ def test_only_passes_with_a_graph_are_counted() -> None:
     routers: Any = routers_of(module)
     tokens, draws = drawn(left=2)
     reference = GivenReference(torch.zeros(2, 1, 2, dtype=torch.float64))
-    backward_by_draw(module, reference, tokens, PAIRS, draws, DPO(0.5), max_tokens=1)
+    backward_by_draw(module, reference, tokens, PAIRS, draws, DPO(0.5), Engine(1))
     with torch.no_grad():
         elbo(module, tokens, draws)
     seen = routers.taken()

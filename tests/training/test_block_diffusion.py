@@ -14,13 +14,14 @@ from tests.training.runs import answers, lora, moved, pairs, sft_config, tiny, t
 from vrpo.commands.arguments import ModelArguments
 from vrpo.commands.plan import _shape_of
 from vrpo.commands.variance_models import models_of
+from vrpo.coupling import Paired
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.evals.harness import VRPOLM
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
-from vrpo.plans import BalancedMasks, Paired, PerBlock
+from vrpo.plans import BalancedMasks, PerBlock
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 

@@ -12,10 +12,13 @@ from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, P
 
 from tests.build import Row, make_tokens
 from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
-from vrpo.draws import Bernoulli, FixedCount
-from vrpo.losses import DPO, SFT, WeightedSum
-from vrpo.plans import BalancedMasks, Complementary, IndependentMasks, Levels, NestedMasks, Paired
-from vrpo.slopes import CrossFit, Jackknife
+from vrpo.coupling import Paired
+from vrpo.draws import FixedCount
+from vrpo.losses.corrections import CrossFit, Jackknife
+from vrpo.losses.objective import WeightedSum
+from vrpo.losses.pairwise import DPO
+from vrpo.losses.setwise import SFT
+from vrpo.plans import BalancedMasks, Bernoulli, Complementary, IndependentMasks, Levels, NestedMasks
 from vrpo.training.config import SFTConfig, check_types
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig

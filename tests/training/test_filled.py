@@ -19,12 +19,13 @@ from vrpo.data.collate import (
     structure_of,
     with_counted,
 )
-from vrpo.losses import DPO, KTO, SFT, PlackettLuce
-from vrpo.temperature import Constant
+from vrpo.losses.pairwise import DPO
+from vrpo.losses.setwise import KTO, SFT, PlackettLuce
+from vrpo.losses.temperature import Constant
+from vrpo.structures import Labels
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
-from vrpo.types import Labels
 
 
 class Stub(VRPOTrainer):
@@ -78,7 +79,7 @@ def test_no_loss_is_about_what_fills_up(kind: str, some: int) -> None:
     structure = made(counted(with_counted(whole, 5, some)))
     terms = torch.linspace(-9, -1, len(whole["ids"]) * 2, dtype=torch.float64).view(-1, 2).requires_grad_()
     reference = torch.full((len(terms), 1, 2), -4.0, dtype=torch.float64)
-    loss = objective(terms, reference, structure)
+    loss = objective(of(terms, reference), structure)
     (slope,) = torch.autograd.grad(loss, terms)
     if not some:
         assert loss == 0
@@ -87,7 +88,7 @@ def test_no_loss_is_about_what_fills_up(kind: str, some: int) -> None:
     alone = collator(examples[:some])
     place = [(e, s) for e, s in zip(whole["example_id"].tolist(), whole["side"].tolist(), strict=True)]
     mine = [place.index(each) for each in zip(alone["example_id"].tolist(), alone["side"].tolist(), strict=True)]
-    expected = objective(terms[mine], reference[mine], made(alone))
+    expected = objective(of(terms[mine], reference[mine]), made(alone))
     torch.testing.assert_close(loss, expected)
     unasked = [row for row in range(len(terms)) if row not in mine]
     assert not slope[unasked].any()
@@ -145,4 +146,4 @@ def test_the_loss_itself_refuses_one_label() -> None:
     terms = torch.zeros(1, 2, dtype=torch.float64)
     labels = Labels(torch.arange(1), torch.tensor([True]), torch.arange(0), torch.tensor([3]))
     with pytest.raises(ValueError, match="batch_mean needs two labels"):
-        KTO(Constant(1.0), baseline="batch_mean")(terms, terms[:, None], labels)
+        KTO(Constant(1.0), baseline="batch_mean")(of(terms, terms[:, None]), labels)

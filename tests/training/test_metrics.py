@@ -13,15 +13,16 @@ from tests.training.runs import Recorder, answers, lora, pairs, sft_config, tiny
 from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, tokens_of
 from vrpo.draws import FixedCount, rekeyed
 from vrpo.estimator import elbo
-from vrpo.losses import DPO
+from vrpo.losses.pairwise import DPO
 from vrpo.models.hf import HFDenoiser
 from vrpo.preference import Step
+from vrpo.structures import Rankings
 from vrpo.training.base import EVAL_EPOCH
 from vrpo.training.metrics import GradientNoise, Window, mean_and_error, pair_metrics, per_list, relative_error
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.references import frozen_copy
 from vrpo.training.sft import SFTTrainer
-from vrpo.types import Draws, Pairs, Rankings, Tokens
+from vrpo.types import Draws, Pairs, Tokens
 
 TRL = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "loss")
 OURS = ("elbo/chosen", "elbo/rejected", "elbo/chosen_change", "elbo/rejected_change", "score/saturated")

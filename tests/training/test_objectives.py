@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from vrpo.losses import KTO, SFT, Mixture, PlackettLuce, Preference, WeightedSum
-from vrpo.pair_losses import IPO, Hinge, ReverseKL, Sigmoid
-from vrpo.pools import SINGLE, Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
-from vrpo.slopes import Jackknife
-from vrpo.temperature import Constant, Custom, RewardScaling
+from vrpo.losses.corrections import Jackknife
+from vrpo.losses.objective import Mixture, WeightedSum
+from vrpo.losses.pairwise import IPO, Hinge, Preference, ReverseKL, Sigmoid
+from vrpo.losses.pools import SINGLE, Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
+from vrpo.losses.setwise import KTO, SFT, PlackettLuce
+from vrpo.losses.temperature import Constant, Custom, RewardScaling
 from vrpo.training.objectives import LOSSES
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.types import Pairs
@@ -206,7 +207,7 @@ def test_a_custom_temperature_is_the_beta_of_each_pair() -> None:
     pairs = Pairs(torch.tensor([0]), torch.tensor([1]), torch.tensor([1, 1]))
     terms = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     custom = settings("hinge", **TEMPERATURES["custom"]).objective()
-    assert float(custom(-terms, 0 * terms[:, None], pairs)) == 4.0
+    assert float(custom(of(-terms, 0 * terms[:, None]), pairs)) == 4.0
 
 
 def test_the_first_slope() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.training.runs import distance, lora, pairs, sft_config, tiny, train, vrpo_config
-from vrpo.losses import Objective
+from vrpo.losses.objective import Objective
 from vrpo.training import preference
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
@@ -64,7 +64,7 @@ def test_bf16_gradients(tmp_path: Path, trainer: Any, adapter: bool) -> None:
         rows = pairs(4) if trainer is VRPOTrainer else pairs(4).rename_column("chosen_ids", "response_ids")
         options = {"peft_config": lora()} if adapter else {}
         config = make(tmp_path / str(bf16), bf16=bf16, max_steps=1, learning_rate=1.0)
-        trajectories.append(train(trainer, config, rows, denoiser=tiny(torch.float32), **options)[1][0])
+        trajectories.append(train(of(trainer, config), rows, denoiser=tiny(torch.float32), **options)[1][0])
     start = dict(tiny(torch.float32).module.named_parameters())
     for name, exact in trajectories[0].items():
         if "lora_A" in name:  # the gradient is 0 as long as B is 0
@@ -87,7 +87,7 @@ def test_no_autocast_around_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def watched(policy: Tensor, reference: Tensor, structure: Any) -> Tensor:
             inside.append(torch.is_autocast_enabled("cpu"))
             assert policy.dtype == torch.float64
-            return objective(policy, reference, structure)
+            return objective(of(policy, reference), structure)
 
         return original(*args[:5], watched, *args[6:], **kwargs)
 

@@ -16,10 +16,10 @@ from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.reference import FrozenReference
+from vrpo.structures import Labels, Rankings
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.reference_terms import KnownTerms, entry_names
 from vrpo.training.references import Member, References
-from vrpo.types import Labels, Rankings
 
 PLANS = [{}, {"plan": "balanced", "num_times": 4, "eval_num_times": 4}]
 
@@ -27,7 +27,7 @@ PLANS = [{}, {"plan": "balanced", "num_times": 4, "eval_num_times": 4}]
 def run(folder: Path, *, adapter: bool = False, count: int = 8, rows: Any = None, **fields: Any) -> Any:
     options = {"peft_config": lora()} if adapter else {}
     rows = pairs(count) if rows is None else rows
-    return train(VRPOTrainer, vrpo_config(folder, **fields), rows, eval_dataset=pairs(3), **options)
+    return train(of(VRPOTrainer, vrpo_config(folder, **fields)), rows, eval_dataset=pairs(3), **options)
 
 
 def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -24,17 +24,19 @@ from tests.training.runs import (
     vrpo_config,
 )
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
-from vrpo.draws import Exact, FixedCount
+from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.models.adapter import with_adapter
 from vrpo.models.hf import HFDenoiser
+from vrpo.plans import Exact
 from vrpo.reference import FrozenReference, Several
+from vrpo.structures import Labels, Rankings
 from vrpo.training.checkpoints import manifest_of, seal
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.reference_terms import TermStore
 from vrpo.training.references import frozen_copy
 from vrpo.training.sync import FILE
-from vrpo.types import Labels, Rankings, Tokens
+from vrpo.types import Tokens
 
 TOLERANCE = 1e-9
 HARMONIC = {"ref_pool": "harmonic"}
@@ -119,7 +121,7 @@ def test_the_reward_of_a_mixture(tmp_path: Path) -> None:
     policy = torch.tensor([[-1.0], [-2.0]], dtype=torch.float64)
     references = torch.tensor([[[-3.0], [-7.0]], [[-4.0], [-2.0]]], dtype=torch.float64)
     structure = pairs_of(PreferenceCollator(0)(list(pairs(1))))
-    found = config.judged(2).values(policy, references, structure)
+    found = config.judged(2).values(of(policy, references), structure)
     assert found.tolist() == [0.25 * 2 + 0.75 * 6, 0.25 * 2 + 0.75 * 0]
 
 

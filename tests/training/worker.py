@@ -22,9 +22,11 @@ from torch.distributed.tensor import DTensor
 from tests.causal import causal, tokenizer
 from tests.training.runs import answers, labelled, log_lines, lora, pairs, ranked, sft_config, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
-from vrpo.draws import Exact, FixedCount
-from vrpo.losses import DPO
+from vrpo.draws import FixedCount
+from vrpo.estimator import Engine
+from vrpo.losses.pairwise import DPO
 from vrpo.models.causal import as_causal
+from vrpo.plans import Exact
 from vrpo.preference import backward_by_draw
 from vrpo.reference import FrozenReference
 from vrpo.training.preference import VRPOTrainer
@@ -43,7 +45,7 @@ def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None
     if config.plan == "exact":
         options["denoiser"] = as_causal(causal(), tokenizer())
     rows = pairs(8) if rows is None else rows
-    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=held_out, **options)
+    trainer, trajectory = train(of(VRPOTrainer, config), rows, eval_dataset=held_out, **options)
     evaluation = trainer.evaluate()
     assert trainer.evaluate() == evaluation
     return {"trajectory": trajectory, "evaluation": evaluation}
@@ -52,7 +54,7 @@ def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None
 def supervised(folder: Path, world: int, **fields: Any) -> Result:
     rows = fields.pop("rows", None) or answers(8)
     config = sft_config(folder, per_device_train_batch_size=4 // world, per_device_eval_batch_size=2, **fields)
-    trainer, trajectory = train(SFTTrainer, config, rows, eval_dataset=answers(5))
+    trainer, trajectory = train(of(SFTTrainer, config), rows, eval_dataset=answers(5))
     return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
 
 
@@ -67,7 +69,7 @@ def labels(folder: Path, world: int, **fields: Any) -> Result:
     rows = fields.pop("rows")
     given = {"loss_type": "kto", "per_device_train_batch_size": 4 // world, "per_device_eval_batch_size": 4 // world}
     config = vrpo_config(folder, train_sampling_strategy="sequential", **given, **fields)
-    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=labelled(7))
+    trainer, trajectory = train(of(VRPOTrainer, config), rows, eval_dataset=labelled(7))
     return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
 
 
@@ -110,9 +112,7 @@ def sharded(folder: Path, world: int, *, once: bool = False, max_tokens: int = 3
         structure,
         (Exact() if exact else FixedCount(2))(tokens),
         DPO(1.0),
-        max_tokens=max_tokens,
-        agree=agreed(world, counts),
-        around=around,
+        Engine(max_tokens, agree=agreed(world, counts), around=around),
     )
     gradient = {
         name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for name, p in module.named_parameters()

@@ -31,7 +31,7 @@ def _without(terms: Terms, fold: Int[Tensor, "N K"], part: int, num_groups: int)
 
     Reference terms are left out likewise if they are as many as the policy's; others are kept whole.
     """
-    factor = (fold != part) * (num_groups / (num_groups - 1))
+    factor = (fold != part).double() * (num_groups / (num_groups - 1))
     both = terms.reference.shape[-1] == terms.policy.shape[-1]
     return Terms(terms.policy * factor, terms.reference * factor[:, None] if both else terms.reference, terms.group)
 
