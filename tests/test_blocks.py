@@ -137,8 +137,7 @@ def test_one_count_for_all_blocks_is_noisier() -> None:
 
 @pytest.mark.parametrize("name", ["fixed", "balanced"])
 def test_blocks_of_one_token_are_the_likelihood_without_noise(name: str) -> None:
-    """Every draw scores every token given all before it: log p(y | x), and over all answers p sums to 1. (A mask and
-    its complement of one token are not alike: `Complementary` stays noisy.)"""
+    """Every draw scores every token given all before it: log p(y | x), and over all answers p sums to 1."""
     denoiser, answers = BlockTable(1), list(product(range(3), repeat=2))
     rows = [Row((1, 0), answer, key) for key, answer in enumerate(answers)]
     tokens = make_tokens(rows)

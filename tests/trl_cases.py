@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from tests.causal import causal, tokenizer
+from tests.objectives import of
 from tests.training.runs import settings
 from tests.trl_side import TEXTS
 from vrpo.models.causal import as_causal
@@ -92,7 +93,7 @@ def pairs_given(terms: Mapping[str, Tensor], lengths: Mapping[str, Sequence[int]
     policy = torch.cat([terms["chosen"], terms["rejected"]])[:, None]
     reference = torch.cat([terms["ref_chosen"], terms["ref_rejected"]])[:, None, None]
     length = torch.tensor([*lengths["chosen"], *lengths["rejected"]])
-    return objective(**fields)(policy, reference, Pairs(count, count + len(count), length))
+    return objective(**fields)(of(policy, reference), Pairs(count, count + len(count), length))
 
 
 def labels_given(terms: Mapping[str, Tensor], label: Tensor, **fields: Any) -> Tensor:

@@ -23,7 +23,7 @@ def pair() -> Tokens:
     return make_tokens([CHOSEN, REJECTED])
 
 
-def replicates(plan: Plan, count: int, *, by_answer: bool = False) -> Replicates:
+def replicates(plan: Plan, count: int) -> Replicates:
     policy, reference = tables()
     return replicate(
         policy,
@@ -34,7 +34,6 @@ def replicates(plan: Plan, count: int, *, by_answer: bool = False) -> Replicates
         num_replicates=count,
         sketch=SKETCH,
         max_tokens=64,
-        by_answer=by_answer,
     )
 
 

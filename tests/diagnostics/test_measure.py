@@ -61,8 +61,6 @@ def test_a_pair_is_measured_once(meter: Meter, tmp_path: Path) -> None:
         for name in ("policy", "reference", "gradient"):
             assert torch.equal(getattr(one, name), getattr(other, name))
             assert torch.equal(getattr(one, name), getattr(direct, name))
-    assert second[0].answers is not None
-    assert second[1].answers is None
     assert len(list((tmp_path / "pairs").iterdir())) == 3
 
 
@@ -90,7 +88,6 @@ def test_other_tokens_and_plans_are_refused(meter: Meter, tmp_path: Path) -> Non
     named = replace(DESIGNS[0], num_masks=0)
     store.save(meter(pair(), named, lambda count: None), 9, named, pair())
     assert store.load(9, named, pair()) is not None
-    assert store.load(9, DESIGNS[0], pair()) is None  # it lacks the gradients by answer
     assert fingerprint(pair()) == fingerprint(pair()) != fingerprint(changed)
 
 

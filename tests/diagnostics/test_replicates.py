@@ -42,36 +42,6 @@ def test_bounds_and_gradients_are_those_of_the_estimator(plan: Plan) -> None:
         torch.testing.assert_close(found.gradient[r].mean(0), expected)
 
 
-def test_gradients_by_answer() -> None:
-    """The same margins and sketches, and of each answer the exact square and the count of every draw.
-
-    Kills: one square for both answers, squares of the sketch, the K of 1/K left in a draw, the other answer's count.
-    """
-    plan = FixedCount(4)
-    policy, _ = tables()
-    one, both = replicates(plan, COUNT, by_answer=True), replicates(plan, COUNT)
-    torch.testing.assert_close(one.gradient, both.gradient)
-    torch.testing.assert_close(one.policy, both.policy)
-    assert one.answers is not None
-    assert both.answers is None
-    tokens, pairs = replicated(pair(), COUNT)
-    draws = plan(tokens, pairs)
-    terms = elbo(policy, tokens, draws).terms
-    for r in range(COUNT):
-        for side in (0, 1):
-            for k in range(4):
-                row = r + side * COUNT
-                (gradient,) = torch.autograd.grad(terms[row, k] * 4, list(policy.parameters()), retain_graph=True)
-                torch.testing.assert_close(one.answers.square[r, side, k], gradient.square().sum())
-                assert one.answers.masked[r, side, k] == draws.masked[row, k].sum()
-    assert one.answers.length.tolist() == [2, 2]
-
-
-def test_gradients_by_answer_need_single_draws() -> None:
-    with pytest.raises(ValueError, match="groups of one draw"):
-        replicates(FixedCount(2, 2), COUNT, by_answer=True)
-
-
 def test_budgets_are_put_together_from_groups() -> None:
     """Kills: groups that overlap or are left out; gradients merged over sketches instead of groups."""
     found = replicates(FixedCount(4), COUNT)

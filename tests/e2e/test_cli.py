@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import torch
 
 from vrpo.cli import main
 from vrpo.models.load import load
-from vrpo.training.config import COUNT_EXPONENT
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--output_dir"]
 TINY = ["--vocab_size", "300", "--hidden_size", "16", "--num_layers", "1", "--num_heads", "2"]
@@ -127,41 +125,7 @@ def test_resume(train: Callable[..., Any]) -> None:
     assert (output / "model.safetensors").read_bytes() == weights
 
 
-def test_fit_counts(train: Callable[..., Any]) -> None:
-    """The exponent is the one of the law that is left beside the model, training draws follow it, and a resumed run has
-    the same. Kills: a law that is fitted and not used; one that a resumed run fits anew."""
-    yaml = "max_steps: 4\nsave_steps: 2\nlogging_steps: 1\nlearning_rate: 0.01\nfit_counts: 3\n"
-    code, err, output = train(yaml)
-    assert code == 0
-    law = json.loads((output / "count_law.json").read_text())
-    assert law["pairs"] == 3
-    assert f"count_exponent {law['exponent']:g}, fitted on 3 pairs" in err
-    assert law["exponent"] != COUNT_EXPONENT  # of this model; else nothing is seen here
-    assert settings(output / "checkpoint-2").count_exponent == law["exponent"]
-    assert f"exponent={law['exponent']}" in (output / "README.md").read_text()
-    weights = (output / "model.safetensors").read_bytes()
-    shutil.rmtree(output / "checkpoint-4")
-    assert train(yaml, "--resume_from_checkpoint", "true")[0] == 0
-    assert (output / "model.safetensors").read_bytes() == weights
-    (output / "count_law.json").write_text(json.dumps({**law, "exponent": 1.0}))
-    shutil.rmtree(output / "checkpoint-4")
-    code, err, _ = train(yaml, "--resume_from_checkpoint", "true")
-    assert code == 2
-    assert "count_exponent was" in err
-    (output / "count_law.json").unlink()
-    code, err, _ = train(yaml, "--resume_from_checkpoint", "true")
-    assert code == 2
-    assert "count_law.json is not there" in err
-    (output / "model.safetensors").unlink()
-    assert train(yaml.replace("fit_counts: 3\n", f"count_exponent: {law['exponent']}\n"))[0] == 0
-    assert (output / "model.safetensors").read_bytes() == weights
-
-
 MISTAKES = [
-    ("fit_counts: 3\ncount_exponent: 0.5\n", [], "leave one of them out"),
-    ("fit_counts: 3\nplan: fixed_count\n", [], "plan=fixed_count has not"),
-    ("fit_counts: 0\n", [], "fit_counts must be at least 1"),
-    ("fit_counts: 99\n", [], "there are 12 training pairs"),
     ("lerning_rate: 1\n", [], r"run\.yaml: unknown field 'lerning_rate'; did you mean learning_rate\?"),
     ("beta: 0\n", [], "beta must be positive"),
     ("plan: bernoulli\n", [], "needs t_min"),

@@ -118,7 +118,6 @@ def test_supervised(run: Callable[..., Any], tmp_path: Path) -> None:
         ("train", "--plan exact --model_name_or_path {work}/model --num_masks 2", "num_masks"),
         ("train", "--plan exact --model_name_or_path {work}/model --slope cross_fit", "slope"),
         ("train", "--plan exact --model_name_or_path {work}/model --share_draws false", "share_draws"),
-        ("train", "--plan exact --model_name_or_path {work}/model --fit_counts 2", "fit_counts"),
         ("sft", "--plan exact --from_scratch", "from_scratch"),
     ],
 )

@@ -109,7 +109,6 @@ def test_it_says_which_switch_to_flip(planned: Callable[..., Any]) -> None:
 
 def test_what_cannot_be_planned_is_refused_by_name(planned: Callable[..., Any]) -> None:
     for given, named in (
-        (("--num_draws", "auto"), "num_draws=auto"),
         (("--optim", "adafactor"), "optim"),
         (("--memory_gb", "0"), "memory_gb must be above 0"),
         (("--loss_type", "kto"), "only masked diffusion on pairs is planned, not kto"),

@@ -119,10 +119,6 @@ REFUSED = [
         "ref_pool: harmonic\nref_weights: [0.5, 0.5]\nref_model_name_or_path: [a, b, c]\n",
         "ref_weights has 2 weights for 3 references",
     ),
-    (
-        "ref_pool: harmonic\nref_weighting: arwc\narwc_swap: true\nref_model_name_or_path: [a, b, c]\n",
-        "arwc_swap gives each of two references the other's weight, and there are 3",
-    ),
     ("loss_type: simpo\nref_model_name_or_path: a\n", "ref_model: simpo has no reference here"),
     ("sync_ref_model: true\nuse_peft: true\n", "beside an adapter the reference is the frozen weights"),
     ("sync_ref_model: true\ncausal_ref_model_name_or_path: a\n", "causal_ref_model is no such model"),

@@ -166,10 +166,3 @@ def test_a_whole_model_is_saved(sharded: bool) -> None:
     run(trainer)
     full = ["FULL_STATE_DICT"] if sharded else []
     assert calls == ["train", "save_state", "create_model_card", *full, "save_model"]
-
-
-@pytest.mark.parametrize("kind", ["is_fsdp_enabled", "is_deepspeed_enabled"])
-def test_counts_are_not_fitted_to_shards(kind: str) -> None:
-    trainer: Any = SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False, kind: True})
-    with pytest.raises(ValueError, match="run `vrpo variance` on one device"):
-        fit_exponent(trainer, 1)

@@ -17,7 +17,7 @@ from vrpo.diagnostics.measure import Meter
 from vrpo.models.tiny import from_config, train_tokenizer
 
 SMALL = ("--num_pairs 4", "--num_replicates 3", "--budgets 1 2 4", "--sketch_size 32", "--plan_draws 2 4")
-PICTURES = ("variance_by_budget", "scores", "split", "masked_counts")
+PICTURES = ("variance_by_budget", "scores", "split")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def test_everything_is_there(variance: Callable[..., Any], tmp_path: Path) -> None:
     """Kills: a plan or an allocation that is left out, per-pair numbers without their mean, a picture not drawn."""
-    nested = "nested:control=0.5"
-    code, out, err = variance("--plans", nested, "balanced:count_exponent=0.75,pair_coupling=aligned")
+    other = "stratified:count_exponent=0.25"
+    code, out, err = variance("--plans", other, "balanced:count_exponent=0.75,pair_coupling=aligned")
     assert code == 0, err
     assert "4 pairs, 5 designs, 3 replicates: 480 forward and backward passes" in err
     folder = tmp_path / "out"
@@ -92,25 +92,24 @@ def test_everything_is_there(variance: Callable[..., Any], tmp_path: Path) -> No
     assert score["low"] < score["value"] < score["high"]
     assert len(found["examples"]) == 4
     assert set(found["split"]) == {"elbo_variance", "score_variance", "score_gradient_variance"}
-    plans = ["fixed_count", nested, "balanced:count_exponent=0.75,pair_coupling=aligned"]
+    plans = ["fixed_count", other, "balanced:count_exponent=0.75,pair_coupling=aligned"]
     assert list(found["minibatch"]) == list(found["advice"]) == plans
     assert set(found["minibatch"]["fixed_count"]["pairs_free"]["share"]) == {"1", "2", "4"}
-    assert set(found["minibatch"][nested]["pairs_free"]["share"]) == {"2", "4"}
-    assert 0 <= found["masked_counts"]["exponent"] <= 1
+    assert set(found["minibatch"][other]["pairs_free"]["share"]) == {"2", "4"}
     for name in PICTURES:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     bias = found["minibatch"]["fixed_count"]["pairs_at_cost"]["bias_squared"]
     assert bias["4"]["value"] is None  # of three estimates none are left to compare with
     text = (folder / "variance.md").read_text()
     assert "not resolved" in text.split("## Draws or pairs, plan fixed_count (the paper's)")[1]
-    assert "\n## Draws or pairs, plan nested:control=0.5\n" in text
+    assert "\n## Draws or pairs, plan stratified:count_exponent=0.25\n" in text
     for plan, said in found["advice"].items():
         assert all(f"plan {plan}" in sentence.replace("Plan", "plan") for sentence in said["sentences"])
         for sentence in said["sentences"]:
             assert sentence in text
             assert sentence in out
-    assert "| nested" in out
-    assert found["recommendation"]["plan"] == nested
+    assert "| stratified" in out
+    assert found["recommendation"]["plan"] == other
     assert text.endswith("".join(f"- {line}\n" for line in found["recommendation"]["sentences"]))
     assert "num_times = 8, was not measured." in found["recommendation"]["sentences"][-1]
     assert not list((folder / "pairs").glob(".*"))
@@ -127,7 +126,7 @@ def test_the_default_is_measured(variance: Callable[..., Any]) -> None:
         ("balanced-16x2", (2, 4)),
         ("balanced-16x4", (8,)),
     ]
-    assert [design.budgets for design in named_designs(["nested:num_groups=4"], None, 16)] == [(4,), (8,)]
+    assert [design.budgets for design in named_designs(["stratified:num_groups=4"], None, 16)] == [(4,), (8,)]
     assert trained_by_default() == ("balanced", 8)
     code, out, err = variance("--budgets", "1", "8", "--plan_draws", "1", "2", "8", "--pair_cost", "20")
     assert code == 0, err
@@ -233,10 +232,10 @@ MISTAKES = [
     (["--num_pairs", "8"], "has 7 usable pairs"),
     (["--num_replicates", "2"], "num_replicates must be at least 3"),
     (["--plans", "nonsense"], "plan 'nonsense'"),
-    (["--plans", "nested:beta=3"], "'beta=3' is not field=value"),
-    (["--plans", "nested:control=2"], "control must lie in"),
-    (["--plans", "nested:num_groups=3"], "num_groups = 3"),
-    (["--plans", "nested", "--plan_draws", "0"], "plan_draws must be from 1"),
+    (["--plans", "balanced:beta=3"], "'beta=3' is not field=value"),
+    (["--plans", "balanced:count_exponent=2"], "count_exponent must"),
+    (["--plans", "balanced:num_groups=3"], "num_groups = 3"),
+    (["--plans", "balanced", "--plan_draws", "0"], "plan_draws must be from 1"),
     (["--plans", "bernoulli"], "needs t_min"),
     (["--trainable", "nowhere"], "found in no parameter's name"),
     (["--trainable", "("], "not a regular expression"),

@@ -15,16 +15,12 @@ from vrpo.evals.presets import PRESETS, benchmark_of, setting_of
         ("llada15", "humaneval", (512, 32, True, 52.4, 51.2)),
         ("llada15", "mbpp", (512, 32, True, 42.8, 42.6)),
         ("llada15", "ifeval", (256, 16, True, 66.2, 65.2)),
-        ("llada15", "arena_hard", (1024, 128, True, 14.3, None)),
-        ("llada15", "alignbench", (512, 32, True, 5.9, None)),
-        ("llada15", "mt_bench", (256, 16, True, 7.3, None)),
         ("llada_instruct", "gsm8k", (256, 8, False, 78.6, None)),
         ("llada_instruct", "minerva_math_algebra", (512, 64, False, 42.2, None)),
         ("llada_instruct", "gpqa_main_zeroshot", (64, 64, False, 33.3, None)),
         ("llada_instruct", "humaneval_instruct", (512, 512, False, 49.4, None)),
         ("llada_instruct", "mbpp", (256, 256, False, 41.0, None)),
         ("llada_instruct", "ifeval", (512, 512, False, 62.2, None)),
-        ("llada_instruct", "arena_hard", (1024, 128, False, 10.0, None)),
     ],
 )
 def test_a_setting(preset: str, task: str, expected: tuple[object, ...]) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.build import Row, draws_of, make_tokens
+from tests.objectives import of
 from vrpo.estimator import Engine, elbo, exact_elbo
 from vrpo.losses.pairwise import DPO
 from vrpo.models.hf import HFDenoiser

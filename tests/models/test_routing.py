@@ -15,6 +15,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from tests.build import Row, make_tokens
 from tests.moe import tiny_moe
+from tests.objectives import of
 from vrpo.draws import FixedCount
 from vrpo.estimator import Engine, elbo
 from vrpo.losses.pairwise import DPO
@@ -124,9 +125,9 @@ def stepped(
     reference = GivenReference(torch.zeros(2, 1, draws.group.shape[1], dtype=torch.float64))
     given = (module, reference, tokens, PAIRS, draws, DPO(0.5))
     if by_draw:
-        backward_by_draw(*given, **options)
+        backward_by_draw(*given, Engine(**options))
     else:
-        preference_loss(*given, **options).loss.backward()
+        preference_loss(*given, Engine(**options)).loss.backward()
     return gradients(module)
 
 

@@ -105,9 +105,6 @@ def test_what_is_not_offered_says_so(golden: Path, tmp_path: Path) -> None:
     denoiser, other = a_model(golden, "sdar"), load(golden / "sdar", block_size=8)
     with pytest.raises(ValueError, match="block_size of model: 4, of ref_model: 8"):
         VRPOTrainer(denoiser, other, args=vrpo_config(tmp_path), train_dataset=small(pairs(4)))
-    trainer = VRPOTrainer(denoiser, args=vrpo_config(tmp_path), train_dataset=small(pairs(4)))
-    with pytest.raises(ValueError, match="masks each block by itself: give count_exponent"):
-        fit_exponent(trainer, 2)
     wanted: Any = SimpleNamespace(
         model_name_or_path=str(golden / "sdar"),
         ref_model_name_or_path=None,

@@ -18,7 +18,7 @@ from vrpo.losses.corrections import CrossFit, Jackknife
 from vrpo.losses.objective import WeightedSum
 from vrpo.losses.pairwise import DPO
 from vrpo.losses.setwise import SFT
-from vrpo.plans import BalancedMasks, Bernoulli, Complementary, IndependentMasks, Levels, NestedMasks
+from vrpo.plans import BalancedMasks, Bernoulli, IndependentMasks, Levels
 from vrpo.training.config import SFTConfig, check_types
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
@@ -28,30 +28,23 @@ from vrpo.types import Pairs, Plan
 BAD = [
     (
         {"plan": "t_form"},
-        "plan must be one of fixed_count, bernoulli, stratified, balanced, nested, complementary, exact, not",
+        "plan must be one of fixed_count, bernoulli, stratified, balanced, exact, not",
     ),
     ({"plan": "bernoulli"}, "plan=bernoulli needs t_min"),
     ({"plan": "bernoulli", "t_min": 0.0}, "t_min must lie in (0, 1)"),
     ({"t_min": 0.1}, "t_min belongs to plan=bernoulli"),
-    ({"plan": "nested", "t_min": 0.1}, "t_min belongs to plan=bernoulli"),
+    ({"plan": "balanced", "t_min": 0.1}, "t_min belongs to plan=bernoulli"),
     (
         {"plan": "balanced", "num_masks": 2},
         "num_masks belongs to plan=fixed_count or bernoulli; plan=balanced has none",
     ),
     (
-        {"plan": "complementary", "num_times": 4, "num_groups": 2},
-        "num_groups belongs to plan=stratified or balanced or",
-    ),
-    (
         {"plan": "fixed_count", "num_groups": 2},
-        "num_groups belongs to plan=stratified or balanced or nested; plan=fixed_count has none",
+        "num_groups belongs to plan=stratified or balanced; plan=fixed_count has none",
     ),
     ({"plan": "fixed_count", "count_exponent": 0.5}, "count_exponent belongs to plan=stratified"),
-    ({"plan": "balanced", "control": 0.5}, "control belongs to plan=nested; plan=balanced has none"),
-    ({"plan": "nested", "control": 2.0}, "control must lie in [0, 1]"),
-    ({"plan": "nested", "num_times": 6, "num_groups": 4}, "num_times = 6 draws cannot form num_groups = 4 groups"),
-    ({"plan": "nested", "num_times": 4, "num_groups": 4, "eval_num_times": 6}, "eval_num_times = 6: num_times = 6"),
-    ({"plan": "complementary", "num_times": 3}, "num_times must be even"),
+    ({"plan": "balanced", "num_times": 6, "num_groups": 4}, "num_times = 6 draws cannot form num_groups = 4 groups"),
+    ({"plan": "balanced", "num_times": 4, "num_groups": 4, "eval_num_times": 6}, "eval_num_times = 6: num_times = 6"),
     ({"num_times": 0}, "num_times must be from 1 to 65,536, not 0"),
     ({"plan": "fixed_count", "num_masks": 0}, "num_masks must be from 1"),
     ({"eval_num_times": 0}, "eval_num_times must be from 1"),
@@ -65,14 +58,7 @@ BAD_PREFERENCE = [
     ({"beta": -1.0}, "beta must be positive"),
     ({"loss_type": "apo_one"}, "loss_type must be of sigmoid, "),
     ({"sft_coef": -0.1}, "sft_coef must not be negative"),
-    ({"num_draws": "12"}, "num_draws must be auto, or left out; not '12'"),
-    ({"num_draws": "auto", "num_times": 5}, "num_times must be even with num_draws=auto"),
-    (
-        {"num_draws": "auto", "plan": "nested", "num_times": 8, "num_groups": 8, "eval_num_times": 8},
-        "3/2 of num_times = 8",
-    ),
     ({"gradient_passes": "three"}, "gradient_passes must be auto, one or two"),
-    ({"gradient_passes": "one", "num_draws": "auto"}, "gradient_passes=one knows no slope"),
     ({"gradient_passes": "one", "share_draws": False}, "gradient_passes=one goes with shared draws only"),
     ({"slope": "steep"}, "slope must be one of plain, cross_fit, jackknife, halves, not 'steep'"),
     ({"slope": "cross_fit", "num_times": 1}, "slope=cross_fit needs independent groups of draws"),
@@ -110,8 +96,7 @@ PLANS = [
     ({"plan": "stratified", "num_groups": 8, "count_exponent": 0.5}, IndependentMasks(Levels(8, 8, 0.5))),
     ({"plan": "balanced"}, BalancedMasks(Levels(8, 2, 0.5))),
     ({"plan": "balanced", "num_groups": 1, "count_exponent": 0.0}, BalancedMasks(Levels(8, 1))),
-    ({"plan": "nested", "control": 0.5, "count_exponent": 0.25}, NestedMasks(Levels(8, 2, 0.25), 0.5)),
-    ({"plan": "complementary"}, Complementary(8)),
+    ({"plan": "stratified", "count_exponent": 0.25}, IndependentMasks(Levels(8, 2, 0.25))),
 ]
 
 
@@ -130,24 +115,15 @@ def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> No
 @pytest.mark.parametrize(("num_times", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1), (9, 3), (12, 2)])
 def test_two_groups_where_they_can_be(tmp_path: Path, num_times: int, groups: int) -> None:
     """Kills: one group, which leaves score/variance without an estimate; groups of one draw."""
-    config = vrpo_config(tmp_path, plan="nested", num_times=num_times, pair_coupling="none")
-    assert config.training_plan() == NestedMasks(Levels(num_times, groups, 0.5))
-
-
-def test_auto_draws_are_half_as_many_again(tmp_path: Path) -> None:
-    """In training only. Kills: an evaluation that costs more with num_draws=auto, and is on other draws."""
-    config = vrpo_config(tmp_path, plan="fixed_count", num_draws="auto", num_times=8, eval_num_times=8)
-    assert config.training_plan() == FixedCount(12)
-    assert config.sampling_plan(config.eval_num_times) == FixedCount(8)
+    config = vrpo_config(tmp_path, plan="balanced", num_times=num_times, pair_coupling="none")
+    assert config.training_plan() == BalancedMasks(Levels(num_times, groups, 0.5))
 
 
 SLOPE_GROUPS = [
     ({"plan": "fixed_count"}, 8),
     ({"plan": "fixed_count", "num_masks": 2}, 8),
     ({"plan": "balanced"}, 2),
-    ({"plan": "nested", "num_groups": 4}, 4),
-    ({"plan": "complementary"}, 4),
-    ({"plan": "fixed_count", "num_draws": "auto"}, 12),
+    ({"plan": "stratified", "num_groups": 4}, 4),
 ]
 
 

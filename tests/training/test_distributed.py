@@ -91,7 +91,7 @@ def test_pairs_taken_apart_are_all_evaluated(both: Callable[[str], tuple[Result,
     )
 
 
-@pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "auto", "one_pass", "labels", "ranked", "filled"])
+@pytest.mark.parametrize("name", ["full", "accumulated", "unequal", "one_pass", "labels", "ranked", "filled"])
 def test_same_log(both: Callable[[str], tuple[Result, Result]], tmp_path: Path, name: str) -> None:
     """Kills: metrics of process 0 alone, or of the last micro-batch alone; a loss scaled by the world size."""
     _, two = both(name)

@@ -104,11 +104,11 @@ def test_passes_are_chosen(
     """One pass for adapters whose step needs several packs; graphs that fit together are kept instead. Kills: a choice
     that forgets the budget; a buffer of a whole model."""
     calls: list[str] = []
-    for name in ("backward_in_one_pass", "backward_by_draw"):
+    for name in ("OnePass", "backward_keeping_graphs"):
         monkeypatch.setattr(preference, name, spied(name, getattr(preference, name), calls))
     options = {"peft_config": lora()} if adapter else {}
     run(tmp_path, 4, num_times=num_times, max_tokens_per_forward=limit, **options)
-    assert set(calls) == {"backward_in_one_pass" if once else "backward_by_draw"}
+    assert set(calls) == {"OnePass" if once else "backward_keeping_graphs"}
 
 
 def test_adapter_off_is_a_frozen_copy(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Trainer
 
+from tests.objectives import of
 from tests.training.runs import answers, labelled, pairs, ranked, settings, vrpo_config
 from vrpo.data.collate import (
     LabelCollator,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.objectives import of
 from vrpo.losses.corrections import Jackknife
 from vrpo.losses.objective import Mixture, WeightedSum
 from vrpo.losses.pairwise import IPO, Hinge, Preference, ReverseKL, Sigmoid
@@ -36,12 +37,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "paper": {"plan": "fixed_count"},
     "default": {},
     "t-form": {"plan": "bernoulli", "t_min": 0.1},
-    "nested": {"plan": "nested"},
-    "complementary": {"plan": "complementary"},
+    "stratified": {"plan": "stratified"},
     "exact": {"plan": "exact"},
     "jackknife": {"slope": "jackknife"},
     "halves": {"slope": "halves"},
-    "auto": {"num_draws": "auto"},
     "not shared": {"share_draws": False},
 }
 
@@ -66,9 +65,7 @@ def reason(loss: str, temperature: str, reference: str, plan: str) -> str | None
         return f"is about references, and {loss} has none here"
     if reference == "arwc, clipped" and not pairs:
         return "ref_weighting=arwc compares the two answers of a pair"
-    if plan == "auto" and not pairs:
-        return "num_draws=auto spends gradients pair by pair"
-    if loss == "orpo" and plan in ("nested", "jackknife", "halves"):
+    if loss == "orpo" and plan in ("jackknife", "halves"):
         return "orpo takes odds"
     if (reference == "none" or loss in FREE) and plan == "not shared":
         return "there is no reference"
@@ -133,7 +130,6 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"ref_pool": "sum"}, "ref_pool must be one of harmonic, geometric, mixture"),
         ({"ref_pool": "mixture", "ref_clip": 0.1}, "are MRPO's: they go with ref_pool harmonic or geometric"),
         ({"ref_pool": "harmonic", "ref_clip": 1.0}, "clip must lie in [0, 1)"),
-        ({"ref_pool": "harmonic", "arwc_swap": True}, "arwc_swap belongs to ref_weighting=arwc"),
         ({"ref_pool": "harmonic", "ref_weighting": "best"}, "ref_weighting must be fixed or arwc"),
         (
             {"ref_pool": "harmonic", "ref_weighting": "arwc", "ref_weights": [0.5, 0.5]},
@@ -142,10 +138,6 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         (
             {"reference_free": True, "loss_type": ["sigmoid", "apo_down"]},
             "reference_free: apo_down compares single log-ratios",
-        ),
-        (
-            {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, 1.0], "num_draws": "auto"},
-            "num_draws=auto goes by the",
         ),
         ({"reference_free": True, "loss_type": "kto"}, "give a reference, or kto_baseline=batch_mean"),
         ({"reference_free": True, "loss_type": "apo_zero"}, "this comparison has no slope: give a reference"),
@@ -185,12 +177,12 @@ def test_fields_become_the_objective() -> None:
 
 
 def test_references_become_the_pool() -> None:
-    """Kills: weights not equal by default; clip or swap lost; a mixture of SFT or of losses without reference."""
+    """Kills: weights not equal by default; clip or confidence lost; a mixture of SFT or of losses without reference."""
     part = Preference(Sigmoid(), Constant(0.2))
     pooled = settings("sigmoid", ref_pool="harmonic", ref_clip=0.1).objective(4).parts[0][1]
     assert pooled == Preference(Sigmoid(), Constant(0.2), Pooled(harmonic, Fixed((0.25,) * 4), 0.1))
-    swapped = settings("sigmoid", ref_pool="geometric", ref_weighting="arwc", arwc_swap=True).objective(2).parts[0][1]
-    assert swapped == Preference(Sigmoid(), Constant(0.2), Pooled(geometric, Confidence(swap=True)))
+    sure = settings("sigmoid", ref_pool="geometric", ref_weighting="arwc").objective(2).parts[0][1]
+    assert sure == Preference(Sigmoid(), Constant(0.2), Pooled(geometric, Confidence()))
     mixture = settings(["sigmoid", "simpo"], ref_pool="mixture", ref_weights=[0.3, 0.7], sft_coef=0.1).objective(2)
     assert [type(each) for _, each in mixture.parts] == [Mixture, Preference, SFT]
     assert mixture.parts[0][1] == Mixture(part, (0.3, 0.7))
@@ -208,12 +200,3 @@ def test_a_custom_temperature_is_the_beta_of_each_pair() -> None:
     terms = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     custom = settings("hinge", **TEMPERATURES["custom"]).objective()
     assert float(custom(of(-terms, 0 * terms[:, None]), pairs)) == 4.0
-
-
-def test_the_first_slope() -> None:
-    """What num_draws=auto starts from. Kills: DPO's for all losses; that of the chosen answer,
-    which is 0 for apo_down and stops training; weights left out."""
-    for loss, slope in (("sigmoid", 0.1), ("hinge", 0.2), ("ipo_sum", 5.0), ("apo_zero", 0.05), ("apo_down", 0.05)):
-        assert settings(loss).first_slope == pytest.approx(slope)
-    both = settings(["sigmoid", "hinge", "sft"], loss_weights=[0.5, 2.0, 1.0])
-    assert both.first_slope == pytest.approx(0.5 * 0.1 + 2.0 * 0.2)

@@ -12,6 +12,7 @@ from vrpo.losses.objective import Objective
 from vrpo.training import preference
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
+from vrpo.types import Terms
 
 
 def first_step(
@@ -64,7 +65,7 @@ def test_bf16_gradients(tmp_path: Path, trainer: Any, adapter: bool) -> None:
         rows = pairs(4) if trainer is VRPOTrainer else pairs(4).rename_column("chosen_ids", "response_ids")
         options = {"peft_config": lora()} if adapter else {}
         config = make(tmp_path / str(bf16), bf16=bf16, max_steps=1, learning_rate=1.0)
-        trajectories.append(train(of(trainer, config), rows, denoiser=tiny(torch.float32), **options)[1][0])
+        trajectories.append(train(trainer, config, rows, denoiser=tiny(torch.float32), **options)[1][0])
     start = dict(tiny(torch.float32).module.named_parameters())
     for name, exact in trajectories[0].items():
         if "lora_A" in name:  # the gradient is 0 as long as B is 0
@@ -79,19 +80,19 @@ def test_no_autocast_around_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Each call of a model enters an autocast of its own. Kills: one autocast around values and gradients, whose cache
     of weights, cast without a graph, loses the gradients before torch 2.10 (and would round objectives)."""
     inside: list[bool] = []
-    original = preference.backward_by_draw
+    original = preference.backward_keeping_graphs
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         objective: Objective = args[5]
 
-        def watched(policy: Tensor, reference: Tensor, structure: Any) -> Tensor:
+        def watched(terms: Terms, structure: Any) -> Tensor:
             inside.append(torch.is_autocast_enabled("cpu"))
-            assert policy.dtype == torch.float64
-            return objective(of(policy, reference), structure)
+            assert terms.policy.dtype == torch.float64
+            return objective(terms, structure)
 
         return original(*args[:5], watched, *args[6:], **kwargs)
 
-    monkeypatch.setattr(preference, "backward_by_draw", spy)
+    monkeypatch.setattr(preference, "backward_keeping_graphs", spy)
     first_step(tmp_path, bf16=True)
     assert inside == [False]
 

@@ -51,7 +51,7 @@ def test_each_kind_trains(name: str, tmp_path: Path) -> None:
     rows, fields = RUNS[name]
     more = {"plan": "balanced", "num_times": 2, "max_tokens_per_forward": 200, "num_train_epochs": 1}
     config = vrpo_config(tmp_path, **{**more, **fields}, per_device_eval_batch_size=3)
-    trainer, trajectory = train(of(VRPOTrainer, config), rows, eval_dataset=rows.select(range(5)))
+    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=rows.select(range(5)))
     found = trainer.evaluate()
     assert moved(trajectory) > 1e-4
     numbers = [value for line in (found, *log_lines(tmp_path)) for value in line.values()]
@@ -65,9 +65,9 @@ def test_each_kind_trains(name: str, tmp_path: Path) -> None:
 def test_accumulation_is_batching(name: str, tmp_path: Path) -> None:
     """Kills: a list that counts by its pairs; weights that are divided by those of the micro-batch; a mean of means."""
     rows, fields = RUNS[name]
-    at_once = train(of(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, per_device_train_batch_size=4)), rows)[1]
+    at_once = train(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, per_device_train_batch_size=4), rows)[1]
     options = {**fields, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    in_parts = train(of(VRPOTrainer, vrpo_config(tmp_path / "b", **options)), rows)[1]
+    in_parts = train(VRPOTrainer, vrpo_config(tmp_path / "b", **options), rows)[1]
     assert moved(at_once) > 1e-4
     assert distance(at_once, in_parts) < TOLERANCE
 
@@ -90,7 +90,7 @@ def test_weights_weigh_the_loss(tmp_path: Path) -> None:
 
     def run(name: str, rows: Dataset, **fields: Any) -> Any:
         fixed = {"train_sampling_strategy": "sequential", "lr_scheduler_type": "constant", "num_train_epochs": 1}
-        return train(of(VRPOTrainer, vrpo_config(tmp_path / name, **fixed, **fields)), rows)[1]
+        return train(VRPOTrainer, vrpo_config(tmp_path / name, **fixed, **fields), rows)[1]
 
     plain = run("a", pairs(8), learning_rate=0.2)
     assert distance(plain, run("b", with_numbers(pairs(8), weight=lambda at: 2), learning_rate=0.1)) < TOLERANCE
@@ -102,9 +102,9 @@ def test_weights_weigh_the_loss(tmp_path: Path) -> None:
 def test_rewards_change_the_temperature_only_if_asked(tmp_path: Path) -> None:
     """Kills: reward_scaling without effect; rewards that matter to a constant beta."""
     rows = with_numbers(pairs(8), **REWARDS)
-    constant = train(of(VRPOTrainer, vrpo_config(tmp_path / "a")), rows)[1]
+    constant = train(VRPOTrainer, vrpo_config(tmp_path / "a"), rows)[1]
     assert distance(constant, train(VRPOTrainer, vrpo_config(tmp_path / "b"), pairs(8))[1]) == 0
-    scaled = train(of(VRPOTrainer, vrpo_config(tmp_path / "c", **SCALING)), rows)[1]
+    scaled = train(VRPOTrainer, vrpo_config(tmp_path / "c", **SCALING), rows)[1]
     assert distance(constant, scaled) > 1e-4
 
 
@@ -138,7 +138,6 @@ REFUSED: list[tuple[dict[str, Any], Dataset, str]] = [
     (SCALING, with_numbers(pairs(2), chosen_reward=float), "the rows have no rejected_reward:"),
     (SCALING, ranked(2), "the rows have no rewards:"),
     ({"pair_coupling": "quantile"}, ranked(2), "pair_coupling=quantile is about the two answers"),
-    ({"num_draws": "auto"}, ranked(2), "num_draws=auto is about the two answers"),
     ({"ref_pool": "harmonic", "ref_weighting": "arwc"}, ranked(2), "ref_weighting=arwc is about the two answers"),
     ({}, Dataset.from_list([{"prompt": "a", "completion": "b"}]), "preference rows need"),
 ]
@@ -240,9 +239,9 @@ def test_resumed_is_uninterrupted(name: str, tmp_path: Path) -> None:
     """Kills: answers to other prompts, or an order of rows, that a resumed run does not find again."""
     rows, fields = RUNS[name]
     saving = {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 2, "num_train_epochs": 1}
-    whole = train(of(VRPOTrainer, vrpo_config(tmp_path, **fields, **saving)), rows)[1]
+    whole = train(VRPOTrainer, vrpo_config(tmp_path, **fields, **saving), rows)[1]
     config = vrpo_config(tmp_path, **fields, **saving)
-    rest = train(of(VRPOTrainer, config), rows, resume=str(tmp_path / "checkpoint-2"))[1]
+    rest = train(VRPOTrainer, config, rows, resume=str(tmp_path / "checkpoint-2"))[1]
     assert moved(rest) > 1e-4
     assert distance(whole[2:], rest) == 0
 
@@ -262,7 +261,7 @@ def test_samples_of_every_kind(tmp_path: Path) -> None:
         config = vrpo_config(
             tmp_path / name, loss_type=name, sample_steps=1, num_samples=1, sample_max_new_tokens=4, max_steps=1
         )
-        train(of(VRPOTrainer, config), rows, eval_dataset=rows)
+        train(VRPOTrainer, config, rows, eval_dataset=rows)
         assert len((tmp_path / name / "samples.jsonl").read_text().splitlines()) == 2
 
 
@@ -270,9 +269,9 @@ def test_samples_of_every_kind(tmp_path: Path) -> None:
 def test_precomputed_reference_terms(name: str, tmp_path: Path) -> None:
     """Of every kind, answers to other prompts among them. Kills: terms of one row at another."""
     rows, fields = RUNS[name]
-    live = train(of(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, num_train_epochs=1)), rows)[1]
+    live = train(VRPOTrainer, vrpo_config(tmp_path / "a", **fields, num_train_epochs=1), rows)[1]
     config = vrpo_config(tmp_path / "b", **fields, num_train_epochs=1, precompute_ref_log_probs=True)
-    kept = train(of(VRPOTrainer, config), rows)[1]
+    kept = train(VRPOTrainer, config, rows)[1]
     assert moved(live) > 1e-4
     assert distance(live, kept) < TOLERANCE
 

@@ -27,7 +27,7 @@ PLANS = [{}, {"plan": "balanced", "num_times": 4, "eval_num_times": 4}]
 def run(folder: Path, *, adapter: bool = False, count: int = 8, rows: Any = None, **fields: Any) -> Any:
     options = {"peft_config": lora()} if adapter else {}
     rows = pairs(count) if rows is None else rows
-    return train(of(VRPOTrainer, vrpo_config(folder, **fields)), rows, eval_dataset=pairs(3), **options)
+    return train(VRPOTrainer, vrpo_config(folder, **fields), rows, eval_dataset=pairs(3), **options)
 
 
 def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.exact import Bigram
+from tests.objectives import of
 from tests.training.runs import (
     Trajectory,
     distance,
@@ -111,7 +112,6 @@ def test_arwc_and_clipping_run(tmp_path: Path) -> None:
         run(tmp_path / str(index), ref_model=[None, tiny(seed=5)], **HARMONIC, **fields)
         for index, fields in enumerate(({}, {"ref_weighting": "arwc"}, {"ref_clip": 0.01}))
     ]
-    found.append(run(tmp_path / "s", ref_model=[None, tiny(seed=5)], ref_weighting="arwc", arwc_swap=True, **HARMONIC))
     assert all(distance(one, other) > 1e-9 for i, one in enumerate(found) for other in found[:i])
 
 
@@ -326,11 +326,6 @@ def test_a_moved_reference_resumes(tmp_path: Path) -> None:
             {**HARMONIC, "ref_weights": [0.5, 0.5]},
             {"ref_model": ["a"] * 3},
             "has 2 weights for 3 references",
-        ),
-        (
-            {**HARMONIC, "ref_weighting": "arwc", "arwc_swap": True},
-            {"ref_model": ["a"] * 3},
-            "arwc_swap gives each of two references the other's weight, and there are 3",
         ),
         ({"loss_type": "simpo"}, {"ref_model": "a"}, "ref_model: simpo has no reference here"),
         ({"loss_type": "orpo"}, {"causal_ref_model": True}, "causal_ref_model: orpo has no reference here"),

@@ -31,7 +31,7 @@ ROUTER = {"router/load_max", "router/load_min", "router/unused", "router/entropy
 
 
 def run(trainer: Any, config: Any, rows: Any, **kwargs: Any) -> Trajectory:
-    return train(of(trainer, config), rows, denoiser=tiny_moe(), **kwargs)[1]
+    return train(trainer, config, rows, denoiser=tiny_moe(), **kwargs)[1]
 
 
 def step_of_gates(trajectory: Trajectory) -> Tensor:
@@ -76,13 +76,12 @@ def test_preference_runs_that_are_the_same_run(tmp_path: Path, name: str) -> Non
     common: dict[str, Any] = {"router_aux_loss_coef": COEF, "max_steps": 2, "max_tokens_per_forward": 1, "num_times": 1}
     common |= {"learning_rate": 0.01, "per_device_train_batch_size": 2}
     rows = pairs(2, lengths=(5,))  # of one length: each micro-batch is a mean over its own tokens
-    one = run(of(VRPOTrainer, vrpo_config(tmp_path / "a", **common)), rows)
-    assert distance(one, run(of(VRPOTrainer, vrpo_config(tmp_path / "b", **common | SAME[name])), rows)) < 1e-7
+    one = run(VRPOTrainer, vrpo_config(tmp_path / "a", **common), rows)
+    assert distance(one, run(VRPOTrainer, vrpo_config(tmp_path / "b", **common | SAME[name]), rows)) < 1e-7
     assert moved(one) > 1e-3
 
 
 UNEVEN: dict[str, dict[str, Any]] = {  # runs in which some passes have no gradient
-    "roulette": {"num_draws": "auto", "num_times": 4, "plan": "balanced"},
     "mismatched rows": {"loss_type": "kto"},
     "all in one call": {"loss_type": "kto", "max_tokens_per_forward": 4096},
 }
@@ -90,8 +89,8 @@ UNEVEN: dict[str, dict[str, Any]] = {  # runs in which some passes have no gradi
 
 @pytest.mark.parametrize("name", UNEVEN)
 def test_the_mean_is_over_the_passes_that_were_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Kills: the rate of all draws, which the few that survive a roulette, and the rows that learn beside those of a
-    baseline, would fall short of; a call that holds both, in which the routers of both are moved."""
+    """Kills: the rate of all draws, which the rows that learn beside those of a baseline fall short of;
+    a call that holds both, in which the routers of both are moved."""
     weights: list[float] = []
     seen: list[int] = []
     attached = Routers.attached
@@ -106,11 +105,10 @@ def test_the_mean_is_over_the_passes_that_were_run(tmp_path: Path, monkeypatch: 
     fields = {"router_aux_loss_coef": COEF, "max_steps": 1, "max_tokens_per_forward": 1, **UNEVEN[name]}
     rows = pairs(4)
     config = vrpo_config(tmp_path, **fields)
-    train(of(VRPOTrainer, config), rows, denoiser=tiny_moe())
+    train(VRPOTrainer, config, rows, denoiser=tiny_moe())
     assert sum(weights) == pytest.approx(COEF)
-    if name != "roulette":
-        sizes = [len(row["prompt_ids"]) + len(row[each]) for row in rows for each in ("chosen_ids", "rejected_ids")]
-        assert sum(seen) == config.num_times * sum(sizes)
+    sizes = [len(row["prompt_ids"]) + len(row[each]) for row in rows for each in ("chosen_ids", "rejected_ids")]
+    assert sum(seen) == config.num_times * sum(sizes)
 
 
 def test_statistics_are_logged(tmp_path: Path) -> None:

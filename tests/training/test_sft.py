@@ -46,7 +46,7 @@ def fit(folder: Path, rows: Dataset, **fields: Any) -> tuple[SFTTrainer, list[fl
     """A run that should learn; its logged losses."""
     fast = {"optim": "adamw_torch", "learning_rate": 1e-2, "num_train_epochs": 100, "logging_steps": 20, "num_times": 4}
     options = {"peft_config": fields.pop("peft_config")} if "peft_config" in fields else {}
-    trainer, _ = train(of(SFTTrainer, sft_config(folder, **fast | fields)), rows, denoiser=tiny(seed=3), **options)
+    trainer, _ = train(SFTTrainer, sft_config(folder, **fast | fields), rows, denoiser=tiny(seed=3), **options)
     return trainer, [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 

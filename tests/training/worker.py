@@ -45,7 +45,7 @@ def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None
     if config.plan == "exact":
         options["denoiser"] = as_causal(causal(), tokenizer())
     rows = pairs(8) if rows is None else rows
-    trainer, trajectory = train(of(VRPOTrainer, config), rows, eval_dataset=held_out, **options)
+    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=held_out, **options)
     evaluation = trainer.evaluate()
     assert trainer.evaluate() == evaluation
     return {"trajectory": trajectory, "evaluation": evaluation}
@@ -54,7 +54,7 @@ def trained(folder: Path, world: int, *, adapter: bool = False, rows: Any = None
 def supervised(folder: Path, world: int, **fields: Any) -> Result:
     rows = fields.pop("rows", None) or answers(8)
     config = sft_config(folder, per_device_train_batch_size=4 // world, per_device_eval_batch_size=2, **fields)
-    trainer, trajectory = train(of(SFTTrainer, config), rows, eval_dataset=answers(5))
+    trainer, trajectory = train(SFTTrainer, config, rows, eval_dataset=answers(5))
     return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
 
 
@@ -69,14 +69,8 @@ def labels(folder: Path, world: int, **fields: Any) -> Result:
     rows = fields.pop("rows")
     given = {"loss_type": "kto", "per_device_train_batch_size": 4 // world, "per_device_eval_batch_size": 4 // world}
     config = vrpo_config(folder, train_sampling_strategy="sequential", **given, **fields)
-    trainer, trajectory = train(of(VRPOTrainer, config), rows, eval_dataset=labelled(7))
+    trainer, trajectory = train(VRPOTrainer, config, rows, eval_dataset=labelled(7))
     return {"trajectory": trajectory, "evaluation": trainer.evaluate()}
-
-
-def auto(folder: Path, world: int, **fields: Any) -> Result:
-    """Gradients of some draws of pairs whose draws are coupled; one pair per process drops all of them now and then."""
-    fields = {"num_draws": "auto", "sft_coef": 0.1, "pair_coupling": "aligned", "num_train_epochs": 3, **fields}
-    return trained(folder, world, **fields)
 
 
 def sharded(folder: Path, world: int, *, once: bool = False, max_tokens: int = 30, exact: bool = False) -> Result:
@@ -146,8 +140,6 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     "checkpointed": lambda folder, world: trained(folder, world, gradient_checkpointing=True, sft_coef=0.1),
     "independent": lambda folder, world: trained(folder, world, share_draws=False),
     "unequal": lambda folder, world: unequal(folder, world),
-    "auto": lambda folder, world: auto(folder, world),
-    "auto_single": lambda folder, world: auto(folder, world, batch=2, plan="nested", optim="adamw_torch"),
     "unequal_lora": lambda folder, world: unequal(folder, world, adapter=True, gradient_accumulation_steps=2),
     "one_pass": lambda folder, world: unequal(folder, world, gradient_passes="one", sft_coef=0.1),
     "one_pass_lora": lambda folder, world: trained(folder, world, adapter=True, gradient_passes="one", num_times=3),
