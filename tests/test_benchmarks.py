@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vrpo
 from vrpo.cli import main
-from vrpo.estimator import plan_packs
+from vrpo.estimator import Engine, plan_packs
 from vrpo.models.load import _CLASSES
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +173,7 @@ def test_scaling_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
         place = torch.arange(max(size)).expand(2, -1)
         attention = place < torch.tensor(size)[:, None]
         tokens = vrpo.Tokens(place.clone(), attention & (place >= pair[0]), attention, torch.arange(2))
-        plan = plan_packs(tokens, draws := vrpo.FixedCount(8)(tokens), draws.in_use, 4096)
+        plan = plan_packs(tokens, draws := vrpo.FixedCount(8)(tokens), draws.in_use, Engine(4096))
         assert model.packs(pair, 8, 4096) == [int(tokens.size[pack[:, 0]].sum()) for pack in plan]
     values = [1.0, 2.0, 4.0]
     assert model.largest(values, 2) == pytest.approx(sum(max(a, b) for a in values for b in values) / 9)

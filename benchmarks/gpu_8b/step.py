@@ -16,9 +16,12 @@ from peft import LoraConfig
 from torch._dynamo.utils import counters
 
 import vrpo
+from vrpo.estimator import Engine
+from vrpo.kept_graphs import backward_keeping_graphs
 from vrpo.models.adapter import with_adapter
 from vrpo.models.load import adapt
-from vrpo.preference import Step, backward_by_draw, backward_in_one_pass
+from vrpo.one_pass import OnePass
+from vrpo.preference import Step
 
 PEAK_FLOPS = {  # dense bf16, by the name that the driver gives; other cards of these families are slower
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -109,9 +112,9 @@ def run_step(
     reference = vrpo.FrozenReference(model, model.module.disable_adapter)
     given = (model, reference, tokens, pairs, draws, vrpo.DPO(0.2))
     if case.mode == ONE_PASS:
-        step = backward_in_one_pass(*given, trained, pairs.family, max_tokens=most)
+        step = OnePass(trained)(*given, Engine(most))
     else:
-        step = backward_by_draw(*given, max_tokens=most)
+        step = backward_keeping_graphs(*given, Engine(most))
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()

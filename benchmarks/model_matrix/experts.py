@@ -28,7 +28,7 @@ from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from vrpo.draws import FixedCount
-from vrpo.losses import DPO
+from vrpo.losses.pairwise import DPO
 from vrpo.models.adapter import with_adapter
 from vrpo.models.experts import IMPLEMENTATIONS
 from vrpo.models.llada_moe import LLaDAMoE, LLaDAMoEConfig

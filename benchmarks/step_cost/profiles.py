@@ -27,7 +27,7 @@ import vrpo
 from vrpo.data.collate import pairs_of, tokens_of
 from vrpo.diagnostics.cost import Operation, Shape
 from vrpo.estimator import plan_packs
-from vrpo.preference import kept_packs
+from vrpo.kept_graphs import kept_packs
 
 CASES = [(precision, mode) for precision in ("bf16", "float32") for mode in ("LoRA", "full")]
 

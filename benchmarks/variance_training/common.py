@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from vrpo import elbo
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
+from vrpo.estimator import Engine
 from vrpo.models.hf import HFDenoiser
 from vrpo.types import Plan
 
@@ -81,7 +82,7 @@ class HeldOut:
 @torch.no_grad()
 def bounds(denoiser: HFDenoiser, tokens: Any, draws: Any) -> torch.Tensor:
     denoiser.module.eval()
-    return elbo(denoiser, tokens, draws, max_tokens=8192).value
+    return elbo(denoiser, tokens, draws, Engine(8192)).value
 
 
 def trainer_settings(folder: Path, **fields: Any) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from datasets import Dataset, disable_progress_bars
 from run import OURS, PAPER
 
 from vrpo import VRPOConfig, VRPOTrainer, load
+from vrpo.coupling import Paired
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.hf import HFDenoiser
-from vrpo.plans import BalancedMasks, Levels, Paired
+from vrpo.plans import BalancedMasks, Levels
 
 sys.path.append(str(Path(__file__).parent.parent / "variance_frontier"))
 from texts import misread

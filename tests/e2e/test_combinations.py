@@ -31,7 +31,7 @@ _PAIRED: dict[str, dict[str, Any]] = {
     "robust": {"label_smoothing": 0.1},
     "ipo": {"beta": 0.1},
     "ipo_sum": {},
-    "hinge": {},
+    "hinge": {"beta": 0.01},  # beyond a margin of 1 there is nothing to learn
     "simpo": {"beta": 2.0, "simpo_gamma": 0.4},
     "orpo": {"beta": 0.1},
     "apo_zero": {},

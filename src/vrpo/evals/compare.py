@@ -87,9 +87,8 @@ def bootstrap(values: Sequence[Number], seed: int, resamples: int = RESAMPLES) -
     mean = math.fsum(values) / len(values)
     if len(set(values)) == 1:
         return Interval(mean, mean, mean, len(values))
-    generator = np.random.default_rng(seed)
     given = (np.asarray(values, dtype=float),)
-    found = resampled(given, np.mean, n_resamples=resamples, method="percentile", rng=generator, batch=_AT_ONCE)
+    found = resampled(given, np.mean, n_resamples=resamples, method="percentile", rng=seed, batch=_AT_ONCE)
     return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high), len(values))
 
 
