@@ -9,6 +9,7 @@ from tests.data.data_rows import HEADER, POLITE_TEMPLATE, TEMPLATE, pair, prefer
 from vrpo.data import tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
 from vrpo.data.account import summary
 from vrpo.data.encode import Budget
+from vrpo.decoding.text import prompt_ids
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
 
@@ -75,8 +76,9 @@ def test_a_response_is_content_and_end_of_turn(with_template, name):
         answer,
         answer.replace("a", "b", 1),
     ]
+    assert prompt_ids(tokenizer, [said("q")], mask_id=-1) == [examples[0]["prompt_ids"]], "generate asks alike"
     asked = tokenizer.apply_chat_template(said("q"), tokenize=False, add_generation_prompt=True)
-    assert ["Generate with a chat template" in str(each.message) for each in caught] == [True] * (asked != prompt)
+    assert ["vrpo asks so, too" in str(each.message) for each in caught] == [True] * (asked != prompt)
 
 
 def test_an_answer_with_a_thought_of_its_own(with_template):
@@ -88,7 +90,7 @@ def test_an_answer_with_a_thought_of_its_own(with_template):
     tokenizer = with_template(thinking)
     rows = {"prompt": said("q"), "chosen": said("<think>x</think>a", first="assistant")}
     rows["rejected"] = said("<think>y</think>a", first="assistant")
-    with pytest.warns(UserWarning, match="Generate with a chat template"):
+    with pytest.warns(UserWarning, match="Elsewhere generate with a chat template"):
         examples, _ = preferences(tokenizer, rows)
     assert texts(tokenizer, examples[0], "prompt", "chosen") == [
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",

@@ -24,7 +24,7 @@ from datasets.table import MemoryMappedTable
 
 from vrpo.data.cache import digest_of, kept, key_of
 from vrpo.data.formats import LISTS, READ
-from vrpo.data.messages import as_messages, barred_key
+from vrpo.data.messages import as_messages, barred_key, kind_of_turns
 from vrpo.data.unread import SAID, Carried, Read, refuse, warn_of
 from vrpo.data.whole import write_whole
 
@@ -34,8 +34,9 @@ Wanted = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]  # columns, or
 _BROKEN = "text that is not Unicode"
 _LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
+_UNKNOWN = "text or messages"  # what a column should hold of which no value can be read
 _EMPTY = "an empty list"
-_MORE = "messages with "  # more than is read of them
+_ODD = ("messages with", "turns of")  # kinds of turns that are no messages, or say more than is read
 _UNREAD = b"unread"  # a table's note of what its rows carry beside what is read
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs put first
 _BLOCK = 1000  # rows that are in memory together
@@ -160,18 +161,20 @@ class _Column:
             self.types[kind] = _united(self.types.get(kind, pa.null()), found)
 
     def typed(self, record: Record) -> tuple[str, Any]:
-        of = _typed_list if self.name in LISTS else _typed
-        return of(record.fields[self.name]) if self.name in record.fields else ("null", None)
+        if self.name not in record.fields:
+            return "null", None
+        kind, value = (_typed_list if self.name in LISTS else _typed)(record.fields[self.name])
+        return (_JSON, value) if kind.startswith(_ODD) and self.name not in READ else (kind, value)
 
     @property
     def common(self) -> str:
         """The commonest kind of those that the column may hold."""
         barred = {"null", _BROKEN, _JSON} if self.name in READ else {"null", _BROKEN}
-        known = {kind: count for kind, count in self.kinds.items() if not kind.startswith(_MORE)}
+        known = {kind: count for kind, count in self.kinds.items() if not kind.startswith(_ODD)}
         kinds = Counter({kind: count for kind, count in known.items() if kind not in barred})
         if len(kinds) > 1:
             del kinds[_EMPTY]  # it is of any kind
-        return kinds.most_common(1)[0][0] if kinds else "no text"
+        return kinds.most_common(1)[0][0] if kinds else _UNKNOWN
 
     def stored(self, block: Sequence[Record], problems: list[str | None]) -> pa.Array:
         """The values of a block; those of another kind become null and get an entry in `problems`."""
@@ -256,13 +259,10 @@ def _typed(value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         return ("a string", value) if _is_unicode(value) else (_BROKEN, None)
     messages = as_messages(value)
-    key = barred_key(value) if messages else None
-    if key is not None:
-        return f"{_MORE}{key!r}", None
-    if messages:
+    if messages and barred_key(value) is None:
         readable = all(_is_unicode(message["role"] + message["content"]) for message in messages)
         return ("messages", messages) if readable else (_BROKEN, None)
-    return _JSON, json.dumps(value, default=str)
+    return kind_of_turns(value) or _JSON, json.dumps(value, default=str)
 
 
 def _typed_list(value: Any) -> tuple[str, Any]:
@@ -276,7 +276,7 @@ def _typed_list(value: Any) -> tuple[str, Any]:
     for kind, name in _LISTED.items():
         if own == {kind} and (kind == "a number" or "null" not in kinds):
             return name, list(values)
-    return (_BROKEN if _BROKEN in kinds else _JSON), None
+    return next((kind for kind in kinds if kind == _BROKEN or kind.startswith(_ODD)), _JSON), None
 
 
 def _is_unicode(text: str) -> bool:

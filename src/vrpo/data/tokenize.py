@@ -30,6 +30,7 @@ from vrpo.data.formats import (
     Text,
     UnusableRow,
     has_text,
+    is_repeated,
     is_shortened,
     layout_of,
     numbers_of,
@@ -202,6 +203,7 @@ def fitted(encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Tex
     cut = [budget.response(ids, len(kept), encoder.end) for ids in full]
     shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
     account = {"prompt_cut": len(kept) < len(whole), "responses_cut": shorter, "prompt_empty": not has_text(prompt)}
+    account["prompt_repeated"] = is_repeated(prompt, answers)
     return kept, cut, account
 
 
