@@ -179,10 +179,11 @@ def test_one_table_of_what_became_of_the_rows(tokenizer):
         train = preferences(tokenizer, *rows, max_length=20)[1]
     table = summary(["train", "eval"], [train, preferences(tokenizer, pair())[1]])
     head, *lines = table.splitlines()
-    found = {line[:-20].strip(): line[-20:].split() for line in lines[:-1]}
+    found = {line[:-20].strip(): line[-20:].split() for line in lines[:-2]}
     assert head.split() == ["train", "eval"]
     assert found["rows"] == ["4", "1"]
     assert found["kept"] == ["2", "1"]
     assert found["answers cut (no end token)"] == ["1", "0"]
     assert found["dropped: prompt too long"] == found["dropped: empty answer"] == ["1", "0"]
-    assert lines[-1].startswith("prompt too long: set truncation_mode to keep_end")
+    assert lines[-2].startswith("prompt too long (first: row 0): set truncation_mode to keep_end")
+    assert lines[-1] == "empty answer (first: row 2)"

@@ -36,6 +36,10 @@ _BATCH = 1000  # examples that are written together
 _SHOWN = 3  # origins kept per reason
 
 
+class RowsWarning(UserWarning):
+    """What was dropped or cut of a table of text."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     """Rows dropped for one reason: how many, and where the first few stand."""
@@ -90,14 +94,23 @@ class DataReport:
 
 
 def summary(names: Sequence[str], reports: Sequence[DataReport]) -> str:
-    """One table of what became of the rows of each data set, by name: kept, cut and dropped, and the remedies."""
+    """One table of what became of the rows of each data set, by name: kept, cut and dropped; and where, and the
+    remedies. Nothing, if there is no data set."""
+    if not names:
+        return ""
     counts = [report.lines() for report in reports]
     lines = dict.fromkeys(line for each in counts for line in each)
     width = max(map(len, lines))
     head = " " * width + "".join(f"{name:>10}" for name in names)
     rows = [f"{line:{width}}" + "".join(f"{each.get(line, 0):>10}" for each in counts) for line in lines]
-    reasons = dict.fromkeys(reason for report in reports for reason in report.dropped)
-    notes = [f"{reason}: {_REMEDIES[reason]}" for reason in reasons if reason in _REMEDIES]
+    first: dict[str, str] = {}
+    for report in reports:
+        for reason, drop in report.dropped.items():
+            first.setdefault(reason, drop.origins[0])
+    notes = [
+        f"{reason} (first: {origin})" + (f": {_REMEDIES[reason]}" if reason in _REMEDIES else "")
+        for reason, origin in first.items()
+    ]
     return "\n".join([head, *rows, *notes])
 
 
@@ -123,15 +136,15 @@ def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
             writer.write_table(table)
 
 
-def settled(account: pa.Table, on_bad_rows: str) -> DataReport:
-    """What the account of a table of examples comes to, with a warning of what was dropped or cut.
+def settled(account: pa.Table, on_bad_rows: str, warning: type[UserWarning]) -> DataReport:
+    """What the account of a table of examples comes to, with a warning, of this kind, of what was dropped or cut.
 
     Raises:
         ValueError: there is no usable one, or, on request, an unusable one.
     """
     report = _report(account, on_bad_rows)
     if str(report) != f"kept {report.kept} of {report.kept} rows":
-        warnings.warn(str(report), UserWarning, stacklevel=4)
+        warnings.warn(str(report), warning, stacklevel=4)
     return report
 
 
@@ -158,7 +171,7 @@ def without(
         **{name: [value] * len(examples) for name, value in UNCUT.items()},
         **{name: [row in noted and row not in faults for row in rows] for name, noted in notes.items()},
     }
-    settled(pa.table(account), on_bad_rows)
+    settled(pa.table(account), on_bad_rows, UserWarning)
     return examples.select([row for row in rows if row not in faults])
 
 

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.table import MemoryMappedTable
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.data.account import ACCOUNT, UNCUT, DataReport, settled, write_account, write_usable
+from vrpo.data.account import ACCOUNT, UNCUT, DataReport, RowsWarning, settled, write_account, write_usable
 from vrpo.data.cache import kept, key_of
 from vrpo.data.encode import Budget, Encoder, encoder_of
 from vrpo.data.faults import check_example_ids, faults
@@ -270,7 +270,7 @@ def tokenized(
                 )
                 write_whole(account, partial(write_account, made))
                 write_whole(path, partial(write_usable, made))
-    report = settled(MemoryMappedTable.from_file(str(account)).table, on_bad_rows)
+    report = settled(MemoryMappedTable.from_file(str(account)).table, on_bad_rows, RowsWarning)
     return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key), report
 
 
