@@ -20,6 +20,9 @@ LOST = [  # rows of pairs, and the column that the model would not be given
     ({"instruction": "Name a fruit", "input": "", "chosen": "Apple", "rejected": "Stone"}, "instruction"),
     (pair(input="a table"), "input"),
     (pair(System="Be brief"), "System"),
+    (pair(systemPrompt="Be brief"), "systemPrompt"),
+    ({"prompt ": "What is the capital of France?", **ANSWERS}, "prompt "),
+    ({"User Prompt": "What is the capital of France?", **ANSWERS}, "User Prompt"),
     (pair(context="Paris is a city"), "context"),
     (pair(history=[["a", "b"]]), "history"),
     (pair(images=["a.png"]), "images"),
@@ -89,6 +92,8 @@ def test_rows_that_nobody_said_how_to_read(tokenizer, write):
     beside = load_rows(write({"messages": said("What is it?"), **ANSWERS}))
     with pytest.raises(ValueError, match="column 'messages' holds what"):
         tokenize_preferences(beside, tokenizer)
+    with pytest.warns(UserWarning, match=r"the rows: not read: text \(1 rows\)"):
+        tokenize_preferences(load_rows(write(pair(text="more"))), tokenizer)
 
 
 def test_fields_of_messages_are_named(tokenizer, write):
@@ -107,7 +112,11 @@ BARRED = [
     {"thinking": "so"},
     {"images": ["a.png"]},
     {"weight": 0},
+    {"weight": 0.0},
     {"train": False},
+    {"train": "false"},
+    {"train_on_turn": False},
+    {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
     {"prefix": True},
 ]
 
@@ -149,6 +158,7 @@ ODD = [  # messages, and what is said of them
     ([{"role": "user", "content": []}], "messages without a text"),
     ([{"role": "user", "content": None}], "messages without a text"),
     ([{"role": "assistant", "content": None, "tool_calls": CALL}], "'tool_calls'"),
+    ({"role": "user", "content": "q"}, "messages without a list"),
     ([{"from": "human", "value": "q"}], "turns of 'from' and 'value': rename"),
 ]
 

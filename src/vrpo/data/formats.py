@@ -5,6 +5,7 @@ What deliberately does not live here: files (sources.py, json_rows.py), tokens a
 
 import math
 import re
+import unicodedata
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,11 +156,16 @@ def shared_length(one: Text, other: Text) -> int:
 
 
 def _last_word(common: str) -> int:
-    """Where the last word of a text begins, white space that is no space before it being left out."""
+    """Where the last word of a text begins, white space that is no space before it being left out. Chinese and Japanese
+    are written without spaces: their wide punctuation is no part of a word."""
     end = len(common)
-    while end > 0 and not common[end - 1].isspace():
+    while end > 0 and not (common[end - 1].isspace() or _is_wide_sign(common[end - 1])):
         end -= 1
     return end - 1 if common[end - 1 : end] == " " else end
+
+
+def _is_wide_sign(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character).startswith("P")
 
 
 def is_shortened(chosen: Text, rejected: Text) -> bool:

@@ -25,7 +25,7 @@ from datasets.table import MemoryMappedTable
 from vrpo.data.cache import digest_of, kept, key_of
 from vrpo.data.formats import LISTS, READ
 from vrpo.data.messages import as_messages, barred_key, kind_of_turns
-from vrpo.data.unread import SAID, Carried, Read, refuse, warn_of
+from vrpo.data.unread import SAID, Carried, Read, plain, refuse, warn_of
 from vrpo.data.whole import write_whole
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -208,7 +208,7 @@ def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str,
         problem = problem or next((f" ({each.origin}: {each.unusable})" for each in block if each.unusable), "")
     own = list(found) if read is None else wanted(read, list(found), label, problem)
     kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
-    asked = any(name.lower() in SAID and name not in own for name in found)
+    asked = any(plain(name) in SAID and name not in own for name in found)
     types = {column.name: column.types.get(column.common, pa.null()) for column in kept_columns}
     schema = pa.schema({**types, "origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()})
     schema = schema.with_metadata({_UNREAD: carried.unread(own)})

@@ -9,12 +9,13 @@ from typing import Any
 Message = dict[str, str]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _BARRED = {  # what messages may say beside their content, which is not read
-    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "prefix", "refusal"),
+    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "prefix", "refusal", "train_detail"),
     *("reasoning_content", "reasoning", "thinking", "image", "images", "video", "videos", "audio", "audios"),
 }
 _TEXT = ("text", "input_text", "output_text")  # types of the parts of a content that are text
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, False)
-_OFF: dict[str, Any] = {"weight": 0, "train": False, "training": False, "loss": False}  # an answer not to be trained
+_OFF = ("weight", "train", "training", "trainable", "train_on_turn", "loss")  # of an answer: false if not to be trained
+_FALSE = (0, False, "false", "False", "no", "0")
 
 
 class UnusableRow(ValueError):
@@ -55,7 +56,7 @@ def barred_key(messages: Sequence[Mapping[str, Any]]) -> str | None:
     odd = sorted(map(_odd_name, parts))
     barred = sorted(message_keys(messages) & _BARRED)
     last = messages[-1] if messages and messages[-1].get("role") == "assistant" else {}
-    off = [key for key, value in _OFF.items() if last.get(key) is not None and last[key] == value]
+    off = [key for key in _OFF if last.get(key) in _FALSE]
     return next(iter([*barred, *odd, *off]), None)
 
 
@@ -69,7 +70,9 @@ def as_messages(value: Any) -> list[Message] | None:
 
 
 def kind_of_turns(value: Any) -> str | None:
-    """What a list of objects is that is no list of messages, in words; None for anything else."""
+    """What turns are that are no list of messages, in words; None for anything else."""
+    if isinstance(value, dict) and ({"role", "content"} <= {*value} or {"from", "value"} <= {*value}):
+        return "messages without a list: put the turn into one"
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return None
     if all({"from", "value"} <= {*item} for item in value):
