@@ -65,7 +65,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
     """The rows of a file, each with its origin: "label:17" for line 17, "label:row 17" for element 17 (from 0) of a
     JSON array or of a parquet file.
 
-    Lines end at "\\n" only (strings may contain U+2028); blank lines are no rows. Duplicate keys: the last one wins.
+    Lines end at "\\n" only (strings may contain U+2028); blank lines are no rows. A line with a key twice is no row.
 
     Raises:
         ValueError: the file as a whole cannot be read.
@@ -73,6 +73,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
     try:
         if suffix_of(path) == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as table:
+                _once(table.schema_arrow.names)
                 blocks = table.iter_batches(batch_size=_BLOCK)
                 yield from _numbered((row for block in blocks for row in block.to_pylist()), label)
             return
@@ -86,7 +87,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
 
 def _json_records(file: Any, path: Path, label: str) -> Iterator[Record]:
     if ".jsonl" not in path.name and _begins_array(file):
-        yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode()), label)
+        yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode(), object_pairs_hook=_object), label)
         return
     for number, line in enumerate(file, start=1):
         line = line.removeprefix(_MARK) if number == 1 else line
@@ -109,9 +110,26 @@ def _numbered(rows: Iterable[Any], label: str) -> Iterator[Record]:
 
 def _parsed(line: bytes, origin: str) -> Record:
     try:
-        return _record(json.loads(line.decode()), origin)
+        return _record(json.loads(line.decode(), object_pairs_hook=_object), origin)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         return Record(origin, {}, f"not a JSON object: {error}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: a key is there twice, of which one would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _once([key for key, _ in pairs])
+    return found
+
+
+def _once(names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice")
 
 
 def _record(row: Any, origin: str) -> Record:
@@ -206,6 +224,8 @@ def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str,
         for column in found.values():
             column.look(block)
         problem = problem or next((f" ({each.origin}: {each.unusable})" for each in block if each.unusable), "")
+    if not found and not problem:
+        raise ValueError(f"{label}: it has no rows. Check the file")
     own = list(found) if read is None else wanted(read, list(found), label, problem)
     kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
     asked = any(plain(name) in SAID and name not in own for name in found)
