@@ -159,7 +159,7 @@ def test_unreadable_files(tmp_path):
     twice = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["prompt", "chosen", "rejected", "prompt"])
     pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
     (tmp_path / "none.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="none.jsonl: it has no rows"):
+    with pytest.raises(ValueError, match=r"none\.jsonl: it has no rows"):
         load_rows(str(tmp_path / "none.jsonl"))
     for name in ("x.jsonl.gz", "x.json", "x.parquet", "twice.parquet"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read"):
