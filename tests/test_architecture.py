@@ -38,6 +38,7 @@ RANK = {  # a module imports modules of lower rank only
 SIDE = {"models", "data", "decoding", "rewards"}  # import types, themselves, and each other's protocols
 ALLOWED = {  # what else a side branch may import
     ("data", "draws", "draw_key"),
+    ("decoding", "data", "asked"),  # a model is asked as it was trained
     ("models", "rewards", "Answer"),  # what the protocol Judge is about: a reward model is a judge
     ("models", "rewards", "Verdict"),
 }

@@ -9,6 +9,7 @@ from tests.data.data_rows import HEADER, POLITE_TEMPLATE, TEMPLATE, pair, prefer
 from vrpo.data import tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
 from vrpo.data.account import summary
 from vrpo.data.encode import Budget
+from vrpo.decoding.text import prompt_ids
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
 
@@ -75,8 +76,9 @@ def test_a_response_is_content_and_end_of_turn(with_template, name):
         answer,
         answer.replace("a", "b", 1),
     ]
+    assert prompt_ids(tokenizer, [said("q")], mask_id=-1) == [examples[0]["prompt_ids"]], "generate asks alike"
     asked = tokenizer.apply_chat_template(said("q"), tokenize=False, add_generation_prompt=True)
-    assert ["Generate with a chat template" in str(each.message) for each in caught] == [True] * (asked != prompt)
+    assert ["vrpo asks so, too" in str(each.message) for each in caught] == [True] * (asked != prompt)
 
 
 def test_an_answer_with_a_thought_of_its_own(with_template):
@@ -88,7 +90,7 @@ def test_an_answer_with_a_thought_of_its_own(with_template):
     tokenizer = with_template(thinking)
     rows = {"prompt": said("q"), "chosen": said("<think>x</think>a", first="assistant")}
     rows["rejected"] = said("<think>y</think>a", first="assistant")
-    with pytest.warns(UserWarning, match="Generate with a chat template"):
+    with pytest.warns(UserWarning, match="Elsewhere generate with a chat template"):
         examples, _ = preferences(tokenizer, rows)
     assert texts(tokenizer, examples[0], "prompt", "chosen") == [
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
@@ -177,10 +179,11 @@ def test_one_table_of_what_became_of_the_rows(tokenizer):
         train = preferences(tokenizer, *rows, max_length=20)[1]
     table = summary(["train", "eval"], [train, preferences(tokenizer, pair())[1]])
     head, *lines = table.splitlines()
-    found = {line[:-20].strip(): line[-20:].split() for line in lines[:-1]}
+    found = {line[:-20].strip(): line[-20:].split() for line in lines[:-2]}
     assert head.split() == ["train", "eval"]
     assert found["rows"] == ["4", "1"]
     assert found["kept"] == ["2", "1"]
     assert found["answers cut (no end token)"] == ["1", "0"]
     assert found["dropped: prompt too long"] == found["dropped: empty answer"] == ["1", "0"]
-    assert lines[-1].startswith("prompt too long: set truncation_mode to keep_end")
+    assert lines[-2].startswith("prompt too long (first: row 0): set truncation_mode to keep_end")
+    assert lines[-1] == "empty answer (first: row 2)"

@@ -3,6 +3,8 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
@@ -100,6 +102,10 @@ def test_messages_with_differing_keys(write):
         ),
         (json.dumps(pair(prompt=10**400)), "wrong type: field 'prompt'"),
         ("[" * 100_000, "not a JSON object"),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": "c", "prompt": "d"}',
+            "not a JSON object: 'prompt' is there twice",
+        ),
     ],
 )
 def test_bad_lines_are_carried_through(write, bad, problem):
@@ -150,7 +156,12 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-5])
     (tmp_path / "x.json").write_text("[1, 2")
     (tmp_path / "x.parquet").write_bytes(b"nothing")
-    for name in ("x.jsonl.gz", "x.json", "x.parquet"):
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["prompt", "chosen", "rejected", "prompt"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"none\.jsonl: it has no rows"):
+        load_rows(str(tmp_path / "none.jsonl"))
+    for name in ("x.jsonl.gz", "x.json", "x.parquet", "twice.parquet"):
         with pytest.raises(ValueError, match=f"{name}: cannot be read"):
             load_rows(str(tmp_path / name))
 

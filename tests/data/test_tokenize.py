@@ -170,6 +170,7 @@ TURNS = "\n\nHuman: Is it?\n\nAssistant:"
         (TURNS + " It is so.", TURNS + " It is not.", (TURNS, " It is so.", " It is not.")),  # kills: words swallowed
         (TURNS + " So." + TURNS + "a", TURNS + " So." + TURNS + "b", (TURNS + " So." + TURNS, "a", "b")),
         (TURNS, TURNS + " y", (TURNS, "", " y")),  # kills: the mark trained as an answer, where there is none
+        ("首都是哪里。巴黎是", "首都是哪里。巴黎不", ("首都是哪里。", "巴黎是", "巴黎不")),  # no spaces there
     ],
 )
 def test_split_transcripts(chosen, rejected, expected):

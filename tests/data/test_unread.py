@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from tests.data.data_rows import pair, preferences, said, supervised
 from vrpo.commands.generate_prompts import read_prompts
-from vrpo.data import load_rows, tokenize_preferences, tokenize_ranked, tokenize_unpaired
+from vrpo.data import load_rows, tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
 from vrpo.data.formats import preference_columns, supervised_columns
 
 ANSWERS = {"chosen": "The capital is Paris.", "rejected": "The capital is Lyon."}
@@ -20,6 +20,9 @@ LOST = [  # rows of pairs, and the column that the model would not be given
     ({"instruction": "Name a fruit", "input": "", "chosen": "Apple", "rejected": "Stone"}, "instruction"),
     (pair(input="a table"), "input"),
     (pair(System="Be brief"), "System"),
+    (pair(systemPrompt="Be brief"), "systemPrompt"),
+    ({"prompt ": "What is the capital of France?", **ANSWERS}, "prompt "),
+    ({"User Prompt": "What is the capital of France?", **ANSWERS}, "User Prompt"),
     (pair(context="Paris is a city"), "context"),
     (pair(history=[["a", "b"]]), "history"),
     (pair(images=["a.png"]), "images"),
@@ -89,6 +92,8 @@ def test_rows_that_nobody_said_how_to_read(tokenizer, write):
     beside = load_rows(write({"messages": said("What is it?"), **ANSWERS}))
     with pytest.raises(ValueError, match="column 'messages' holds what"):
         tokenize_preferences(beside, tokenizer)
+    with pytest.warns(UserWarning, match=r"the rows: not read: text \(1 rows\)"):
+        tokenize_preferences(load_rows(write(pair(text="more"))), tokenizer)
 
 
 def test_fields_of_messages_are_named(tokenizer, write):
@@ -107,7 +112,11 @@ BARRED = [
     {"thinking": "so"},
     {"images": ["a.png"]},
     {"weight": 0},
+    {"weight": 0.0},
     {"train": False},
+    {"train": "false"},
+    {"train_on_turn": False},
+    {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
     {"prefix": True},
 ]
 
@@ -123,6 +132,51 @@ def test_messages_that_say_more(more, source, tokenizer, write):
         columns = [rows[index] for index in range(len(rows))]
         with pytest.raises(ValueError, match=f"wrong type: field 'messages' .*messages with '{next(iter(more))}'"):
             supervised(tokenizer, *columns, on_bad_rows="error")
+
+
+def parts(*texts):
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize("source", ["file", "table"])
+def test_content_in_parts_of_text(source, tokenizer, write):
+    """OpenAI's format. Kills: rows lost for their form; the second part left out."""
+    whole = {side: said("Name a fruit", answer) for side, answer in (("chosen", "Apple"), ("rejected", "Stone"))}
+    row = {
+        side: [{"role": m["role"], "content": parts(m["content"][:3], m["content"][3:])} for m in messages]
+        for side, messages in whole.items()
+    }
+    rows = load_rows(write(row)) if source == "file" else Dataset.from_list([row])
+    assert tokenize_preferences(rows, tokenizer)[0][0] == preferences(tokenizer, whole)[0][0]
+
+
+ODD = [  # messages, and what is said of them
+    ([{"role": "user", "content": [*parts("q"), {"type": "image_url", "image_url": {"url": "x"}}]}], "'image_url'"),
+    ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], "'refusal'"),
+    ([{"role": "user", "content": [{**parts("q")[0], "cache_control": {"type": "x"}}]}], "'cache_control'"),
+    ([{"role": "user", "content": ["q"]}], "'parts of no type'"),
+    ([{"role": "user", "content": []}], "messages without a text"),
+    ([{"role": "user", "content": None}], "messages without a text"),
+    ([{"role": "assistant", "content": None, "tool_calls": CALL}], "'tool_calls'"),
+    ({"role": "user", "content": "q"}, "messages without a list"),
+    ([{"from": "human", "value": "q"}], "turns of 'from' and 'value': rename"),
+]
+
+
+@pytest.mark.parametrize(("messages", "named"), ODD)
+@pytest.mark.parametrize("source", ["file", "table", "prompts"])
+def test_what_is_no_text_is_named(messages, named, source, tokenizer, write):
+    """Kills: "an object, a list or a huge integer", of which nobody knows what to change."""
+    row = {"prompt": messages, "completion": said("a", first="assistant")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if source == "prompts":
+            with pytest.raises(ValueError, match=f"train.jsonl:1.*{named}"):
+                read_prompts(Path(write(row)))
+            return
+        rows = load_rows(write(row)) if source == "file" else Dataset.from_list([row])
+        with pytest.raises(ValueError, match=f"wrong type: field 'prompt' holds .*{named}"):
+            tokenize_sft(rows, tokenizer)
 
 
 @pytest.mark.parametrize("role", ["usr", "human", "gpt", "function", "User", ""])
@@ -169,6 +223,17 @@ def test_rows_that_are_another_format(tokenizer, row, reason):
     """Kills: the question trained inside the answer; one of two prompts lost; a turn continued as a new one."""
     with pytest.raises(ValueError, match=f"row 0: {reason}: "):
         preferences(tokenizer, row, on_bad_rows="error")
+
+
+def test_short_prompts_that_answers_begin_with(tokenizer):
+    """Some rows are kept and counted; mostly, it is how the table is written. Kills: greetings lost; 'The' trained
+    inside of all answers."""
+    hello = pair("Hello!", "Hello! How can I help?", "Hello! Go away.")
+    with pytest.warns(UserWarning, match="kept 12 of 12 rows; in 6 rows the answers begin with the short prompt"):
+        assert preferences(tokenizer, *[hello, pair()] * 6)[1].repeated_prompts == 6
+    assert preferences(tokenizer, hello)[1].kept == 1
+    with pytest.raises(ValueError, match="prompt: the answers of 7 of 12 usable rows begin with it"):
+        preferences(tokenizer, *[hello, pair()] * 5, hello, hello)
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [("Hi", "Highly so"), ("the sky", "the sky"), ("p", "pear")])

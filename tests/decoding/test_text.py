@@ -84,6 +84,8 @@ def test_text_stops_at_the_first_end_token(tokenizer, ids, text):
         ([[0], [1, 8, 8]], r"prompts\[1\] contains the mask token 8, at position 1"),
         ([[0], "a <mask>"], r"prompts\[1\] contains the mask token"),
         ([[0, "a"]], r"prompts\[0\] must be"),
+        ([[{"role": "usr", "content": "a"}]], r"unknown role: field 'prompts\[0\]' has the role 'usr'"),
+        ([[{"role": "user", "content": [{"type": "image"}]}]], r"field 'prompts\[0\]' holds messages with 'image'"),
     ],
 )
 def test_errors_name_the_prompt(tokenizer, prompts, message):

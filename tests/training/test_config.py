@@ -1,6 +1,7 @@
 """What trainers and configurations refuse, in words that say what to do, before anything is trained."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,11 @@ TEXTS = [
 def test_bad_rows_are_dropped_or_refused(tmp_path: Path) -> None:
     """Kills: on_bad_rows that does not reach the tokenisation."""
     rows = Dataset.from_list(TEXTS)
-    with pytest.warns(UserWarning, match="dropped 1: equal answers"):
-        trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
+    trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
     assert len(trainer.train_dataset) == 1
+    assert list(trainer.reports[0].dropped) == ["equal answers"]
+    with pytest.warns(UserWarning, match="kept 1 of 2 rows; dropped 1"):
+        trainer.tokenized(rows)  # as trainer.eval_dataset, put in later
     with pytest.raises(ValueError, match="row 1: equal answers"):
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, on_bad_rows="error"), train_dataset=rows)
     with pytest.raises(ValueError, match="on_bad_rows"):
@@ -228,8 +231,8 @@ def test_text_settings_reach_the_tokens(tmp_path: Path) -> None:
     """Kills: max_length, max_prompt_length, truncation_mode, eos_padding or strings_as_chat dropped on the way."""
     rows = Dataset.from_list([{"prompt": "pqrs", "chosen": "abcdefgh", "rejected": "xy"}])
     fields = {"max_length": 9, "max_prompt_length": 2, "truncation_mode": "keep_end", "eos_padding": 5}
-    with pytest.warns(UserWarning, match="cut 1 prompts"):
-        trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **fields), train_dataset=rows)
+    trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **fields), train_dataset=rows)
+    assert trainer.reports[0].truncated_prompts == 1
     row, tokenizer = trainer.train_dataset[0], trainer.denoiser.tokenizer
     assert tokenizer.decode(row["prompt_ids"]) == "rs"
     assert tokenizer.decode(row["chosen_ids"]) == "abcdefg"
@@ -239,12 +242,18 @@ def test_text_settings_reach_the_tokens(tmp_path: Path) -> None:
 
 
 def test_a_run_begins_with_what_became_of_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Once, for all sets. Kills: rows that go in silence; a table for each."""
+    """Once, for all sets. Kills: rows that go in silence; a table for each; a warning that says it again."""
     rows = Dataset.from_list(TEXTS)
     config = vrpo_config(tmp_path, max_steps=1)
-    VRPOTrainer(tiny(), args=config, train_dataset=rows, eval_dataset=rows.select([0])).train()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = VRPOTrainer(tiny(), args=config, train_dataset=rows, eval_dataset=rows.select([0]))
+        trainer.evaluate()
+        trainer.train()
+    assert not [each for each in caught if "kept" in str(each.message)]
     shown = capsys.readouterr().err
     assert shown.count("kept") == 1
+    assert "\nequal answers (first: row 1)\n" in shown
     assert re.search(r"train +eval\nrows +2 +1\nkept +1 +1\n(.*\n)*dropped: equal answers +1 +0\n", shown)
 
 

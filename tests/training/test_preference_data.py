@@ -117,13 +117,13 @@ def test_rows_of_text(tmp_path: Path) -> None:
     of = Dataset.from_list(rows)
     assert len(VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=of).train_dataset) == 2
     assert len(VRPOTrainer(tiny(), args=vrpo_config(tmp_path, loss_type="kto"), train_dataset=of).train_dataset) == 2
-    with pytest.warns(UserWarning, match="dropped 1: missing number"):
-        scaled = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **SCALING), train_dataset=of)
+    scaled = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **SCALING), train_dataset=of)
+    assert list(scaled.reports[0].dropped) == ["missing number"]
     assert scaled.train_dataset["chosen_reward"][:] == [1.0]
     tied = Dataset.from_list([{"prompt": "a", "completions": ["b", "c", "d"], "rewards": [1, 2, r]} for r in (1, 3)])
     assert len(VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=tied).train_dataset) == 2
-    with pytest.warns(UserWarning, match="dropped 1: tied answers"):
-        VRPOTrainer(tiny(), args=vrpo_config(tmp_path, loss_type="plackett_luce"), train_dataset=tied)
+    ordered = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, loss_type="plackett_luce"), train_dataset=tied)
+    assert list(ordered.reports[0].dropped) == ["tied answers"]
     one = Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * 2)
     with pytest.raises(ValueError, match="all rows have the same prompt"):
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, loss_type="kto"), train_dataset=one)

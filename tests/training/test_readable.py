@@ -25,6 +25,7 @@ def weighed(weight: float) -> Dataset:
     return with_numbers(pairs(4), weight=lambda row: weight if row == 1 else 1.0)
 
 
+SHARED = {f"{side}_ids": [11, 12, 13, 14, last] for side, last in (("chosen", 15), ("rejected", 16))}
 DROPPED: dict[str, tuple[Dataset, str]] = {
     "mask in an answer": (changed(pairs(4), chosen_ids=[11, MASK]), "mask token"),
     "mask in a prompt": (changed(pairs(4), prompt_ids=[MASK]), "mask token"),
@@ -37,6 +38,11 @@ DROPPED: dict[str, tuple[Dataset, str]] = {
     "one answer": (changed(ranked(4), completions_ids=[[11]], places=[0]), "fewer than two answers"),
     "places": (changed(ranked(4), places=[0, 1]), "other number of places"),
     "null": (changed(pairs(4), prompt_ids=None), "missing field"),
+    "repeated": (changed(pairs(4), prompt_ids=[11, 12, 13, 14], **SHARED), "repeated prompt"),
+    "repeated in a list": (
+        changed(ranked(4), prompt_ids=[11, 12, 13, 14], completions_ids=[[11, 12, 13, 14, last] for last in range(4)]),
+        "repeated prompt",
+    ),
     "null inside": (changed(pairs(4), chosen_ids=[11, None]), "missing number"),
     "no label": (changed(labelled(4), label=None), "missing field"),
     "tied": (changed(ranked(4, rewards=True), rewards=[1.0] * 4), "all answers tied"),
@@ -56,6 +62,24 @@ def test_what_text_is_asked_for_is_asked_of_ids(case: str, tmp_path: Path) -> No
     assert trainer.train_dataset["example_id"][:] == [0, 2, 3]
     with pytest.raises(ValueError, match=f"^row 1: {reason}"):
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, on_bad_rows="error", **loss), train_dataset=rows)
+
+
+@pytest.mark.parametrize("rows", [pairs(4), ranked(4), labelled(4)])
+def test_tables_of_ids_without_a_prompt(rows: Dataset, tmp_path: Path) -> None:
+    """As of text. Kills: answers trained without a question. Texts to learn have none."""
+    empty = Dataset.from_dict({**{name: rows[name][:] for name in rows.column_names}, "prompt_ids": [[]] * 4})
+    loss = {"loss_type": "kto", "kto_baseline": "batch_mean"} if "label" in rows.column_names else {}
+    with pytest.raises(ValueError, match="prompt: it is empty in all 4 usable rows"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **loss), train_dataset=empty)
+    SFTTrainer(
+        tiny(), args=sft_config(tmp_path), train_dataset=Dataset.from_dict({"prompt_ids": [[]], "response_ids": [[11]]})
+    )
+
+
+def test_answers_that_begin_with_a_short_prompt_of_ids(tmp_path: Path) -> None:
+    short = changed(pairs(4), prompt_ids=[11], **SHARED)
+    with pytest.warns(UserWarning, match="kept 4 of 4 rows; in 1 rows the answers begin with the short prompt"):
+        VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=short)
 
 
 def floats() -> Dataset:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrpo.data.json_rows import SUFFIXES, read_records
-from vrpo.data.messages import UnusableRow, as_messages, check_roles
+from vrpo.data.messages import UnusableRow, as_messages, check_messages, kind_of_turns
 from vrpo.data.unread import STRUCTURE, TURNS, refuse
 from vrpo.decoding.text import prompt_ids
 
@@ -66,10 +66,11 @@ def _rows(path: Path) -> list[Prompt]:
         content = record.fields.get("prompt")
         messages = [] if isinstance(content, str) else as_messages(content)
         if messages is None or not (content or isinstance(content, str)):
-            raise ValueError(f"{record.origin} has no field 'prompt' that holds text or messages")
+            said = f": it holds {kind_of_turns(content)}" if kind_of_turns(content) else ""
+            raise ValueError(f"{record.origin} has no field 'prompt' that holds text or messages{said}")
         refuse(record.fields, ("prompt",), record.origin, TURNS | STRUCTURE)
         try:
-            check_roles(messages, "prompt")
+            check_messages([] if isinstance(content, str) else content, "prompt")
         except UnusableRow as error:
             raise ValueError(f"{record.origin}: {error}") from error
         others = {name: value for name, value in record.fields.items() if name != "prompt"}

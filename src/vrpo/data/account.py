@@ -4,7 +4,7 @@ What deliberately does not live here: what makes a row unusable (formats.py, enc
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,22 @@ ACCOUNT = {  # columns that a table of examples has until it is settled
     "responses_cut": Value("int64"),
     "prompt_shortened": Value("bool"),
     "prompt_empty": Value("bool"),
+    "prompt_repeated": Value("bool"),
 }
-UNCUT = {"prompt_cut": False, "responses_cut": 0, "prompt_shortened": False, "prompt_empty": False}
+UNCUT = {"prompt_cut": False, "responses_cut": 0} | dict.fromkeys(
+    ("prompt_shortened", "prompt_empty", "prompt_repeated"), False
+)
+_FORMAT = 10  # rows from which on answers that begin with their prompts, mostly, are no chance
 _REMEDIES = {
     "prompt too long": "set truncation_mode to keep_end, which cuts the beginning of prompts, or max_prompt_length, or "
     "a larger max_length",
 }
 _BATCH = 1000  # examples that are written together
 _SHOWN = 3  # origins kept per reason
+
+
+class RowsWarning(UserWarning):
+    """What was dropped or cut of a table of text."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class Dropped:
 @dataclass(frozen=True)
 class DataReport:
     """What became of the rows: `kept` and `dropped` by reason add up to all rows; of the kept ones, how many prompts
-    and how many responses were cut to fit, how many implicit prompts end before words that both answers begin with, and
-    how many prompts are empty."""
+    and how many responses were cut to fit, how many implicit prompts end before words that both answers begin with, how
+    many prompts are empty, and how many, being short, are what the answers begin with."""
 
     kept: int
     dropped: Mapping[str, Dropped]
@@ -52,12 +60,15 @@ class DataReport:
     truncated_responses: int
     shortened_prompts: int = 0
     empty_prompts: int = 0
+    repeated_prompts: int = 0
 
     def __str__(self) -> str:
         parts = [f"kept {self.kept} of {self.total} rows"]
         for reason, drop in self.dropped.items():
             remedy = f": {_REMEDIES[reason]}" if reason in _REMEDIES else ""
             parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){remedy}")
+        if self.repeated_prompts:
+            parts.append(f"in {self.repeated_prompts} rows the answers begin with the short prompt")
         if self.truncated_prompts:
             parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length or max_length")
         if self.truncated_responses:
@@ -77,19 +88,29 @@ class DataReport:
             "  answers cut (no end token)": self.truncated_responses,
             "  prompts ended before shared words": self.shortened_prompts,
             "  empty prompts": self.empty_prompts,
+            "  answers begin with a short prompt": self.repeated_prompts,
         }
         return counts | {f"dropped: {reason}": drop.count for reason, drop in self.dropped.items()}
 
 
 def summary(names: Sequence[str], reports: Sequence[DataReport]) -> str:
-    """One table of what became of the rows of each data set, by name: kept, cut and dropped, and the remedies."""
+    """One table of what became of the rows of each data set, by name: kept, cut and dropped; and where, and the
+    remedies. Nothing, if there is no data set."""
+    if not names:
+        return ""
     counts = [report.lines() for report in reports]
     lines = dict.fromkeys(line for each in counts for line in each)
     width = max(map(len, lines))
     head = " " * width + "".join(f"{name:>10}" for name in names)
     rows = [f"{line:{width}}" + "".join(f"{each.get(line, 0):>10}" for each in counts) for line in lines]
-    reasons = dict.fromkeys(reason for report in reports for reason in report.dropped)
-    notes = [f"{reason}: {_REMEDIES[reason]}" for reason in reasons if reason in _REMEDIES]
+    first: dict[str, str] = {}
+    for report in reports:
+        for reason, drop in report.dropped.items():
+            first.setdefault(reason, drop.origins[0])
+    notes = [
+        f"{reason} (first: {origin})" + (f": {_REMEDIES[reason]}" if reason in _REMEDIES else "")
+        for reason, origin in first.items()
+    ]
     return "\n".join([head, *rows, *notes])
 
 
@@ -115,25 +136,30 @@ def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
             writer.write_table(table)
 
 
-def settled(account: pa.Table, on_bad_rows: str) -> DataReport:
-    """What the account of a table of examples comes to, with a warning of what was dropped or cut.
+def settled(account: pa.Table, on_bad_rows: str, warning: type[UserWarning]) -> DataReport:
+    """What the account of a table of examples comes to, with a warning, of this kind, of what was dropped or cut.
 
     Raises:
         ValueError: there is no usable one, or, on request, an unusable one.
     """
     report = _report(account, on_bad_rows)
-    if report.dropped or report.truncated_prompts or report.truncated_responses:
-        warnings.warn(str(report), UserWarning, stacklevel=4)
+    if str(report) != f"kept {report.kept} of {report.kept} rows":
+        warnings.warn(str(report), warning, stacklevel=4)
     return report
 
 
-def without(examples: Dataset, faults: Mapping[int, UnusableRow], on_bad_rows: str) -> Dataset:
+def without(
+    examples: Dataset, faults: Mapping[int, UnusableRow], notes: Mapping[str, Set[int]], on_bad_rows: str
+) -> Dataset:
     """Examples that were given as such, without those at fault, which are counted like unusable rows.
+
+    Args:
+        notes: the rows of which an account says these things.
 
     Raises:
         ValueError: as `settled`.
     """
-    if not faults:
+    if not faults and not any(notes.values()):
         return examples
     rows = range(len(examples))
     known = [faults.get(row) for row in rows]
@@ -143,8 +169,9 @@ def without(examples: Dataset, faults: Mapping[int, UnusableRow], on_bad_rows: s
         "reason": [None if fault is None else fault.reason for fault in known],
         "detail": [None if fault is None else fault.detail for fault in known],
         **{name: [value] * len(examples) for name, value in UNCUT.items()},
+        **{name: [row in noted and row not in faults for row in rows] for name, noted in notes.items()},
     }
-    settled(pa.table(account), on_bad_rows)
+    settled(pa.table(account), on_bad_rows, UserWarning)
     return examples.select([row for row in rows if row not in faults])
 
 
@@ -165,6 +192,11 @@ def _report(account: pa.Table, on_bad_rows: str) -> DataReport:
         raise ValueError(
             f"prompt: it is empty in all {kept} usable rows. Give the column of what is asked the name 'prompt', or "
             "train on rows of 'text'"
+        )
+    if kept >= _FORMAT and report.repeated_prompts > kept / 2:
+        raise ValueError(
+            f"prompt: the answers of {report.repeated_prompts} of {kept} usable rows begin with it, and it is no part "
+            "of an answer. Take it out of the answers"
         )
     if bad and on_bad_rows == "error":
         raise ValueError(f"{first} ({bad} unusable rows; fix or remove them, or pass on_bad_rows='drop' to count them)")

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from vrpo.data.formats import Message, Text, UnusableRow, shared_length
+from vrpo.data.formats import Message, Text, UnusableRow, shared_length, text_field
 from vrpo.data.words import Words, encodes_words_alone
 
 _ASKED, _SAID = "xkquserqkx", "xkqanswerqkx"  # contents that no template writes of itself
@@ -139,36 +139,59 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
             "the rows are chat messages and the tokenizer has no chat template: set tokenizer.chat_template, take the "
             "tokenizer of an instruct model, or give prompts and answers as strings"
         )
+    turn = turn_of(tokenizer) if chat else Turn()
+    if turn.surplus or turn.opening:
+        warnings.warn(
+            f"the chat template writes {turn.opening!r} before an answer where add_generation_prompt gives "
+            f"{turn.surplus!r}: prompts end with what stands before answers. vrpo asks so, too. Elsewhere generate "
+            "with a chat template that does the same",
+            UserWarning,
+            stacklevel=3,
+        )
     fast = isinstance(tokenizer, PreTrainedTokenizerFast) and encodes_words_alone(tokenizer.backend_tokenizer)
-    return Encoder(tokenizer, turn_of(tokenizer) if chat else Turn(), end, Words() if fast else None)
+    return Encoder(tokenizer, turn, end, Words() if fast else None)
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
-    """How the chat template writes the assistant's turn; a warning says where its generation prompt is another.
+    """How the chat template writes the assistant's turn.
 
     Raises:
         ValueError: a template whose turns cannot be told apart, or that leaves out what is said.
     """
+    surplus, opening, before, tail = _around_answers(tokenizer)
     dangling = dangling_header(tokenizer)
-    asked: list[Message] = [{"role": "user", "content": _ASKED}]
-    opened = render(tokenizer, asked, header=True)
-    closed = render(tokenizer, [*asked, {"role": "assistant", "content": _SAID}], header=False).removesuffix(dangling)
+    tail = tail.removesuffix(dangling)
+    end = _end_of_turn(tokenizer, tail)
+    return Turn(dangling, surplus, opening, before.rpartition(_ASKED)[2], tail.removeprefix(end), bool(end))
+
+
+def asked(tokenizer: PreTrainedTokenizerBase, messages: Any, name: str) -> str:
+    """A prompt of messages as training writes it, with all that stands before an answer.
+
+    Args:
+        name: of the prompt, in what is raised.
+
+    Raises:
+        ValueError: it is no list of messages, or the template refuses it or leaves something out.
+    """
+    surplus, opening, _, _ = _around_answers(tokenizer)
+    prompt = text_field({name: messages}, name)
+    assert not isinstance(prompt, str)
+    return Encoder(tokenizer, Turn(surplus=surplus, opening=opening), 0, None).texts(prompt, [])[0]
+
+
+def _around_answers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, str]:
+    """The surplus and the opening of a `Turn`, and what a template writes before an answer and after it."""
+    question: list[Message] = [{"role": "user", "content": _ASKED}]
+    opened = render(tokenizer, question, header=True)
+    closed = render(tokenizer, [*question, {"role": "assistant", "content": _SAID}], header=False)
     before, said, tail = closed.rpartition(_SAID)
     if not said or _ASKED not in before:
         raise ValueError("the chat template does not write the messages' content: set another tokenizer.chat_template")
     shared = shared_length(opened, before)
-    surplus, opening = opened[shared:], before[shared:]
-    if _ASKED in surplus:  # prompts are written in another way than conversations, which each row will tell
-        surplus = opening = ""
-    elif surplus or opening:
-        warnings.warn(
-            f"the chat template writes {opening!r} before an answer where add_generation_prompt gives {surplus!r}: "
-            "prompts end with what stands before answers. Generate with a chat template that does the same",
-            UserWarning,
-            stacklevel=4,
-        )
-    end = _end_of_turn(tokenizer, tail)
-    return Turn(dangling, surplus, opening, before.rpartition(_ASKED)[2], tail.removeprefix(end), bool(end))
+    if _ASKED in opened[shared:]:  # prompts are written in another way than conversations, which each row will tell
+        return "", "", before, tail
+    return opened[shared:], before[shared:], before, tail
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:

@@ -4,7 +4,7 @@ The rows of a text that spells the mask token and of ids that hold it are found 
 live here: what a row of text must contain (formats.py), which ids a model knows (training/readable.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from vrpo.data.formats import UnusableRow, check_different
+from vrpo.data.formats import SURE, UnusableRow, check_different
 
 ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids", "completions_ids", "response_ids")
 _REALS = ("weight", "chosen_reward", "rejected_reward")
@@ -81,6 +81,37 @@ def faults(table: pa.Table, mask_id: int | None) -> dict[int, UnusableRow]:
         for row, reason, detail in search:
             found.setdefault(row, UnusableRow(reason, detail))
     return found
+
+
+def notes_of(examples: Dataset) -> tuple[dict[int, UnusableRow], dict[str, set[int]]]:
+    """What is asked of the prompts of rows of text: the rows whose answers begin with a whole prompt, and what the
+    account of the table notes of the others. A response without a prompt is a text to learn (`response_ids`)."""
+    faults: dict[int, UnusableRow] = {}
+    notes: dict[str, set[int]] = {"prompt_empty": set(), "prompt_repeated": set()}
+    names = [name for name in ANSWERS if name in examples.column_names]
+    start = 0
+    for table in examples.select_columns(["prompt_ids", *names]).with_format("arrow").iter(batch_size=_BATCH):
+        firsts = pc.list_slice(table["prompt_ids"], 0, 1).to_pylist()
+        if names != ["response_ids"]:
+            notes["prompt_empty"] |= {row for row, first in enumerate(firsts, start) if first == []}
+        for row in _alike(table, firsts, names):
+            prompt, *found = (table[name][row].as_py() for name in ("prompt_ids", *names))
+            answers = (found[0] or [[]]) if names == ["completions_ids"] else found
+            if not all(len(each or ()) > len(prompt) and each[: len(prompt)] == prompt for each in answers):
+                continue
+            notes["prompt_repeated"].add(start + row)
+            if len(prompt) >= SURE:
+                said = "every answer begins with the prompt, which is no part of an answer"
+                faults[start + row] = UnusableRow("repeated prompt", said)
+        start += len(table)
+    return faults, notes
+
+
+def _alike(table: pa.Table, firsts: Sequence[Any], names: Sequence[str]) -> list[int]:
+    """The rows that have a prompt, with the first token of which their answers begin, too; of lists all."""
+    one = [name for name in names if name != "completions_ids"]
+    others = [pc.list_slice(table[name], 0, 1).to_pylist() for name in one]
+    return [row for row, first in enumerate(firsts) if first and all(other[row] == first for other in others)]
 
 
 Fault = tuple[int, str, str]  # row, reason, detail

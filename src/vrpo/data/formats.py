@@ -4,12 +4,14 @@ What deliberately does not live here: files (sources.py, json_rows.py), tokens a
 """
 
 import math
+import re
+import unicodedata
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vrpo.data.messages import Message, UnusableRow, as_messages, check_messages
+from vrpo.data.messages import Message, UnusableRow, as_messages, check_messages, kind_of_turns
 
 Text = str | list[Message]
 Layout = Literal["completion", "messages", "text"]
@@ -28,6 +30,8 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 }
 ASSISTANT = "\n\nAssistant:"  # where the assistant's turn begins in a transcript that is a string
 LISTS = ("completions", "rewards")  # columns that hold several values in each row
+SURE = 4  # words, signs or tokens of a prompt that answers do not begin with by chance
+_PIECES = re.compile(r"\w+|[^\w\s]")
 READ = tuple(dict.fromkeys((*FIELDS, *(name for names in COLUMNS.values() for name in names))))
 
 
@@ -110,10 +114,16 @@ def _check_transcripts(given: str | None, prompt: Text, chosen: Text, rejected: 
 
 
 def check_not_repeated(prompt: Text, *answers: Text) -> None:
-    """Raise `UnusableRow` where strings are given whole, the prompt included: it would be trained as response."""
-    asked = prompt.strip() if isinstance(prompt, str) else ""
-    if asked and all(_begins(str(answer).lstrip(), asked) for answer in answers):
+    """Raise `UnusableRow` where strings are given whole, the prompt included: it would be trained as response. Answers
+    may happen to begin with what a short prompt says ("Hello!"), of which the whole table tells (account.py)."""
+    if is_repeated(prompt, answers) and len(_PIECES.findall(str(prompt))) >= SURE:
         raise UnusableRow("repeated prompt", "every answer begins with the prompt, which is no part of an answer")
+
+
+def is_repeated(prompt: Text, answers: Sequence[Text]) -> bool:
+    """Whether every answer begins with the prompt; messages have been looked at."""
+    asked = prompt.strip() if isinstance(prompt, str) else ""
+    return bool(asked) and all(_begins(str(answer).lstrip(), asked) for answer in answers)
 
 
 def _begins(text: str, beginning: str) -> bool:
@@ -146,11 +156,16 @@ def shared_length(one: Text, other: Text) -> int:
 
 
 def _last_word(common: str) -> int:
-    """Where the last word of a text begins, white space that is no space before it being left out."""
+    """Where the last word of a text begins, white space that is no space before it being left out. Chinese and Japanese
+    are written without spaces: their wide punctuation is no part of a word."""
     end = len(common)
-    while end > 0 and not common[end - 1].isspace():
+    while end > 0 and not (common[end - 1].isspace() or _is_wide_sign(common[end - 1])):
         end -= 1
     return end - 1 if common[end - 1 : end] == " " else end
+
+
+def _is_wide_sign(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character).startswith("P")
 
 
 def is_shortened(chosen: Text, rejected: Text) -> bool:
@@ -226,9 +241,9 @@ def text_field(row: Mapping[str, Any], field: str) -> Text:
         return value
     messages = as_messages(value)
     if messages is None:
-        raise UnusableRow(
-            "wrong type", f"field '{field}' is neither a string nor a list of messages with string 'role' and 'content'"
-        )
+        said = kind_of_turns(value)
+        what = f"holds {said}" if said else "is neither a string nor a list of messages with 'role' and 'content'"
+        raise UnusableRow("wrong type", f"field '{field}' {what}")
     check_messages(value, field)
     return messages
 
@@ -327,17 +342,13 @@ def _answers(row: Mapping[str, Any]) -> list[Text]:
     value = row.get("completions")
     if value is None:
         raise UnusableRow("missing field", "field 'completions' is absent or null")
-    answers = (
-        [each if isinstance(each, str) else as_messages(each) for each in value] if isinstance(value, list) else []
-    )
-    if not isinstance(value, list) or any(answer is None for answer in answers):
+    if not isinstance(value, list) or None in value:
         raise UnusableRow("wrong type", "field 'completions' is no list of strings, nor of lists of messages")
-    for place, each in enumerate(value):
-        if not isinstance(each, str):
-            check_messages(each, f"completions[{place}]")
+    names = [f"completions[{place}]" for place in range(len(value))]
+    answers = [text_field({name: each}, name) for name, each in zip(names, value, strict=True)]
     if len(answers) < 2:
         raise UnusableRow("fewer than two answers", f"field 'completions' has {len(answers)}")
-    return [answer for answer in answers if answer is not None]
+    return answers
 
 
 def _rewards(row: Mapping[str, Any], count: int) -> list[float]:

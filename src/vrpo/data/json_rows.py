@@ -24,8 +24,8 @@ from datasets.table import MemoryMappedTable
 
 from vrpo.data.cache import digest_of, kept, key_of
 from vrpo.data.formats import LISTS, READ
-from vrpo.data.messages import as_messages, barred_key
-from vrpo.data.unread import SAID, Carried, Read, refuse, warn_of
+from vrpo.data.messages import as_messages, barred_key, kind_of_turns
+from vrpo.data.unread import SAID, Carried, Read, plain, refuse, warn_of
 from vrpo.data.whole import write_whole
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -34,8 +34,9 @@ Wanted = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]  # columns, or
 _BROKEN = "text that is not Unicode"
 _LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
+_UNKNOWN = "text or messages"  # what a column should hold of which no value can be read
 _EMPTY = "an empty list"
-_MORE = "messages with "  # more than is read of them
+_ODD = ("messages with", "turns of")  # kinds of turns that are no messages, or say more than is read
 _UNREAD = b"unread"  # a table's note of what its rows carry beside what is read
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs put first
 _BLOCK = 1000  # rows that are in memory together
@@ -64,7 +65,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
     """The rows of a file, each with its origin: "label:17" for line 17, "label:row 17" for element 17 (from 0) of a
     JSON array or of a parquet file.
 
-    Lines end at "\\n" only (strings may contain U+2028); blank lines are no rows. Duplicate keys: the last one wins.
+    Lines end at "\\n" only (strings may contain U+2028); blank lines are no rows. A line with a key twice is no row.
 
     Raises:
         ValueError: the file as a whole cannot be read.
@@ -72,6 +73,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
     try:
         if suffix_of(path) == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as table:
+                _once(table.schema_arrow.names)
                 blocks = table.iter_batches(batch_size=_BLOCK)
                 yield from _numbered((row for block in blocks for row in block.to_pylist()), label)
             return
@@ -85,7 +87,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
 
 def _json_records(file: Any, path: Path, label: str) -> Iterator[Record]:
     if ".jsonl" not in path.name and _begins_array(file):
-        yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode()), label)
+        yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode(), object_pairs_hook=_object), label)
         return
     for number, line in enumerate(file, start=1):
         line = line.removeprefix(_MARK) if number == 1 else line
@@ -108,9 +110,26 @@ def _numbered(rows: Iterable[Any], label: str) -> Iterator[Record]:
 
 def _parsed(line: bytes, origin: str) -> Record:
     try:
-        return _record(json.loads(line.decode()), origin)
+        return _record(json.loads(line.decode(), object_pairs_hook=_object), origin)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         return Record(origin, {}, f"not a JSON object: {error}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: a key is there twice, of which one would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        _once([key for key, _ in pairs])
+    return found
+
+
+def _once(names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice")
 
 
 def _record(row: Any, origin: str) -> Record:
@@ -160,18 +179,20 @@ class _Column:
             self.types[kind] = _united(self.types.get(kind, pa.null()), found)
 
     def typed(self, record: Record) -> tuple[str, Any]:
-        of = _typed_list if self.name in LISTS else _typed
-        return of(record.fields[self.name]) if self.name in record.fields else ("null", None)
+        if self.name not in record.fields:
+            return "null", None
+        kind, value = (_typed_list if self.name in LISTS else _typed)(record.fields[self.name])
+        return (_JSON, value) if kind.startswith(_ODD) and self.name not in READ else (kind, value)
 
     @property
     def common(self) -> str:
         """The commonest kind of those that the column may hold."""
         barred = {"null", _BROKEN, _JSON} if self.name in READ else {"null", _BROKEN}
-        known = {kind: count for kind, count in self.kinds.items() if not kind.startswith(_MORE)}
+        known = {kind: count for kind, count in self.kinds.items() if not kind.startswith(_ODD)}
         kinds = Counter({kind: count for kind, count in known.items() if kind not in barred})
         if len(kinds) > 1:
             del kinds[_EMPTY]  # it is of any kind
-        return kinds.most_common(1)[0][0] if kinds else "no text"
+        return kinds.most_common(1)[0][0] if kinds else _UNKNOWN
 
     def stored(self, block: Sequence[Record], problems: list[str | None]) -> pa.Array:
         """The values of a block; those of another kind become null and get an entry in `problems`."""
@@ -203,9 +224,11 @@ def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str,
         for column in found.values():
             column.look(block)
         problem = problem or next((f" ({each.origin}: {each.unusable})" for each in block if each.unusable), "")
+    if not found and not problem:
+        raise ValueError(f"{label}: it has no rows. Check the file")
     own = list(found) if read is None else wanted(read, list(found), label, problem)
     kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
-    asked = any(name.lower() in SAID and name not in own for name in found)
+    asked = any(plain(name) in SAID and name not in own for name in found)
     types = {column.name: column.types.get(column.common, pa.null()) for column in kept_columns}
     schema = pa.schema({**types, "origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()})
     schema = schema.with_metadata({_UNREAD: carried.unread(own)})
@@ -256,13 +279,10 @@ def _typed(value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         return ("a string", value) if _is_unicode(value) else (_BROKEN, None)
     messages = as_messages(value)
-    key = barred_key(value) if messages else None
-    if key is not None:
-        return f"{_MORE}{key!r}", None
-    if messages:
+    if messages and barred_key(value) is None:
         readable = all(_is_unicode(message["role"] + message["content"]) for message in messages)
         return ("messages", messages) if readable else (_BROKEN, None)
-    return _JSON, json.dumps(value, default=str)
+    return kind_of_turns(value) or _JSON, json.dumps(value, default=str)
 
 
 def _typed_list(value: Any) -> tuple[str, Any]:
@@ -276,7 +296,7 @@ def _typed_list(value: Any) -> tuple[str, Any]:
     for kind, name in _LISTED.items():
         if own == {kind} and (kind == "a number" or "null" not in kinds):
             return name, list(values)
-    return (_BROKEN if _BROKEN in kinds else _JSON), None
+    return next((kind for kind in kinds if kind == _BROKEN or kind.startswith(_ODD)), _JSON), None
 
 
 def _is_unicode(text: str) -> bool:

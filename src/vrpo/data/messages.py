@@ -9,10 +9,13 @@ from typing import Any
 Message = dict[str, str]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _BARRED = {  # what messages may say beside their content, which is not read
-    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "prefix", "refusal"),
+    *("tool_calls", "tool_call_id", "function_call", "tools", "documents", "prefix", "refusal", "train_detail"),
     *("reasoning_content", "reasoning", "thinking", "image", "images", "video", "videos", "audio", "audios"),
 }
-_OFF: dict[str, Any] = {"weight": 0, "train": False, "training": False, "loss": False}  # an answer not to be trained
+_TEXT = ("text", "input_text", "output_text")  # types of the parts of a content that are text
+_NOTHING: tuple[Any, ...] = (None, "", [], {}, False)
+_OFF = ("weight", "train", "training", "trainable", "train_on_turn", "loss")  # of an answer: false if not to be trained
+_FALSE = (0, False, "false", "False", "no", "0")
 
 
 class UnusableRow(ValueError):
@@ -43,25 +46,63 @@ def message_keys(value: Any) -> set[str]:
     """What else messages, or lists of them, say beside `role` and `content`."""
     items = value if isinstance(value, list) else []
     said = [(key, said) for item in items if isinstance(item, dict) for key, said in item.items()]
-    found = {key for key, each in said if key not in ("role", "content") and each not in (None, "", [], {}, False)}
+    found = {key for key, each in said if key not in ("role", "content") and each not in _NOTHING}
     return found.union(*(message_keys(item) for item in items if isinstance(item, list)))
 
 
 def barred_key(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The first thing of messages that would be lost, or the mark of an answer that is not to be trained."""
+    parts = (part for message in messages for part in _parts(message.get("content")) if _text_of([part]) is None)
+    odd = sorted(map(_odd_name, parts))
     barred = sorted(message_keys(messages) & _BARRED)
-    last = messages[-1] if messages and messages[-1]["role"] == "assistant" else {}
-    off = [key for key, value in _OFF.items() if last.get(key) is not None and last[key] == value]
-    return next(iter([*barred, *off]), None)
+    last = messages[-1] if messages and messages[-1].get("role") == "assistant" else {}
+    off = [key for key in _OFF if last.get(key) in _FALSE]
+    return next(iter([*barred, *odd, *off]), None)
 
 
 def as_messages(value: Any) -> list[Message] | None:
-    """A list of messages reduced to `role` and `content`, or None if it is not one."""
+    """A list of messages reduced to `role` and `content`, or None if it is not one. A content that is a list of parts
+    of text, as OpenAI has it, is what they say one after the other."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         return None
-    if not all("role" in item and "content" in item for item in value):
+    messages = [{"role": item.get("role"), "content": _text_of(item.get("content"))} for item in value]
+    return messages if all(isinstance(part, str) for item in messages for part in item.values()) else None
+
+
+def kind_of_turns(value: Any) -> str | None:
+    """What turns are that are no list of messages, in words; None for anything else."""
+    if isinstance(value, dict) and ({"role", "content"} <= {*value} or {"from", "value"} <= {*value}):
+        return "messages without a list: put the turn into one"
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return None
-    messages = [{"role": item["role"], "content": item["content"]} for item in value]
-    if not all(isinstance(part, str) for item in messages for part in item.values()):
-        return None
-    return messages
+    if all({"from", "value"} <= {*item} for item in value):
+        return "turns of 'from' and 'value': rename these to 'role' and 'content', human to user and gpt to assistant"
+    key = barred_key(value)
+    if key is not None:
+        return f"messages with {key!r}, which is not read"
+    return "messages without a text in 'content'" if all("role" in item for item in value) else None
+
+
+def _text_of(content: Any) -> str | None:
+    """The text of a content, or None if it is not text alone."""
+    if isinstance(content, str):
+        return content
+    texts = [
+        part["text"]
+        for part in _parts(content)
+        if isinstance(part, dict) and part.get("type") in _TEXT and isinstance(part.get("text"), str)
+        if all(said in _NOTHING for key, said in part.items() if key not in ("type", "text"))
+    ]
+    return "".join(texts) if texts and len(texts) == len(_parts(content)) else None
+
+
+def _odd_name(part: Any) -> str:
+    """What a part of a content has that is no text."""
+    if not isinstance(part, dict):
+        return "parts of no type"
+    more = [key for key, said in part.items() if key not in ("type", "text") and said not in _NOTHING]
+    return str([*more, part.get("type")][0] if part.get("type") in _TEXT else part.get("type"))
+
+
+def _parts(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else []

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.table import MemoryMappedTable
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.data.account import ACCOUNT, UNCUT, DataReport, settled, write_account, write_usable
+from vrpo.data.account import ACCOUNT, UNCUT, DataReport, RowsWarning, settled, write_account, write_usable
 from vrpo.data.cache import kept, key_of
 from vrpo.data.encode import Budget, Encoder, encoder_of
 from vrpo.data.faults import check_example_ids, faults
@@ -30,6 +30,7 @@ from vrpo.data.formats import (
     Text,
     UnusableRow,
     has_text,
+    is_repeated,
     is_shortened,
     layout_of,
     numbers_of,
@@ -202,6 +203,7 @@ def fitted(encoder: Encoder, budget: Budget, prompt: Text, answers: Sequence[Tex
     cut = [budget.response(ids, len(kept), encoder.end) for ids in full]
     shorter = sum(len(after) < len(before) for after, before in zip(cut, full, strict=True))
     account = {"prompt_cut": len(kept) < len(whole), "responses_cut": shorter, "prompt_empty": not has_text(prompt)}
+    account["prompt_repeated"] = is_repeated(prompt, answers)
     return kept, cut, account
 
 
@@ -268,7 +270,7 @@ def tokenized(
                 )
                 write_whole(account, partial(write_account, made))
                 write_whole(path, partial(write_usable, made))
-    report = settled(MemoryMappedTable.from_file(str(account)).table, on_bad_rows)
+    report = settled(MemoryMappedTable.from_file(str(account)).table, on_bad_rows, RowsWarning)
     return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key), report
 
 

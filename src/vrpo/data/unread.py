@@ -7,27 +7,32 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from datasets import Dataset, LargeList, List
 
+from vrpo.data.formats import READ
 from vrpo.data.messages import message_keys
 
 Read = Callable[[Sequence[str]], Sequence[str]]  # which of the columns that are there rows are read from
 INTERNAL = ("origin", "example_id", "unusable")  # columns of `load_rows`
 TURNS = {  # columns of turns that a prompt or transcript should hold; harmless where it does
     *("system", "system_prompt", "system_message", "developer", "messages", "conversation", "conversations"),
-    *("dialog", "dialogue", "history"),
+    *("dialog", "dialogue", "history", "chat", "chat_history", "system_instruction", "system_instructions"),
+    *("sys_prompt", "developer_message", "developer_prompt"),
 }
 ASKED = {  # the same, of what is asked
     *("prompt", "instruction", "instructions", "question", "query", "problem", "input", "inputs", "context"),
-    *("contexts", "passage", "passages", "document", "documents", "prefix", "suffix"),
+    *("contexts", "passage", "passages", "document", "documents", "prefix", "suffix", "background", "article", "story"),
+    *("prompts", "prompt_text", "input_text", "user_prompt", "user_input", "user_message", "user_query", "questions"),
 }
 STRUCTURE = {  # columns that say how the model is asked, or hold what is no text
     *("tools", "functions", "chat_template", "chat_template_kwargs", "labels"),
     *("image", "images", "video", "videos", "audio", "audios"),
 }
 SAID = frozenset(TURNS | ASKED | STRUCTURE)
+_PLAIN = {name.replace("_", ""): name for name in SAID}
 _NOTHING = ("", "[]", "{}", "null", "none")
 _NAMES = ("role", "from", "type")  # fields of turns that are no text
 
@@ -40,17 +45,23 @@ def refuse(fields: Mapping[str, Any], read: Iterable[str], origin: str, names: S
     """
     said: str | None = None
     for name, value in fields.items():
-        if name.lower() not in names or name in read or is_nothing(value):
+        if plain(name) not in names or name in read or is_nothing(value):
             continue
-        if name.lower() == "labels" and "completions" not in read:  # of a row, and not of the steps of an answer
+        if plain(name) == "labels" and "completions" not in read:  # of a row, and not of the steps of an answer
             continue
         said = "\n".join(_texts([fields.get(each) for each in read])) if said is None else said
         texts = [text.strip() for text in _texts(value)]
-        if name.lower() in STRUCTURE or not texts or not all(text in said for text in texts):
+        if plain(name) in STRUCTURE or not texts or not all(text in said for text in texts):
             raise ValueError(
                 f"{origin}: column '{name}' holds what the model would not be given. {_remedy(name, list(read))}, or "
                 "remove it"
             )
+
+
+@cache
+def plain(name: str) -> str:
+    """A column's name as `SAID` spells it, of systemPrompt, "System Prompt" or "prompt "; else as it is."""
+    return _PLAIN.get("".join(filter(str.isalnum, name.lower())), name)
 
 
 def _remedy(name: str, read: Sequence[str]) -> str:
@@ -107,7 +118,7 @@ def warn_of(unread: str, label: str) -> None:
 
 def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
     """Name what a table carries beside these columns in one warning; tables of `load_rows` have been looked at, and are
-    held to the columns that they are now read from.
+    held to the columns that they are now read from, of which they had more then.
 
     Raises:
         ValueError: it carries something that the model should be given.
@@ -115,7 +126,7 @@ def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
     known = {"origin", "example_id"} <= {*rows.column_names}
     own = [name for name in rows.column_names if name in read]
     beside = [name for name in rows.column_names if name not in read and name not in INTERNAL]
-    asked = [name for name in beside if name.lower() in SAID]
+    asked = [name for name in beside if plain(name) in SAID]
     keyed = [name for name in own if len(_fields(rows.features[name])) > 2 and not known]
     carried = Carried()
     if asked or keyed:
@@ -124,8 +135,8 @@ def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
         for number, record in enumerate(records):
             refuse(record, own, f"{label}, row {number}")
             carried.look(record)
-    if known:
-        return
+    beside = [name for name in beside if name in READ] if known else beside
+    carried.keys = Counter() if known else carried.keys
     empty = {name: rows.data.column(name).null_count for name in beside if name not in asked}
     carried.columns.update({name: len(rows.data) - count for name, count in empty.items()})
     warn_of(carried.unread(read), label)

@@ -7,6 +7,8 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vrpo.data.encode import asked
+
 
 def prompt_ids(tokenizer: Any, prompts: Sequence[Any], mask_id: int) -> list[list[int]]:
     """Token ids of each prompt: a string (tokenised without special tokens), a list of messages, or a list of ids.
@@ -37,7 +39,8 @@ def _ids(tokenizer: Any, prompt: Any, name: str) -> list[int]:
     if not isinstance(prompt, Mapping):
         items = _items(prompt, name)
         if items and all(isinstance(item, Mapping) for item in items):
-            return _encode(tokenizer, _rendered(tokenizer, items, name), name)
+            _require(tokenizer, name)
+            return _encode(tokenizer, asked(tokenizer, items, name), name)
         try:
             return [operator.index(item) for item in items]
         except TypeError:
@@ -52,11 +55,6 @@ def _items(prompt: Any, name: str) -> list[Any]:
         raise ValueError(
             f"{name} is one {type(prompt).__name__}: prompts is a list of prompts, even for one prompt"
         ) from None
-
-
-def _rendered(tokenizer: Any, messages: list[Any], name: str) -> str:
-    _require(tokenizer, name)
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def _encode(tokenizer: Any, text: str, name: str) -> list[int]:

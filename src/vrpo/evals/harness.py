@@ -18,6 +18,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from vrpo.data.encode import asked
 from vrpo.decoding.sampling import SAMPLING
 from vrpo.draws import FixedCount
 from vrpo.evals.answers import cut_left, max_length_of, until, written
@@ -170,15 +171,10 @@ class VRPOLM(TemplateLM):
         """
         if self.tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: leave apply_chat_template out")
+        if add_generation_prompt:
+            return asked(self.tokenizer, chat_history, "the conversation")
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    chat_history,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-            )
+            return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, continue_final_message=True))
         except TemplateError as error:
             raise ValueError(f"the chat template refuses a conversation: {error}") from error
 

@@ -4,6 +4,7 @@ Everything else (loop, optimizer, schedule, accelerate, FSDP, DeepSpeed, loggers
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from vrpo.data.account import DataReport, summary
+from vrpo.data.account import DataReport, RowsWarning, summary
 from vrpo.data.collate import counted, tokens_of, with_counted
 from vrpo.models.attention import check_attention_trains
 from vrpo.models.compiled import compile_blocks
@@ -65,16 +66,15 @@ class DiffusionTrainer(SavingTrainer):
                 "router_aux_loss_coef: the model has no routers that are balanced here, as LLaDA-MoE has; leave it out"
             )
         self.reports: list[DataReport] = []  # of the rows that were tokenised
-        kwargs["train_dataset"] = self.tokenized(kwargs["train_dataset"])
-        names = ["train"] * len(self.reports)
-        kwargs["eval_dataset"] = self.tokenized(kwargs["eval_dataset"])
-        names += ["eval"] * (len(self.reports) - len(names))
+        with warnings.catch_warnings(action="ignore", category=RowsWarning):  # one table says it
+            kwargs["train_dataset"] = self.tokenized(kwargs["train_dataset"])
+            names = ["train"] * len(self.reports)
+            kwargs["eval_dataset"] = self.tokenized(kwargs["eval_dataset"])
         super().__init__(model=model.module, args=args, processing_class=model.tokenizer, callbacks=callbacks, **kwargs)
         if args.torch_compile:
             compile_blocks(model.module, args)
         self.add_callback(JSONLogCallback(args.folder / "log.jsonl"))
-        if self.reports:
-            self.add_callback(RowsCallback(summary(names, self.reports)))
+        self.add_callback(RowsCallback(summary([*names, *["eval"] * (len(self.reports) - len(names))], self.reports)))
         self.window, self.gradient_noise = Window(), GradientNoise()
         self.watch = Watch()
         self.model_accepts_loss_kwargs = False

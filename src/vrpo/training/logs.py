@@ -35,15 +35,21 @@ class JSONLogCallback(TrainerCallback):
 
 @dataclass
 class RowsCallback(TrainerCallback):
-    """What became of the rows of a run, on the terminal when it starts."""
+    """What became of the rows of a run, on the terminal when it starts, or when its model is evaluated."""
 
     table: str
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
+    def _tell(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.table:
             print(self.table, file=sys.stderr)
+        self.table = ""
+
+    on_train_begin = on_evaluate = _tell
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        self._tell(args, state, control)
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.account import without
-from vrpo.data.faults import ANSWERS, KNOWN, check_types, faults_of, rows_where
+from vrpo.data.faults import ANSWERS, KNOWN, check_types, faults_of, notes_of, rows_where
 from vrpo.data.tokenize import number_columns
 from vrpo.data.unread import Carried, warn_of
 from vrpo.models.hf import HFDenoiser
@@ -69,6 +70,9 @@ def given_examples(examples: Dataset, needed: Sequence[str], mask_id: int | None
         )
     if not len(examples):
         raise ValueError("the dataset has no rows: check the file, the split and any filter")
+    for column in examples.data.schema:
+        if column.type == pa.list_(pa.null()):  # nothing but empty lists, of which no type is known
+            examples = examples.cast_column(column.name, List(Value("int64")))
     check_types(examples)
     number_columns(examples, "pairs")
     unread = Counter({name: len(examples) for name in examples.column_names if name not in KNOWN})
@@ -79,7 +83,8 @@ def given_examples(examples: Dataset, needed: Sequence[str], mask_id: int | None
         counts = examples.select_columns(["completions_ids"]).with_format("arrow")[:]["completions_ids"]
         places = [list(range(count or 0)) for count in pc.list_value_length(counts).to_pylist()]
         examples = examples.add_column("places", places)
-    return without(examples, faults_of(examples, mask_id), on_bad_rows)
+    repeated, notes = notes_of(examples)
+    return without(examples, repeated | faults_of(examples, mask_id), notes, on_bad_rows)
 
 
 def check_readable(examples: Dataset, denoiser: HFDenoiser, max_length: int | None) -> None:
