@@ -54,7 +54,7 @@ class Line:
 
 def argv_of(line: Line, world: Path, out: Path) -> list[str]:
     """The good command with the line's words in place of its own."""
-    good = _fields(f"{GOOD[line.command]} {SHORT if line.command in TRAINING else ''}".split())
+    good = _fields(f"{GOOD.get(line.command, '')} {SHORT if line.command in TRAINING else ''}".split())
     if line.command in ("train", "sft"):
         good |= _fields(PAIRS.split())
     own = _fields(line.words)

@@ -84,3 +84,15 @@ def test_blocks_are_told_once_by_a_command(golden: Path, tmp_path: Path) -> None
     assert load(tmp_path / "whole").block_size == 4
     (fields,) = parse((ModelArguments,), ["--block_size", "4"], prog="")
     assert fields.loading["block_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mask_token_id", "seven"), ("mask_token_id", -1), ("shift_logits", 1), ("block_size", 0)]
+)
+def test_conventions_that_cannot_be_are_refused(trained: HFDenoiser, tmp_path: Path, field: str, value: object) -> None:
+    """Kills: whatever stands in the file put in."""
+    trained.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(ValueError, match=f"{FILE}: {field} is {value}"):
+        load(tmp_path / "adapter")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.models.folders import checkpoint
 from vrpo.cli import main
@@ -256,6 +257,17 @@ NUMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "no type": ({"torch_dtype": "load"}, "torch_dtype is 'load' and must be one of"),
     "no name": ({"architectures": -5}, "architectures is '-5'"),
 }
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.bool])
+def test_what_is_no_weight_is_named(folder: Path, kind: torch.dtype) -> None:
+    """Kills: whole numbers that are turned into weights without a word."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(iter(weights))
+    save_file({**weights, name: torch.ones_like(weights[name]).to(kind)}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"model.safetensors: {re.escape(name)} is stored as"):
+        load(folder)
 
 
 @pytest.mark.parametrize("what", NUMBERS)

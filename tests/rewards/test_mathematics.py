@@ -40,6 +40,23 @@ EQUAL = [
     (r"\boxed{\frac{1}{2006!}}", r"\frac{1}{2006!}"),
     (r"\boxed{1/10^{17} < x}", r"x > \frac{1}{10^{17}}"),
     (r"\boxed{Evelyn}", r"\text{Evelyn}"),
+    (r"\boxed{12.5\%}", "12.5"),
+    (r"\boxed{12.5}", r"12.5\%"),
+    (r"\boxed{1e-7}", "0.0000001"),
+    ("It is 1e-7.", "0.0000001"),
+    (r"\boxed{1500}", "1.5e3"),
+    (r"\boxed{2e-1}", "2e-1"),
+    (r"\boxed{5 \text{ million}}", "5000000"),
+    (r"\boxed{5 million}", "5000000"),
+    ("It is 5 million.", "5000000"),
+    (r"\boxed{5 \text{ million}}", "5"),
+    ("The answer is __7__.", "7"),
+    ("The answer is negative 7", "-7"),
+    (r"\boxed{0.5}", "\u00bd"),
+    ("\\boxed{x\u00b2}", "x^2"),
+    (r"\boxed{0.5}", r"\sin 30^\circ"),
+    (r"\boxed{\varnothing}", r"\emptyset"),
+    (r"It is $(101)_5$.", "(101)_5"),
     (r"It is $\frac{1}{2}$. " + "And so it goes on, as it was before. " * 200, "0.5"),
 ]
 UNEQUAL = [
@@ -71,6 +88,12 @@ UNEQUAL = [
     (r"\boxed{1, 3, 5, \ldots, 2n-1}", r"1, 2, \ldots, n"),
     (r"\boxed{1, 2, \ldots, 2n}", r"1, 2, \ldots, n"),
     (r"\boxed{1+3+\cdots+n}", r"1+2+\cdots+n"),
+    (r"\boxed{2e-8}", "2e-7"),
+    (r"\boxed{2e-7}", "0.0000001"),
+    ("5 million", "5 billion"),
+    (r"\boxed{5 million}", "5000001"),
+    (r"\boxed{6}", r"5\%"),
+    (r"It is $(101)_5$.", "2"),
 ]
 
 

@@ -1,5 +1,7 @@
 """Every field of transformers' TrainingArguments works, or is refused with the reason."""
 
+import copy
+import pickle
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -54,6 +56,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"dataloader_in_order": False}, "in one order"),
     ({"do_predict": True}, "vrpo generate"),
     ({"do_eval": True}, "set eval_strategy"),
+    ({"local_rank": 3}, "by the variable LOCAL_RANK"),
+    ({"fsdp_config": {"version": 2}}, "fsdp_config belongs to fsdp"),
+    ({"metric_for_best_model": "loss"}, "metric_for_best_model is about evaluations"),
+    ({"load_best_model_at_end": True}, "load_best_model_at_end is about evaluations"),
+    ({"optim": "adamw_torch", "optim_args": "momentum=0.9"}, "adamw_torch does not read 'momentum'"),
+    ({"optim": "sgd", "optim_args": "momentum=much"}, "momentum is 'much', which is no number"),
+    ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type: cosine_with_min_lr cannot be made"),
+    ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type: warmup_stable_decay cannot be made"),
+    ({"accelerator_config": {"split_batches": True}}, "split_batches"),
+    ({"accelerator_config": {"nonsense": True}}, "accelerator_config: there is no 'nonsense'"),
+    ({"ddp_timeout": -3}, "ddp_timeout must be from 1"),
     ({"train_sampling_strategy": "batch_rebalance"}, "balance_batches deals"),
     ({"train_sampling_strategy": "group_by_length"}, "balance_batches deals"),
     ({"length_column_name": "size"}, "group_by_length, which is not offered"),
@@ -96,3 +109,10 @@ def test_defaults_and_neutral_values_are_taken(tmp_path: Path) -> None:
     neutral = {"label_smoothing_factor": 0.0, "include_for_metrics": [], "eval_strategy": "steps", "do_eval": True}
     SFTConfig(**settings(tmp_path, **neutral, eval_steps=1))
     assert VRPOConfig(**settings(tmp_path, torch_compile_backend="eager")).tf32 is False
+
+
+def test_a_copy_of_the_settings_keeps_its_secret(tmp_path: Path) -> None:
+    """And a pickle, which lies beside the weights, has none. Kills: a copy made as a pickle."""
+    config = VRPOConfig(**settings(tmp_path, hub_token="secret"))
+    assert copy.deepcopy(config).hub_token == copy.copy(config).hub_token == "secret"
+    assert pickle.loads(pickle.dumps(config)).hub_token is None

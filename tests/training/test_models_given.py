@@ -112,8 +112,7 @@ def test_rows_that_spell_the_mask_token_are_dropped(tmp_path: Path) -> None:
     """By either trainer. Kills: the model's mask token not told to what reads the rows."""
     texts = ["blue sky", "blue<|mdm_mask|>"]
     rows = Dataset.from_dict({"prompt": ["what?", "what?"], "chosen": texts, "rejected": ["red", "red"]})
-    with pytest.warns(UserWarning, match="mask token"):
-        preference = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
-    with pytest.warns(UserWarning, match="mask token"):
-        supervised = SFTTrainer(tiny(), args=sft_config(tmp_path), train_dataset=Dataset.from_dict({"text": texts}))
+    preference = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
+    supervised = SFTTrainer(tiny(), args=sft_config(tmp_path), train_dataset=Dataset.from_dict({"text": texts}))
+    assert all("mask token" in str(trainer.reports) for trainer in (preference, supervised))
     assert preference.train_dataset["example_id"][:] == supervised.train_dataset["example_id"][:] == [0]

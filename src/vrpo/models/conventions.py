@@ -15,6 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from vrpo.models.folder import fields_of
 
 FILE = "diffusion.json"
+_KINDS = {"mask_token_id": (int, 0), "shift_logits": (bool, False), "block_size": (int, 1)}  # with the least value
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Conventions:
         said = fields_of(found.parent, FILE)
         if said.keys() != asdict(self).keys():
             raise ValueError(f"{found} does not say {', '.join(asdict(self))}, or something else: copy it again")
+        for name, (kind, least) in _KINDS.items():
+            if said[name] is not None and (type(said[name]) is not kind or said[name] < least):
+                raise ValueError(f"{found}: {name} is {str(said[name])[:40]}, which it cannot be: copy the file again")
         trained = Conventions(**said)
         merged: dict[str, Any] = asdict(trained)
         for name, given in asdict(self).items():

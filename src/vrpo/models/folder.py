@@ -53,6 +53,7 @@ _COPIED = (  # patterns of what is written again elsewhere as it is, and must be
 )
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _PLAIN = re.compile(r"[\w.\- ]+", re.ASCII)
+_TYPES = ("F64", "F32", "BF16", "F16")  # of weights, as safetensors names them
 _LONGEST = 400  # characters of a tensor's name
 _LARGEST = 1 << 28  # bytes of a file that is read as a whole; the largest tokenizer.json have a tenth of it
 
@@ -255,11 +256,13 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors in a file, from its header.
 
     Raises:
-        ValueError: it is no whole file of safetensors.
+        ValueError: it is no whole file of safetensors, or holds what is no weight.
     """
     try:
         with safe_open(str(path), "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            types = {name: each.get_dtype() for name, each in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is no whole safetensors file: {str(error).splitlines()[0]}. Copy or download it again"
@@ -267,6 +270,12 @@ def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
     odd = [name for name in shapes if not name.isprintable() or not 0 < len(name) <= _LONGEST]
     if odd:  # transformers prints them
         raise ValueError(f"{path} has a tensor {odd[0][:40]!r}, which is no name of one: do not use it")
+    whole = [name for name, kind in types.items() if kind not in _TYPES]
+    if whole:  # transformers turns them into numbers without a word
+        raise ValueError(
+            f"{path}: {whole[0]} is stored as {types[whole[0]]}, and weights as one of {', '.join(_TYPES)}: give the "
+            "model before it was quantised, or copy or download the file again"
+        )
     return shapes
 
 

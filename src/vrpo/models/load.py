@@ -123,9 +123,9 @@ def load(
         ) from error
     module, info = loaded
     check_loaded(name_or_path, info)
+    _check_tied(name_or_path, module)
     _keep_layout(module)
-    # ours decodes without it; transformers refuses to save one that it finds odd, such as a temperature by itself, and
-    # what stands beside the weights is kept anyway
+    # transformers refuses to save what it finds odd, such as a temperature alone; the file is kept beside the weights
     module.generation_config = GenerationConfig.from_model_config(module.config)
     base = None
     if adapter is not None:
@@ -149,6 +149,18 @@ def check_loaded(name_or_path: str, info: dict[str, Any]) -> None:
                 f"{name_or_path}: {problem.replace('_', ' ')}: {found}: its weights are not those that its config.json "
                 "describes. Copy or download both again"
             )
+
+
+def _check_tied(name_or_path: str, module: Any) -> None:
+    """
+    Raises:
+        ValueError: config.json says that head and embedding are one, and there are weights of both that differ.
+    """
+    head, embedding = module.get_output_embeddings(), module.get_input_embeddings()
+    if module.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        raise ValueError(
+            f"{name_or_path}: head and embedding are tied by config.json, and differ in the weights: copy both again"
+        )
 
 
 def _check_shift(config: Any, shift_logits: bool, place: str) -> None:

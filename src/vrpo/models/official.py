@@ -64,9 +64,13 @@ class OfficialConfig(_Mixin):
     @classmethod
     def _check_rope(cls, official: dict[str, Any]) -> None:
         """transformers 5 writes angles into a field of their own: one that says more than `rope_theta` is not read."""
+        if "rope_theta" in cls.required and official.get("rope_scaling"):
+            raise ValueError(f"config.json: rope_scaling = {official['rope_scaling']!r} is not supported, only None")
         if "rope_theta" not in cls.required or not official.get("rope_parameters"):
             return
         angles = official["rope_parameters"]
+        if not isinstance(angles, Mapping):
+            raise ValueError(f"config.json: rope_parameters = {angles!r} is no table: copy or download it again")
         plain = {"rope_type": "default", "rope_theta": official.get("rope_theta")}
         if any(field in plain and value != plain[field] for field, value in angles.items()):
             raise ValueError(

@@ -45,6 +45,8 @@ _EMPHASIS = re.compile(
     r"(?<![^\W_])_{1,3}(?=[^\s_])|(?<=[^\s_])_{1,3}(?![^\W_]|\{)|(?<=[-\u2212\u2013])\*{1,3}(?=[0-9$.])"
 )
 _GROUPS = re.compile(r"(?<=[0-9])(?:\\,|['\u2019_\u00a0\u2009\u202f])(?=[0-9]{3}(?![0-9]))|(?<=[0-9])\\,(?=[0-9])")
+_UNDERLINED = re.compile(r"(?<![^\s(*])(_{1,3})(?=[^\s_])([^_\n]+?)\1(?![\w{])")
+_SMALL = re.compile(r"[\u00bc-\u00be\u2150-\u215e]")  # fractions that are one character
 _POWER = re.compile(r"[²³¹⁰⁴-⁹⁻]+")
 _NEGATIVE = re.compile(
     r"\bnegative\s+(?=[$€£]?\.?[0-9])|(?:^|(?<=[:=(])|(?<=\bis))\s*minus\s+(?=[$€£]?\.?[0-9])", re.IGNORECASE
@@ -138,6 +140,24 @@ def typed(text: str) -> str:
     them."""
     text = _EMPHASIS.sub("", text)
     return text if text.isascii() else _POWER.sub(r"^\g<0>", text).translate(_KEYBOARD)
+
+
+def negated(text: str) -> str:
+    """Without underscores around a word or number, and with signs for the words "negative" and "minus"."""
+    return _NEGATIVE.sub(" -", _UNDERLINED.sub(r"\2", text))
+
+
+def latex(text: str) -> str:
+    r"""\u00bd as \frac{1}{2}, and x\u00b2 as x^{2}."""
+    if text.isascii():
+        return text
+    text = _SMALL.sub(_as_latex, text)
+    return _POWER.sub(lambda match: f"^{{{match[0].translate(_KEYBOARD)}}}", text)
+
+
+def _as_latex(match: re.Match[str]) -> str:
+    top, bottom = unicodedata.normalize("NFKD", match[0]).split("\u2044")
+    return rf"\frac{{{top}}}{{{bottom}}}"
 
 
 class _Keyboard(dict[int, str]):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vrpo.rewards.extract import before_end, boxed, tagged, without_tail
+from vrpo.rewards.extract import before_end, boxed, latex, negated, tagged, without_tail
 from vrpo.rewards.fields import field_of
 from vrpo.rewards.verdict import Answer, Verdict
 
@@ -23,6 +23,23 @@ _NAMED_BASE = re.compile(r"_\{?\s*\\(?:text|mathrm)\{\s*(?:base\s*)?(\w+)\s*\}\s
 _BASE_IN_BRACKETS = re.compile(r"_\{?\s*\(\s*([0-9]{1,2})\s*\)\s*\}?")
 _STOP = re.compile(r"(?<![.,\\])[.,;]\s*$")
 _REPEATING = re.compile(r"(?<![\w.}])([0-9]*)\.([0-9]{0,30})\\(?:overline|bar)\s*\{([0-9]{1,30})\}")
+_PERCENT = re.compile(r"\\?%|\\percent(?![a-z])")
+_TIMES_TEN = re.compile(r"(?<![\w.\\])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,4})(?!\w|\.\d)")
+_READINGS = [(_PERCENT, ""), (_TIMES_TEN, r"\1 \\cdot 10^{\2}")]
+for _word, _zeros in {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}.items():
+    _said = rf"(?:\\(?:text|mathrm)\{{\s*{_word}s?\s*\}}|{_word}s?\b)"
+    _number = rf"(?<![\w.])([0-9]+(?:\.[0-9]+)?)(?:\\[,;: ]|[\s~])*{_said}"
+    _READINGS.append((re.compile(_number), rf"\1 \\cdot 10^{{{_zeros}}}"))
+_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\left)?[({]?\s*)([0-9]+(?:\.[0-9]+)?)\s*(?:\^\{\s*\\circ\s*\}|\^\\circ|°)"
+)
+_SIGNS = {
+    "\\varnothing": "\\emptyset",
+    "\u2205": "\\emptyset",
+    "\u2212": "-",
+    "\u00b7": "\\cdot ",
+    "\u00d7": "\\times ",
+}
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 
 
@@ -72,13 +89,16 @@ class Symbolic:
         truth: list[Any] = []
         try:
             with _at_most(self.seconds):
-                truth = _parsed(library, rf"\boxed{{{given}}}")
+                texts = rf"\boxed{{{given}}}", expression_of(answer.text)[-_LONGEST:]
+                truth = _parsed(library, texts[0])
                 if not truth:
                     raise ValueError(f"answer {index}: its row's field {self.field!r} is no expression: {given!r}")
-                found = _parsed(library, expression_of(answer.text)[-_LONGEST:])
+                found = _parsed(library, texts[1])
                 if not found:
                     return Verdict(0.0, None, "no expression found")
-                right = _equal(library, truth, found)
+                right = _equal(library, truth, found) or any(
+                    _equal(library, *both) for both in _other_readings(library, *texts)
+                )
         except _TooLongError:
             if not truth:
                 raise ValueError(f"answer {index}: its row's {given!r} takes over {self.seconds} s to read") from None
@@ -119,10 +139,34 @@ def _library() -> Any:
 
 def _parsed(library: Any, text: str) -> list[Any]:
     """What the library finds: an expression if it can read it, then its text."""
+    text = _DEGREES.sub(r"\1\\frac{\2\\pi}{180}", _typed(text))
     text = _NAMED_BASE.sub(lambda match: f"_{{{_BASES.get(match[1], match[1])}}}", text)
     text = _REPEATING.sub(_as_fraction, _BASE_IN_BRACKETS.sub(r"_{\1}", text))
     found: list[Any] = library.parse(text, parsing_timeout=None)
     return found
+
+
+def _other_readings(library: Any, truth: str, found: str) -> Iterator[list[list[Any]]]:
+    r"""What one of the two may mean besides: 12.5\% is 12.5 too, 5 million is 5000000, and 1e-7 is not 1 e - 7."""
+    for pattern, written in _READINGS:
+        if bool(pattern.search(truth)) + bool(pattern.search(found)) == 1:
+            other = [
+                pattern.sub(written if "\\boxed" in text else _in_dollars(written), text) for text in (truth, found)
+            ]
+            both = [_parsed(library, text) for text in other]
+            if all(both):
+                yield both
+
+
+def _in_dollars(written: str) -> str:
+    return f"${written}$"
+
+
+def _typed(text: str) -> str:
+    """As LaTeX writes it: \u00bd, powers, and signs of other names."""
+    for sign, written in _SIGNS.items():
+        text = text.replace(sign, written)
+    return latex(text)
 
 
 def _as_fraction(match: re.Match[str]) -> str:
@@ -163,4 +207,6 @@ def expression_of(text: str) -> str:
     inside = tagged(text)
     place = text if inside is None else inside
     boxes = boxed(place)
-    return rf"\boxed{{{_STOP.sub('', boxes[-1])}}}" if boxes else without_tail(_STUCK.sub(" ", place))
+    if boxes:
+        return rf"\boxed{{{_STOP.sub('', boxes[-1])}}}"
+    return negated(without_tail(_STUCK.sub(" ", place)))

@@ -1,5 +1,6 @@
 """What a user can set: TRL-shaped training arguments, the same in Python, YAML and on the command line."""
 
+import copy
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from numbers import Integral, Real
@@ -27,6 +28,9 @@ _RANGES = {  # least and greatest values of numbers, those of transformers among
     **dict.fromkeys(("count_exponent",), (-1, 1)),
     **dict.fromkeys(("seed", "data_seed", "draw_seed"), (0, (1 << 32) - 1)),
     **dict.fromkeys(("dataloader_num_workers", "dataset_num_proc"), (0, 512)),
+    **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb", "dataloader_prefetch_factor"), (1, 1 << 30)),
+    **dict.fromkeys(("save_total_limit",), (1, 1 << 30)),
+    **dict.fromkeys(("eval_delay",), (0, 1 << 30)),
 }
 _LEVELS = {"num_groups", "count_exponent"}
 _PLAN_FIELDS = {  # what each plan is configured by, besides num_times
@@ -219,6 +223,17 @@ class DiffusionConfig(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """Without what is secret: a pickle of this, training_args.bin, lies beside the weights."""
         return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+
+    def __deepcopy__(self, known: dict[int, Any]) -> Any:
+        """With what is secret: a copy is no file."""
+        other = type(self).__new__(type(self))
+        vars(other).update(copy.deepcopy(vars(self), known))
+        return other
+
+    def __copy__(self) -> Any:
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
     def _check_steps(self) -> None:
         """

@@ -6,19 +6,24 @@ the list of the fields that work, so that a field of a new release of transforme
 """
 
 import json
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.util import find_spec
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import SchedulerType
 
 _OWN_EVALUATION = "evaluations here have metrics of their own, which are means over rows of bounds, and keep no logits"
@@ -72,9 +77,26 @@ _PACKAGES = {  # what the names of optimizers contain -> the module that has the
     "_32bit": "bitsandbytes",
     "ademamix": "bitsandbytes",
 }
+_OPTIM_ARGS = {  # what the names of optimizers contain -> the names that transformers reads in optim_args
+    "galore": "rank update_proj_gap scale proj_type",
+    "apollo": "rank proj scale_type update_proj_gap scale proj_type",
+    "grokadamw": "alpha_init lamb gamma grokking_signal_decay_rate gradient_clipping",
+    "stable_adamw": "max_lr kahan_sum decouple_lr",
+    "adamw_torch_4bit": "block_size bf16_stochastic_round",
+    "adamw_torch_8bit": "block_size bf16_stochastic_round",
+    "anyprecision": "use_kahan_summation momentum_dtype variance_dtype compensation_buffer_dtype",
+    "ademamix": "beta1 beta2 beta3 alpha eps t_alpha t_beta3",
+    "rmsprop_bnb": "",  # takes text for numbers
+    "sgd": "momentum dampening weight_decay nesterov",
+    "adagrad": "lr_decay weight_decay eps",
+    "rmsprop": "momentum alpha eps weight_decay centered",
+}
+_NO_NUMBERS = {"nesterov", "centered", "proj", "scale_type", "proj_type", "kahan_sum", "decouple_lr"}
+_NO_NUMBERS |= {"bf16_stochastic_round", "use_kahan_summation"}
 _MAPPINGS = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
 _ACCELERATOR: dict[str, tuple[Any, ...]] = {  # fields of accelerator_config, and the values that work
     "dispatch_batches": (None, False),
+    "split_batches": (False,),
     "even_batches": (True,),
     "use_seedable_sampler": (True,),
     "gradient_accumulation_kwargs": (None, {}),
@@ -107,11 +129,40 @@ def check_inherited(args: TrainingArguments) -> None:
         raise ValueError("do_eval says nothing of when to evaluate: set eval_strategy to steps or epoch")
     for field in _MAPPINGS:
         _check_mapping(field, getattr(args, field))
-    if not all("=" in part for part in (args.optim_args or "=").split(",")):
-        raise ValueError(f"optim_args is {args.optim_args!r}: write name=value, several with a comma between them")
+    if str(args.local_rank) not in ("-1", os.environ.get("LOCAL_RANK")):  # deepspeed's launcher says it as well
+        raise ValueError("local_rank: a launcher says it (accelerate launch, torchrun), by the variable LOCAL_RANK")
+    _check_accelerator(args.accelerator_config)
+    if args.fsdp_config and not args.fsdp:
+        raise ValueError("fsdp_config belongs to fsdp, which is off: set fsdp, or take recipes/accelerate/fsdp2.yaml")
+    if args.eval_strategy == "no":
+        for field in ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"):
+            if getattr(args, field):
+                raise ValueError(
+                    f"{field} is about evaluations, and there are none: set eval_strategy to steps or epoch"
+                )
+    _check_optim_args(name, args.optim_args)
     if args.deepspeed and find_spec("deepspeed") is None:
         raise ValueError("deepspeed is not installed here: install it, or leave it out (recipes/accelerate has FSDP2)")
     _check_compiled(args.torch_compile_backend, args.torch_compile_mode)
+
+
+def _check_optim_args(optimizer: str, given: str | None) -> None:
+    """
+    Raises:
+        ValueError: text that is no list of name=value, or a name or value that this optimizer does not read.
+    """
+    known = next((names for part, names in _OPTIM_ARGS.items() if part in optimizer), "").split()
+    for part in given.split(",") if given else ():
+        name, *values = part.replace(" ", "").split("=")
+        if len(values) != 1:
+            raise ValueError(f"optim_args is {given!r}: write name=value, several with a comma between them")
+        if name not in known:
+            raise ValueError(f"optim_args: {optimizer} does not read {name!r}; it reads {', '.join(known) or 'none'}")
+        if name not in _NO_NUMBERS and not name.endswith("dtype"):
+            try:
+                float(values[0])
+            except ValueError as error:
+                raise ValueError(f"optim_args: {name} is {values[0]!r}, which is no number") from error
 
 
 def _check_mapping(field: str, value: Any) -> None:
@@ -125,6 +176,25 @@ def _check_mapping(field: str, value: Any) -> None:
         raise ValueError(f'{field} is {value!r}: write a JSON object, such as {{"name": 1}} ({error})') from error
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f'{field} is {value!r}: give a mapping, in JSON such as {{"name": 1}}')
+
+
+def _check_accelerator(given: Any) -> None:
+    """
+    Raises:
+        ValueError: accelerate has no such field; transformers would say so in a traceback.
+    """
+    if isinstance(given, str) and Path(given).is_file():
+        try:
+            given = json.loads(Path(given).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"accelerator_config: {given} is no JSON: {error}") from error
+    elif not isinstance(given, AcceleratorConfig | type):
+        _check_mapping("accelerator_config", given)
+        given = json.loads(given) if isinstance(given, str) else given
+    known = [each.name for each in fields(AcceleratorConfig)]
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in known:
+            raise ValueError(f"accelerator_config: there is no {name!r}; there are {', '.join(known)}")
 
 
 def _check_compiled(backend: str | None, mode: str | None) -> None:
@@ -145,15 +215,28 @@ def _check_compiled(backend: str | None, mode: str | None) -> None:
 def _check_schedule(args: TrainingArguments) -> None:
     """
     Raises:
-        ValueError: lr_scheduler_kwargs has what this schedule does not take.
+        ValueError: this schedule does not take what lr_scheduler_kwargs has, or takes more: found out by making it.
     """
-    kind = SchedulerType(args.lr_scheduler_type)
+    kind, said = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs or {}
+    assert not isinstance(said, str)  # transformers has read it
+    given = dict(said)
     make: Any = TYPE_TO_SCHEDULER_FUNCTION[kind]
     known = signature(make).parameters
     own = [name for name in known if name not in ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")]
-    for name in args.lr_scheduler_kwargs or {}:
+    for name in given:
         if name not in own and "kwargs" not in own:
             raise ValueError(f"lr_scheduler_kwargs: {kind.value} does not take {name!r}; it takes {own or 'none'}")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a step of the schedule before one of the optimizer
+            schedule = get_scheduler(kind, optimizer, 0, 10, given)
+            schedule.step(1.0) if "kwargs" in own else schedule.step()
+    except (ValueError, TypeError) as error:
+        takes = ", ".join(own).replace("kwargs", "what its class in torch takes") or "none"
+        raise ValueError(
+            f"lr_scheduler_type: {kind.value} cannot be made with lr_scheduler_kwargs {given}: {error}. It takes "
+            f"{takes}"
+        ) from error
 
 
 def check_resolved(args: TrainingArguments) -> None:
