@@ -18,9 +18,7 @@ from tests.causal import causal
 from tests.training.runs import tiny
 from vrpo.cli import main
 from vrpo.commands import train as commands
-from vrpo.structures import Labels, Rankings
 from vrpo.training.objectives import LOSSES
-from vrpo.types import Pairs
 
 Combination = tuple[str, ...]
 TOO_FEW = 2
@@ -46,11 +44,9 @@ _LOSS = {
     "elbo_kto": {"loss_type": "kto", "kto_baseline": "batch_mean", "sft_coef": 0.1},
     "plackett_luce": {},
 }
-_CUSTOM = {"temperature": "tests.e2e.test_combinations:by_length", "beta": 0.2}
 _TEMPERATURE = {
     "constant": {},
     "reward_scaling": {"temperature": "reward_scaling", "reward_scale": 2.0, "reward_scaling_k": 0.4},
-    "custom": _CUSTOM,
 }
 _TWO = {"ref_model_name_or_path": ["policy", "other"]}
 _REFERENCE: dict[str, dict[str, Any]] = {
@@ -86,14 +82,6 @@ _ABOUT = {"kto": "labels", "elbo_kto": "labels", "plackett_luce": "lists"}
 _FREE = ("simpo", "orpo")
 NO_SUCH = "a loss that has a reference has one"  # of "none" beside it: there is no such configuration
 _WHOLE = ("kto", "elbo_kto", "plackett_luce")  # losses of more than two answers, or of one
-
-
-def by_length(structure: Pairs | Rankings | Labels) -> torch.Tensor:
-    """A temperature of ours: one number for each pair, list or label."""
-    if isinstance(structure, Pairs):
-        return 0.3 + 0.01 * structure.length[structure.chosen].double()
-    items = structure.order[:, 0] if isinstance(structure, Rankings) else structure.row
-    return 0.3 + 0.01 * structure.length[items].double()
 
 
 def refusal(loss: str, rows: str, temperature: str, reference: str, plan: str, slope: str) -> str | None:
@@ -251,9 +239,9 @@ def test_a_legal_one_trains(run: Run, work: Path, tmp_path: Path, combination: C
 
 MORE: dict[str, tuple[Combination, dict[str, Any]]] = {
     "not shared": (("ipo_sum", "pairs", "constant", "geometric", "fixed_count", "jackknife"), {"share_draws": False}),
-    "one pass, a pool": (("robust", "pairs", "custom", "arwc", "balanced", "halves"), {"gradient_passes": "one"}),
+    "one pass, a pool": (("robust", "pairs", "constant", "arwc", "balanced", "halves"), {"gradient_passes": "one"}),
     "one pass, lists": (
-        ("plackett_luce", "lists", "custom", "causal", "balanced", "plain"),
+        ("plackett_luce", "lists", "constant", "causal", "balanced", "plain"),
         {"gradient_passes": "one"},
     ),
 }
@@ -317,8 +305,7 @@ ILLEGAL: list[tuple[dict[str, Any], str]] = [
     ({"loss_type": "exo_pair"}, "must lie in (0, 0.5), not 0.0"),
     ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
     ({"ld_alpha": 0.5}, "a bound has no terms of single places"),
-    ({**_CUSTOM, "beta": 0.3}, "gives each pair its beta: leave out beta"),
-    ({"temperature": "math:pi"}, "temperature math:pi is no function"),
+    ({"temperature": "math:pi"}, "temperature must be constant or reward_scaling"),
     ({"temperature": "reward_scaling"}, "needs reward_scale"),
     ({"ref_pool": "harmonic"}, "and there is one"),
     ({"reference_free": True, "share_draws": False}, "there is no reference"),

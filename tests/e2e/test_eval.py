@@ -281,7 +281,7 @@ def test_models_that_are_not_there_are_said_before_others_answer(
     for after, message in ((nowhere, f"{nowhere} is neither a folder"), (f"{base}:{nowhere}", "no adapter at")):
         assert main(arguments([checkpoints[0], f"after={after}"], data, tmp_path / "out")) == 2
         assert message in capsys.readouterr().err
-    assert {path.name for path in (tmp_path / "out").iterdir()} <= {".lock"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"_lock"}
 
 
 def test_an_adapter_by_itself_stands_for_its_base_too(checkpoints: list[str], tmp_path: Path) -> None:

@@ -100,11 +100,6 @@ def test_each_kind(train: Callable[..., Any], rows: str, yaml: str) -> None:
         ("rewarded", f"{SCALING}reward_model_name_or_path: x\n", "have chosen_reward and rejected_reward already"),
         ("ranked", f"{SCALING}reward_model_name_or_path: x\n", "gives rewards to pairs"),
         ("pairs", "reward_model_name_or_path: x\n", "gives rewards to temperature=reward_scaling"),
-        (
-            "pairs",
-            "loss_type: kto\ntemperature: math:sqrt\nreward_model_name_or_path: x\n",
-            "kto and plackett_luce are not",
-        ),
         ("pairs", "reward_model_label: 1\n", "reward_model_label goes with reward_model_name_or_path"),
         ("pairs", f"{SCALING}reward_model_name_or_path: x\nreward_model_form: essay\n", "reward_model_form"),
     ],

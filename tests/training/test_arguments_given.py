@@ -137,3 +137,29 @@ def test_a_dict_of_splits_to_evaluate_on(tmp_path: Path) -> None:
     trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path), eval_dataset=parts)
     assert {"eval_a_loss", "eval_b_loss"} <= trainer.evaluate().keys()
     assert isinstance(trainer.eval_dataset["a"], Dataset)
+
+
+def test_rows_may_be_exchanged(tmp_path: Path) -> None:
+    """Rows of text put in after the trainer was made are trained on. Kills: the rows of before; a KeyError."""
+    trajectories = []
+    for name, exchanged in (("a", True), ("b", False)):
+        rows = Dataset.from_list([{"prompt": "b", "chosen": "blue", "rejected": "red"}] * 4)
+        trainer = VRPOTrainer(
+            tiny(), args=vrpo_config(tmp_path / name, max_steps=1), train_dataset=pairs(4) if exchanged else rows
+        )
+        trainer.train_dataset = rows
+        trainer.train()
+        trajectories.append(trainer.state.log_history[0]["loss"])
+    assert trajectories[0] == trajectories[1]
+
+
+def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python, too. Kills: the client's own exception."""
+
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("vrpo.training.saving.HfApi.whoami", offline)
+    args = vrpo_config(tmp_path, push_to_hub=True, hub_model_id="a/b")
+    with pytest.raises(ValueError, match="push_to_hub: no route"):
+        VRPOTrainer(tiny(), args=args, train_dataset=pairs(4))

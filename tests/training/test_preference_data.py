@@ -284,7 +284,7 @@ def surer_lists(lists: Rankings) -> Tensor:
 def test_a_temperature_of_lists(tmp_path: Path) -> None:
     """Rewards in the log are those of the loss. Kills: metrics that ask for the betas of pairs, where the loss asks for
     those of lists."""
-    own = {"temperature": "tests.training.test_preference_data:surer_lists", "beta": 0.2}
+    own = {"temperature": surer_lists, "beta": 0.2}
     logs = []
     for name, fields in (("own", own), ("constant", {"beta": 0.6})):
         three = ranked(4, lists=(3,))

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -255,6 +255,8 @@ class FieldParser(HfArgumentParser, Parser):
             if _admits(hint, list) and action.nargs is None:
                 action.nargs = "+"
                 self.one_or_more.append(action.dest)
+            if _admits(hint, Callable):  # in Python
+                action.type = str
             action.help = _HELP.get(action.dest, action.help)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -284,7 +286,7 @@ def check_device(name: str | None) -> None:
         raise ValueError(f"--device {name}: there is no such device here that this PyTorch can use; choose cpu")
 
 
-def _admits(hint: Any, kind: type) -> bool:
+def _admits(hint: Any, kind: Any) -> bool:
     """Whether a type is `kind`, or a union with it."""
     return any((get_origin(part) or part) is kind for part in (hint, *get_args(hint)))
 

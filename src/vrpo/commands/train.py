@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
@@ -41,10 +39,8 @@ from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
 from vrpo.training.processes import together
 from vrpo.training.references import check_references
-from vrpo.training.saving import written
+from vrpo.training.saving import check_hub, written
 from vrpo.training.sft import SFTTrainer
-
-_HTTP_ERROR: Any = HfHubHTTPError.__base__  # of the library that the hub's client is made with, which changes
 
 
 def train(data: PreferenceDataArguments, model: ModelArguments, loop: RoundArguments, config: VRPOConfig) -> None:
@@ -140,18 +136,6 @@ def writing(config: DiffusionConfig) -> Iterator[None]:
         if config.push_to_hub:
             check_hub(config)
         yield
-
-
-def check_hub(config: DiffusionConfig) -> None:
-    """
-    Raises:
-        ValueError: the hub cannot be reached, or does not know who asks.
-    """
-    try:
-        HfApi().whoami(token=config.hub_token)
-    except (OSError, _HTTP_ERROR) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"push_to_hub: {reason}. Log in with `hf auth login`, or leave it out") from error
 
 
 @contextmanager

@@ -72,12 +72,13 @@ def locked(place: Path) -> Iterator[None]:
     command may run inside another one. Of several processes of one run only the main one should ask.
 
     Args:
-        place: a folder that exists, or a file that may be written later.
+        place: a folder that exists, or a file that may be written later. The lock in a folder is `_lock`: what begins
+            so is not uploaded with the folder.
 
     Raises:
         ValueError: another process holds it.
     """
-    file = place / ".lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
+    file = place / "_lock" if place.is_dir() else place.with_name(f".{place.name}.lock")
     descriptor = _lock(file, place)
     if descriptor is None:
         yield

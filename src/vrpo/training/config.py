@@ -222,7 +222,13 @@ class DiffusionConfig(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is secret: a pickle of this, training_args.bin, lies beside the weights."""
-        return {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+        kept = {name: None if name.endswith("_token") else value for name, value in vars(self).items()}
+        return {name: name_of(value) if callable(value) else value for name, value in kept.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', a function by its name."""
+        found: dict[str, Any] = super().to_dict()
+        return {name: name_of(value) if callable(value) else value for name, value in found.items()}
 
     def __deepcopy__(self, known: dict[int, Any]) -> Any:
         """With what is secret: a copy is no file."""
@@ -314,6 +320,11 @@ def automatic_groups(num_times: int) -> int:
 
 
 _KINDS: dict[Any, Any] = {int: Integral, float: Real, list: list | tuple}
+
+
+def name_of(function: Any) -> str:
+    """What a function is called where it cannot be written down: module.name."""
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def check_types(config: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vrpo.training.finite import finite
@@ -41,7 +42,7 @@ class RowsCallback(TrainerCallback):
 
     def _tell(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.table:
-            print(self.table, file=sys.stderr)
+            tqdm.write(self.table, file=sys.stderr)  # beside a bar, not behind it
         self.table = ""
 
     on_train_begin = on_evaluate = _tell

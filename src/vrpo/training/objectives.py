@@ -7,7 +7,6 @@ pools.py, temperature.py), where reference models come from (training/references
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
-from pkgutil import resolve_name
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -18,6 +17,7 @@ from vrpo.losses.pairwise import IPO, ORPO, APODown, APOZero, Hinge, PairLoss, P
 from vrpo.losses.pools import SINGLE, Confidence, Fixed, Pool, Pooled, ReferenceFree, geometric, harmonic
 from vrpo.losses.setwise import KTO, SFT, PlackettLuce
 from vrpo.losses.temperature import Constant, Custom, RewardScaling, Temperature
+from vrpo.training.config import name_of
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,11 @@ class ObjectiveConfig:
         default=0.0,
         metadata={"help": "Weight of the SFT loss on the chosen answer (0.05 in the paper), as loss_type sft has one."},
     )
-    temperature: str = field(
+    temperature: str | Callable[..., Any] = field(
         default="constant",
         metadata={
-            "help": "What beta is: constant; reward_scaling, larger for pairs with surer rewards (MM-RLHF); or a "
-            "function of yours, module:function, from vrpo.Pairs (or Rankings, Labels) to the beta of each."
+            "help": "What beta is: constant; or reward_scaling, larger for pairs with surer rewards (MM-RLHF). In "
+            "Python also a function from vrpo.Pairs (or Rankings, Labels) to the beta of each."
         },
     )
     reward_scale: float | None = field(
@@ -223,7 +223,8 @@ class ObjectiveConfig:
         if self.temperature == "reward_scaling":
             assert self.reward_scale is not None
             return RewardScaling(self.beta, self.reward_scale, self.reward_scaling_w, self.reward_scaling_k)
-        return Constant(self.beta) if self.temperature == "constant" else _custom(self.temperature)
+        given: Any = self.temperature
+        return Custom(given, name_of(given)) if callable(given) else Constant(self.beta)
 
     def _pool(self, name: str, references: int) -> Pool:
         if self.reference_free or (name in _PAIR_LOSSES and not _PAIR_LOSSES[name].reference):
@@ -298,10 +299,13 @@ class ObjectiveConfig:
         for name, neutral in _SCALING.items():
             if not scaling and getattr(self, name) != neutral:
                 raise ValueError(f"{name} belongs to temperature=reward_scaling, which is {self.temperature}")
-        if self.temperature not in ("constant", "reward_scaling"):
-            _custom(self.temperature)
+        if callable(self.temperature):
             if self.beta != BETA:
-                raise ValueError(f"temperature={self.temperature} gives each pair its beta: leave out beta")
+                raise ValueError("temperature is a function that gives each pair its beta: leave out beta")
+        elif self.temperature not in ("constant", "reward_scaling"):
+            raise ValueError(
+                f"temperature must be constant or reward_scaling, or in Python a function, not {self.temperature!r}"
+            )
 
     def _check_references(self) -> None:
         if self.ref_pool is not None and self.ref_pool not in _POOLS:
@@ -329,20 +333,3 @@ class ObjectiveConfig:
             raise ValueError("ref_weighting=arwc makes the weights itself: leave out ref_weights")
         if self.ref_weighting == "arwc" and self.structure != "pairs":
             raise ValueError("ref_weighting=arwc compares the two answers of a pair: not with kto and plackett_luce")
-
-
-def _custom(name: str) -> Custom:
-    """The temperature that a name like module:function means.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if ":" not in name:
-        raise ValueError(f"temperature must be constant, reward_scaling or module:function, not {name!r}")
-    try:
-        function = resolve_name(name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"temperature {name}: {error} (the module must be importable, e.g. by PYTHONPATH)") from error
-    if not callable(function):
-        raise ValueError(f"temperature {name} is no function, but {function!r}")
-    return Custom(function, name)

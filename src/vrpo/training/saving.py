@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
@@ -28,6 +30,19 @@ from vrpo.training.identity import check_same, model_record, rows_record, settin
 from vrpo.training.processes import end_with_launcher
 
 logger = logging.get_logger(__name__)
+_HTTP_ERROR: Any = HfHubHTTPError.__base__  # of the library that the hub's client is made with, which changes
+
+
+def check_hub(config: DiffusionConfig) -> None:
+    """
+    Raises:
+        ValueError: the hub cannot be reached, or does not know who asks.
+    """
+    try:
+        HfApi().whoami(token=config.hub_token)
+    except (OSError, _HTTP_ERROR) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"push_to_hub: {reason}. Log in with `hf auth login`, or leave it out") from error
 
 
 class SavingTrainer(Trainer, ABC):
@@ -53,6 +68,15 @@ class SavingTrainer(Trainer, ABC):
     def save_beside(self, checkpoint: Path) -> None:
         """What a checkpoint has besides transformers' files."""
 
+    def tokenized(self, dataset: Any) -> Any:
+        """Rows as examples of token ids; examples as they are."""
+        return dataset
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers', once the hub has answered."""
+        check_hub(self.args)
+        super().init_hf_repo(*args, **kwargs)
+
     # Training --------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -63,6 +87,7 @@ class SavingTrainer(Trainer, ABC):
             ValueError: the checkpoint is not whole, or of another run; another process writes to output_dir.
         """
         with self.alone():
+            self.train_dataset = self.tokenized(self.train_dataset)  # where it was exchanged
             self.prepare()
             self.record = self.run_record()
             checkpoint = self._checkpoint(resume_from_checkpoint)
