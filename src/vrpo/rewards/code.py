@@ -22,6 +22,7 @@ from vrpo.rewards.sandbox import Outcome, Sandbox
 from vrpo.rewards.verdict import Answer, Verdict
 
 _HERE = Path(__file__).parent
+_MOST_WORKERS = 256
 _IMPORT = """import marshal, sys, types
 sys.modules["vrpo.rewards.{name}"] = {name} = types.ModuleType("vrpo.rewards.{name}")
 exec(marshal.loads({code!r}), vars({name}))
@@ -76,6 +77,9 @@ class HumanEval:
     sandbox: Sandbox = field(default_factory=Sandbox)
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        _check_workers(self.workers)
+
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         return _run_all(self.sandbox, [self._program(one, index) for index, one in enumerate(answers)], self.workers)
 
@@ -112,6 +116,9 @@ class Mbpp:
 
     sandbox: Sandbox = field(default_factory=Sandbox)
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        _check_workers(self.workers)
 
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         return _run_all(self.sandbox, [self._program(one, index) for index, one in enumerate(answers)], self.workers)
@@ -228,6 +235,11 @@ def taken(tests: str, index: int) -> tuple[list[str], list[str]]:
         if isinstance(part, ast.Name) and part.id in free - {one.func.id}
     }
     return sorted(own or free - around or free), sorted(modules)
+
+
+def _check_workers(workers: int) -> None:
+    if not 1 <= workers <= _MOST_WORKERS:
+        raise ValueError(f"workers must be from 1 to {_MOST_WORKERS}, not {workers}")
 
 
 def _run_all(sandbox: Sandbox, programs: Sequence[Program], workers: int) -> list[Verdict]:

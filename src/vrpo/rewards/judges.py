@@ -41,6 +41,8 @@ def verifier(name: str, **arguments: Any) -> Judge:
         if type(value) is not takes[argument]:
             wanted = _PLAIN[takes[argument]]
             raise ValueError(f"--judge_arguments for {name}: {argument} must be {wanted}, not {value!r}")
+        if value == "":
+            raise ValueError(f"--judge_arguments for {name}: {argument} must not be empty")
     try:
         judge: Judge = made(**arguments)
     except ValueError as error:

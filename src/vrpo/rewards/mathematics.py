@@ -77,8 +77,8 @@ class Symbolic:
     seconds: int = 5
 
     def __post_init__(self) -> None:
-        if self.seconds < 1:
-            raise ValueError(f"seconds must be at least 1, not {self.seconds}")
+        if not 1 <= self.seconds <= 3600:
+            raise ValueError(f"seconds must be from 1 to 3600, not {self.seconds}")
 
     def __call__(self, answers: Sequence[Answer]) -> list[Verdict]:
         library = _library()
