@@ -294,3 +294,16 @@ def test_a_submodule_never_hides_a_public_function() -> None:
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         vrpo.nonsense  # noqa: B018
+
+
+def test_the_core_is_read_over_one_coffee() -> None:
+    """types, draws, estimator, preference and the first page of losses: lines, words, parameters of a function."""
+    pages = [(ROOT / f"{name}.py").read_text() for name in ("types", "draws", "estimator", "preference")]
+    pages.append((ROOT / "losses/objective.py").read_text().partition("@runtime_checkable\nclass ItemObjective")[0])
+    assert sum(len(page.splitlines()) for page in pages) <= 650
+    assert sum(len(page.split()) for page in pages) <= 3800
+    for file in (file for file in FILES if room(file) in CORE):
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.FunctionDef):
+                names = [each.arg for each in (*node.args.args, *node.args.kwonlyargs) if each.arg != "self"]
+                assert len(names) <= 8, f"{file}: {node.name} has {len(names)} parameters"

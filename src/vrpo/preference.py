@@ -18,8 +18,6 @@ from vrpo.losses.objective import Objective
 from vrpo.reference import Reference
 from vrpo.types import AnyDraws, AnyTokens, Denoiser, Structure, Terms
 
-Told = Callable[[Bool[Tensor, "N K"]], None]  # which draws of which rows have a pass with a graph
-
 
 @dataclass(frozen=True)
 class Step:
@@ -56,7 +54,7 @@ def backward_by_draw(
     draws: AnyDraws,
     objective: Objective,
     engine: Engine = ENGINE,
-    told: Told | None = None,
+    told: Callable[[Bool[Tensor, "N K"]], None] | None = None,
 ) -> Step:
     """Accumulate engine.scale * grad(loss) into the policy's parameters, holding one pack's graph at a time.
 

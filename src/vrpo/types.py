@@ -25,18 +25,16 @@ def check_fields(value: object, **wanted: str) -> None:
     sizes: dict[str, int] = {}
     for name, said in wanted.items():
         part, (kind, letters) = getattr(value, name), said.split()
-        right = isinstance(part, Tensor) and part.dim() == len(letters) and _kind(part) == kind
-        if part is None or (
-            right and all(sizes.setdefault(*pair) == pair[1] for pair in zip(letters, part.shape, strict=True))
-        ):
+        right = isinstance(part, Tensor) and part.dim() == len(letters)
+        if right:
+            found = "bool" if part.dtype == torch.bool else "float" if part.is_floating_point() else "int"
+            dims = zip(letters, part.shape, strict=True)
+            right = found == kind and all(sizes.setdefault(letter, size) == size for letter, size in dims)
+        if right or part is None:
             continue
         shape = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
         found = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
         raise ValueError(f"{type(value).__name__}.{name}: a {kind} tensor of shape ({shape}) is wanted, not {found}")
-
-
-def _kind(value: Tensor) -> str:
-    return "bool" if value.dtype == torch.bool else "float" if value.is_floating_point() else "int"
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,8 @@ class Tokens:
         return self.attention.sum(-1)
 
     def to(self, device: torch.device | str) -> "Tokens":
-        slot = None if self.slot is None else self.slot.to(device)
-        return Tokens(
-            self.ids.to(device), self.response.to(device), self.attention.to(device), self.key.to(device), slot
-        )
+        moved: Any = [None if part is None else part.to(device) for part in vars(self).values()]
+        return Tokens(*moved)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,12 @@ def argv_of(line: Line, world: Path, out: Path) -> list[str]:
     own = _fields(line.words)
     for name in {"config": [], "prompt": ["prompts"], "tasks": ["task"]}.get(next(iter(own), ""), []):
         good.pop(name, None)
-    words = [word for name, values in {**good, **own}.items() if values != ["-"] for word in (f"--{name}", *values)]
+    words = [
+        word
+        for name, values in {**good, **own}.items()
+        if values != ["-"]
+        for word in ([f"--{name}"] if name else []) + values
+    ]
     return [line.command, *(_placed(word, world, out) for word in words)]
 
 
@@ -70,7 +75,7 @@ def _fields(words: Any) -> dict[str, list[str]]:
         if word.startswith("--"):
             found[word.removeprefix("--")] = []
         else:
-            found[next(reversed(found))].append(word)
+            found.setdefault(next(reversed(found), ""), []).append(word)
     return found
 
 
@@ -317,7 +322,7 @@ OWN = [
     _own("train --rounds 1", "generate"),
     _own('train --rounds 1 --dataset_name - --generate {"prompts":1} --pairs {}', "generate", "pairs"),
     _own("train --rounds 1 --dataset_name - --generate [1] --pairs {}", "generate"),
-    _own("train --generate {}", "rounds"),
+    _own('train --generate {"steps":1}', "rounds"),
     _own("train --causal_ref_model_name_or_path {model}", "model"),
     _own("train --plan exact", "plan", "exact", "model"),
     _own("train --ref_weights 1 2", "ref_weights"),
