@@ -119,7 +119,6 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
         ({"temperature": "reward_scaling"}, "needs reward_scale, the difference of rewards that counts as 1"),
         ({"reward_scale": 1.0}, "reward_scale belongs to temperature=reward_scaling, which is constant"),
         ({"temperature": "hot"}, "temperature must be constant or reward_scaling, or in Python a function, not 'hot'"),
-        ({"temperature": sharp, "beta": 0.5}, "gives each pair its beta: leave out beta"),
         ({"loss_weights": [float("nan")]}, "loss_weights must not be negative, and finite"),
         ({"sft_coef": float("inf")}, "sft_coef must not be negative, and finite"),
         ({"loss_type": "kto", "desirable_weight": float("inf")}, "must not be negative, and finite"),
@@ -151,6 +150,11 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
 def test_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         settings(**{"loss": fields.pop("loss_type", "sigmoid"), **fields})
+
+
+def test_a_function_leaves_no_beta_to_choose() -> None:
+    with pytest.raises(ValueError, match="gives each pair its beta: leave out beta"):
+        settings("sigmoid", temperature=sharp, beta=0.5)
 
 
 def test_fields_become_the_objective() -> None:
