@@ -159,7 +159,7 @@ def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path, monkeypatch: pytes
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr("vrpo.training.saving.HfApi.whoami", offline)
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", offline)
     args = vrpo_config(tmp_path, push_to_hub=True, hub_model_id="a/b")
     with pytest.raises(ValueError, match="push_to_hub: no route"):
         VRPOTrainer(tiny(), args=args, train_dataset=pairs(4))

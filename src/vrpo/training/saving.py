@@ -73,9 +73,11 @@ class SavingTrainer(Trainer, ABC):
         return dataset
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers', once the hub has answered."""
-        check_hub(self.args)
-        super().init_hf_repo(*args, **kwargs)
+        """As transformers', with one line where the hub cannot be reached."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (OSError, _HTTP_ERROR) as error:
+            raise ValueError(f"push_to_hub: {' '.join(str(error).split())}. Log in, or leave it out") from error
 
     # Training --------------------------------------------------------------------------------------------------------
 
