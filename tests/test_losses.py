@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.objectives import BETA, LENGTH, PAIRS, WEIGHTED, of, terms
+from vrpo.losses.objective import dpo
 from vrpo.losses.pairwise import (
     DPO,
     IPO,
@@ -235,6 +236,16 @@ def test_dpo_is_minus_log_sigmoid_of_the_averaged_margin() -> None:
     assert float(DPO(0.7)(of(policy, reference), PAIRS)) == pytest.approx(sum(losses) / 3, abs=1e-14)
     weighted = (0.5 * losses[0] + 2.0 * losses[1] + 1.5 * losses[2]) / 3
     assert float(DPO(0.7)(of(policy, reference), WEIGHTED)) == pytest.approx(weighted, abs=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dpo_written_out_is_dpo_of_leaves(seed: int) -> None:
+    """Value and slope. Kills: chosen and rejected exchanged on the page that one reads first; another beta."""
+    policy, reference = terms(seed=seed)
+    leaf = policy.requires_grad_()
+    losses = [dpo(of(leaf, reference), PAIRS, 0.7), DPO(0.7)(of(leaf, reference), PAIRS)]
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-14)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-13, atol=0)
 
 
 @every_formula

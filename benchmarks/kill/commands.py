@@ -172,11 +172,11 @@ COMMANDS = (
     ),
     Command(
         "train, resumed",
-        "10 steps with precomputed reference terms, `num_draws: auto`, two checkpoints kept; "
+        "10 steps with precomputed reference terms, two checkpoints kept; "
         "`--resume_from_checkpoint auto`",
         ("train", *MODEL, *_words(_TRAINING | _SAVED | _EVALUATED | {
             "dataset_name": f"{IN}/pairs.jsonl", "save_total_limit": 2, "precompute_ref_log_probs": "true",
-            "num_draws": "auto", "num_times": 4, "eval_num_times": 4,
+            "num_times": 4, "eval_num_times": 4,
         })),
     ),
     Command(

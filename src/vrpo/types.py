@@ -34,7 +34,7 @@ def check_fields(value: object, **wanted: str) -> None:
             continue
         shape = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
         found = f"{part.dtype} {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
-        raise ValueError(f"{type(value).__name__}.{name}: a {kind} tensor of shape ({shape}) is wanted, not {found}")
+        raise ValueError(f"{type(value).__name__}.{name}: must be {kind} of shape ({shape}), not {found}")
 
 
 @dataclass(frozen=True)
