@@ -15,6 +15,7 @@ ROOT = Path(vrpo.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
 RANK = {  # a module imports modules of lower rank only
+    "leaves": 0,
     "types": 0,
     "structures": 1,
     "draws": 1,
@@ -53,7 +54,7 @@ THIRD_PARTY = {  # package -> the rooms (first folder or module) that may import
     "langdetect": {"rewards"},
     "scipy": {"evals", "diagnostics"},
 }
-CORE = {"types", "structures", "draws", "coupling", "plans", "sketch", "losses"}
+CORE = {"leaves", "types", "structures", "draws", "coupling", "plans", "sketch", "losses"}
 CORE |= {"estimator", "reference", "preference", "kept_graphs", "one_pass"}
 CORE_IMPORTS = {"torch", "jaxtyping"}
 RANDOM_ROOMS = {"draws.py", "models/tiny.py", "models/adapter.py"}  # seeded initialisation; and decoding/
