@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
+from vrpo import store
 from vrpo.cli import main
 from vrpo.commands.generate import _watched
 from vrpo.commands.generate_prompts import Prompt, read_prompts
-from vrpo.data import whole
 from vrpo.decoding.decode import generate
 from vrpo.decoding.flight import Flight
 from vrpo.models.load import load
@@ -116,7 +116,7 @@ def test_one_run_at_a_time(model: str, tmp_path: Path, capsys: pytest.CaptureFix
     output = tmp_path / "answers.jsonl"
     code = "import pathlib, runpy, sys\nwith runpy.run_path(sys.argv[1])['locked'](pathlib.Path(sys.argv[2])):\n"
     code += "    print('held', flush=True)\n    sys.stdin.read()"
-    command = [sys.executable, "-c", code, whole.__file__, str(output)]
+    command = [sys.executable, "-c", code, store.__file__, str(output)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
@@ -228,7 +228,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     assert len(calls) == 6
     capsys.readouterr()
     assert main(sampled(model, tmp_path, "--output", str(other), "--seed", "1")) == 2
-    assert "begun with other settings: seed was 0 and is 1" in capsys.readouterr().err
+    assert "made with other settings: seed was 0 and is 1" in capsys.readouterr().err
 
 
 def test_a_file_of_someone_else_is_kept(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

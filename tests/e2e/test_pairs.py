@@ -14,12 +14,12 @@ from tests.rewards.test_endpoint import KEY, Server, answers_in, honest, said, s
 from vrpo.cli import main
 from vrpo.commands.pairs_judges import VERIFIERS
 from vrpo.data.formats import FIELDS
-from vrpo.data.parts import Parts
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.reward_model import load_reward_model
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.rewards.verdict import Answer
+from vrpo.store import Parts
 
 Run = Callable[..., tuple[int, str]]
 END = 1
@@ -244,7 +244,7 @@ def test_other_settings_are_not_mixed(run: Run, tmp_path: Path) -> None:
     assert run()[0] == 0
     code, printed = run("--rule", "all")
     assert code == 2
-    assert "begun with other settings: rule was" in printed
+    assert "made with other settings: rule was" in printed
     code, printed = run("--judge_arguments", '{"field": "other"}', "--output", str(tmp_path / "other.jsonl"))
     assert code == 2
     assert "another --report" in printed

@@ -71,8 +71,8 @@ def test_digests_see_every_item() -> None:
 
 def test_a_crew_makes_each_part_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, as threads that say they are. Kills: both make everything, one reads before the other is done."""
-    monkeypatch.setattr("vrpo.data.whole.os.getpid", threading.get_ident)
-    monkeypatch.setattr("vrpo.data.whole._is_dead", lambda process: False)
+    monkeypatch.setattr("vrpo.store.os.getpid", threading.get_ident)
+    monkeypatch.setattr("vrpo.store._is_dead", lambda process: False)
     barrier, makers, found = threading.Barrier(2, timeout=30), [Maker(), Maker()], [None, None]
 
     def work(index: int) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from vrpo.data.ledger import Ledger
 from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge, question, read_verdict
 from vrpo.rewards.verdict import Answer, PairwiseJudge
+from vrpo.store import Ledger
 
 KEY = "sk-very-secret"
 Reply = tuple[int, dict[str, str], bytes]

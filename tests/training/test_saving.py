@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.data.test_whole import HOLD
+from tests.test_store import HOLD
 from tests.training.runs import answers, pairs, sft_config, tiny, train, vrpo_config
+from vrpo import store
 from vrpo.commands.train import run
-from vrpo.data import whole
 from vrpo.training.checkpoints import problem_of
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
@@ -39,7 +39,7 @@ def test_no_secret_is_written(tmp_path: Path) -> None:
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     """Also from Python. Kills: two runs whose logs and checkpoints mix."""
-    command = [sys.executable, "-c", HOLD, whole.__file__, str(tmp_path)]
+    command = [sys.executable, "-c", HOLD, store.__file__, str(tmp_path)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"

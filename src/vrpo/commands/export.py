@@ -12,11 +12,11 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from vrpo.commands.arguments import BLOCK_HELP
 from vrpo.commands.config_file import Parser, with_config
-from vrpo.data.whole import check_writable, write_whole_folder
 from vrpo.models.adapter_names import export_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, model_class
 from vrpo.models.precision import weights_dtype
+from vrpo.store import check_writable, write_whole_folder
 
 _OF_A_MODEL = ("config.json", "adapter_config.json")  # a folder with one of them is what a model was saved in
 

@@ -21,8 +21,6 @@ from vrpo.commands.config_file import Parser, with_config
 from vrpo.commands.evaluate_models import files_fingerprint
 from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
 from vrpo.commands.stopped import keeping
-from vrpo.data.parts import Parts
-from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.decode import Generation, generate
 from vrpo.decoding.flight import Flight
 from vrpo.decoding.sampling import CACHES, SAMPLING, Sampling
@@ -32,6 +30,7 @@ from vrpo.decoding.visible import visible
 from vrpo.evals.kept import digest
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, longest_of, mask_id_of, tokenizer_of
+from vrpo.store import Parts, check_writable, locked
 
 _NOT_OF_THE_ANSWERS = ("config", "prompt", "output", "watch", "trace", "trace_rows", "device", "device_map")
 _MOST = 100_000_000  # answers

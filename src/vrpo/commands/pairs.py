@@ -29,8 +29,6 @@ from vrpo.commands.pairs_judges import (
 from vrpo.commands.pairs_samples import Group, Reader
 from vrpo.commands.stopped import keeping
 from vrpo.data.json_rows import read_records
-from vrpo.data.parts import Parts, known
-from vrpo.data.whole import check_writable, locked
 from vrpo.decoding.visible import visible
 from vrpo.diagnostics.pair_plots import length_picture
 from vrpo.diagnostics.pair_statistics import pair_report, pair_statistics
@@ -48,6 +46,7 @@ from vrpo.rewards.pairing import (
     Rule,
     paired,
 )
+from vrpo.store import Parts, check_writable, known, locked
 
 _RULES: dict[str, Callable[..., Rule]] = {
     "best_worst": BestWorst,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vrpo.commands.pairs_samples import Group
-from vrpo.data.ledger import Ledger
 from vrpo.rewards.comparisons import Comparison, schedule, win_rates
 from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge, Memory, NoMemory
 from vrpo.rewards.judges import VERIFIERS, verifier
 from vrpo.rewards.pairing import Key, Sample
 from vrpo.rewards.verdict import Answer, Judge, Verdict
+from vrpo.store import Ledger
 
 JUDGES = (*VERIFIERS, "reward_model", "endpoint")
 _REWARD_MODEL = {  # field -> argument of load_reward_model

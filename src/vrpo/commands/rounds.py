@@ -29,12 +29,11 @@ from vrpo.commands.generate_prompts import Prompt
 from vrpo.commands.pairs import checked as pairs_checked
 from vrpo.commands.pairs import pairs
 from vrpo.commands.pairs_judges import is_verifier, verifier_of
-from vrpo.data.parts import differences
-from vrpo.data.whole import write_whole, write_whole_folder
 from vrpo.diagnostics.report import table
 from vrpo.models.load import load
 from vrpo.rewards.judges import check_truth
 from vrpo.rewards.verdict import Answer
+from vrpo.store import differences, write_whole, write_whole_folder
 from vrpo.training.identity import settings_of
 from vrpo.training.preference_config import VRPOConfig
 

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from vrpo.commands.arguments import PreferenceDataArguments
 from vrpo.data.formats import NUMBERS, Text, UnusableRow, kind_of, preference_of
 from vrpo.data.json_rows import read_records
-from vrpo.data.parts import Parts
 from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.models.reward_model import RewardModel, load_reward_model
 from vrpo.rewards.verdict import Answer
+from vrpo.store import Parts
 from vrpo.training.preference_config import VRPOConfig
 
 _PART = 64  # rows whose rewards are written together

@@ -26,7 +26,7 @@ from vrpo.data.cache import digest_of, kept, key_of
 from vrpo.data.formats import LISTS, READ
 from vrpo.data.messages import as_messages, barred_key, kind_of_turns
 from vrpo.data.unread import SAID, Carried, Read, plain, refuse, warn_of
-from vrpo.data.whole import write_whole
+from vrpo.store import write_whole
 
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 SUFFIXES = (*JSON_SUFFIXES, ".parquet")

@@ -40,7 +40,7 @@ from vrpo.data.formats import (
     supervised_of,
 )
 from vrpo.data.unread import check_table
-from vrpo.data.whole import write_whole
+from vrpo.store import write_whole
 
 Example = dict[str, Any]
 Encoding = Generator[list[str], list[list[int]], Any]  # asks for the token ids of texts; many rows are asked together

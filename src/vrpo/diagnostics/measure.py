@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from vrpo.data.whole import write_whole
 from vrpo.diagnostics.designs import Design
 from vrpo.diagnostics.replicates import Replicates, replicate
 from vrpo.models.fingerprint import digest_of
 from vrpo.reference import Reference
 from vrpo.sketch import Sketch
+from vrpo.store import write_whole
 from vrpo.types import Denoiser, Tokens
 
 _PARTS = ("policy", "reference", "gradient")

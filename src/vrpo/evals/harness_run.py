@@ -14,10 +14,10 @@ import numpy
 from lm_eval.tasks import TaskManager, get_task_dict
 
 from vrpo.data.json_rows import read_records
-from vrpo.data.parts import Parts, known
 from vrpo.evals.harness import VRPOLM
 from vrpo.evals.harness_names import hint
 from vrpo.evals.kept import ALONE, Crew, Row, missing_of
+from vrpo.store import Parts, known
 
 SAMPLES = "samples.jsonl"
 _DEFINITIONS = (".yaml", ".yml", ".py", ".jinja", ".jinja2")

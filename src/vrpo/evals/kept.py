@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vrpo.data.json_rows import read_records
-from vrpo.data.parts import Parts
+from vrpo.store import Parts
 
 Row = dict[str, Any]
 Make = Callable[[Sequence[Any], int], list[Row]]  # items of a part and the number of the first one -> a row of each

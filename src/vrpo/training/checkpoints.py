@@ -12,8 +12,8 @@ from typing import Any
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
-from vrpo.data.whole import write_whole
 from vrpo.models.fingerprint import file_digest
+from vrpo.store import write_whole
 from vrpo.training.config import DiffusionConfig
 
 logger = logging.get_logger(__name__)

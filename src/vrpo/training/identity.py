@@ -10,9 +10,9 @@ from peft import PeftModel
 from transformers import TrainingArguments
 from xxhash import xxh3_128
 
-from vrpo.data.parts import differences
 from vrpo.models.fingerprint import config_fingerprint, frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
+from vrpo.store import differences
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.preference_config import VRPOConfig
 

@@ -5,10 +5,10 @@ named by what their terms depend on in the data (key and tokens of the row, and 
 the rest (weights, plan, precision): whatever changed is found missing, and never silently replayed.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from vrpo.data.whole import locked, write_whole
 from vrpo.draws import fold
 from vrpo.reference import GivenReference
+from vrpo.store import Store, locked
 from vrpo.types import Pairs, Structure, Tokens
 
 SHARD = 64  # examples that are computed and written together
@@ -61,25 +61,17 @@ class TermStore:
     folder: Path
     settings: Mapping[str, str]
 
+    @cached_property
+    def _store(self) -> Store:
+        return Store(
+            self.folder, self.settings, f"Give another ref_terms_dir, or delete {self.folder}", "*.safetensors"
+        )
+
     def __post_init__(self) -> None:
-        path = self.folder / "settings.json"
-        if not path.is_file():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"ref_terms_dir: {self.folder} cannot be written: {error.strerror}") from error
-            write_whole(path, lambda part: part.write_text(json.dumps(dict(self.settings), indent=1) + "\n"))
         try:
-            found = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path} is not what was written there: {error}. Delete {self.folder}") from error
-        changed = [name for name in {**found, **self.settings} if found.get(name) != self.settings.get(name)]
-        if changed:
-            parts = [f"{name} is now {self.settings.get(name)} and was {found.get(name)}" for name in changed]
-            raise ValueError(
-                f"{self.folder} holds reference terms of another run: {'; '.join(parts)}. Give another "
-                "ref_terms_dir, or delete this one"
-            )
+            self._store.open()
+        except OSError as error:
+            raise ValueError(f"ref_terms_dir: {self.folder} cannot be written: {error.strerror}") from error
 
     def path(self, names: Int[Tensor, " N"]) -> Path:
         """The shard of these rows, in this order."""
@@ -110,7 +102,7 @@ class TermStore:
     def save(self, names: Int[Tensor, " N"], terms: Float[Tensor, "N R K"]) -> None:
         """Write a shard, whole or not at all."""
         found = {"name": names.cpu(), "terms": terms.cpu().contiguous()}
-        write_whole(self.path(names), lambda part: save_file(found, part))
+        self._store.write(self.path(names).name, lambda part: save_file(found, part))
 
     def load(self, batches: Iterable[tuple[Tokens, Structure]]) -> "KnownTerms":
         """The terms of these shards."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vrpo.data.whole import write_whole
 from vrpo.decoding.decode import generate
 from vrpo.models.hf import HFDenoiser
+from vrpo.store import write_whole
 from vrpo.training.config import DiffusionConfig
 
 

@@ -20,8 +20,8 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from vrpo.data.whole import as_umask, locked
 from vrpo.models.hf import HFDenoiser
+from vrpo.store import as_umask, locked
 from vrpo.training.checkpoints import checkpoint_of, manifest_of, rotate, seal
 from vrpo.training.config import DiffusionConfig
 from vrpo.training.finite import check_weights

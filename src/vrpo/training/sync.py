@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vrpo.data.whole import write_whole
 from vrpo.models.hf import HFDenoiser
+from vrpo.store import write_whole
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.references import References
 

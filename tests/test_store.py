@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vrpo.data import whole
-from vrpo.data.whole import locked, write_whole
+from vrpo import store
+from vrpo.store import locked, write_whole
 
 
 def dead() -> int:
@@ -61,7 +61,7 @@ HOLD = (  # the file alone: `vrpo.data` takes seconds to import
 @pytest.mark.parametrize("name", [".", "answers.jsonl"])
 def test_one_process_at_a_time(tmp_path: Path, name: str) -> None:
     """Kills: no lock, one that outlives a killed process, one that a run inside a run stumbles over."""
-    command = [sys.executable, "-c", HOLD, whole.__file__, str(tmp_path / name)]
+    command = [sys.executable, "-c", HOLD, store.__file__, str(tmp_path / name)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"

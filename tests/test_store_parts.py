@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vrpo.data.parts import Parts
+from vrpo.store import Parts
 
 
 def parts(folder: Path, **settings: int) -> Parts:
