@@ -40,6 +40,7 @@ def human(text):
         "```python\n    return sum(xs)\n```",
         f"```\nx = 1\n```\nBetter:\n```\n{WHOLE}```",
         "    y = 0\n    for x in xs:\n        y += x\n    return y\n\nprint(total([5]))",
+        ">>> def total(xs):\n...     return helper(sum(xs))\n... \n>>> total([1, 2])\n3\n",
     ],
 )
 def test_humaneval_right(text):

@@ -139,12 +139,20 @@ def code_of(text: str, *entries: str) -> list[str]:
     """The code in an answer: the last fenced block that defines one of the functions, after those before it. If none
     does: what is in front of a mark that only closes a fence, or the first block, or all of the text."""
     text = before_end(text).removeprefix("\ufeff").replace("\r\n", "\n")
-    blocks, before = [block.rstrip() for block in fenced(text)], _BARE.split(text, maxsplit=1)[0].rstrip()
+    blocks = [_typed(block.rstrip()) for block in fenced(text)]
+    before = _typed(_BARE.split(text, maxsplit=1)[0].rstrip())
     defining = [place for place, block in enumerate(blocks) if defines(block, *entries)]
     if defining:
         return blocks[: defining[-1] + 1]
     closed = defines(before, *entries) or before.startswith((" ", "\t"))
     return [before] if closed or not blocks else blocks[:1]
+
+
+def _typed(code: str) -> str:
+    """What was typed in a session of Python's shell, without its marks and what it printed; other code as it is."""
+    if not code.lstrip().startswith(">>>"):
+        return code
+    return "\n".join(found[1] for found in re.finditer(r"^(?:>>>|\.\.\.) ?(.*)$", code, re.MULTILINE))
 
 
 def defines(code: str, *entries: str) -> bool:
