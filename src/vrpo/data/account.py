@@ -58,12 +58,12 @@ class DataReport:
         parts = [f"kept {self.kept} of {self.total} rows"]
         for reason, drop in self.dropped.items():
             parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){_REMEDIES.get(reason, '')}")
-        noted = {
-            f"in {self.repeated_prompts} rows the answers begin with the short prompt": self.repeated_prompts,
-            f"cut {self.truncated_prompts} prompts to max_prompt_length or max_length": self.truncated_prompts,
-            f"cut {self.truncated_responses} responses to max_length (they have no end token)": self.truncated_responses,
-        }
-        return "; ".join([*parts, *(text for text, count in noted.items() if count)])
+        noted = (
+            (self.repeated_prompts, "in {} rows the answers begin with the short prompt"),
+            (self.truncated_prompts, "cut {} prompts to max_prompt_length or max_length"),
+            (self.truncated_responses, "cut {} responses to max_length (they have no end token)"),
+        )
+        return "; ".join([*parts, *(text.format(count) for count, text in noted if count)])
 
     @property
     def total(self) -> int:
