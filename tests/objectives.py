@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from tests.build import Row, make_tokens, two_pairs
+from tests.loops import each
 from vrpo.losses.objective import ItemObjective, Mixture, WeightedSum
 from vrpo.losses.pairwise import DPO, IPO, ORPO, APODown, APOZero, Hinge, Preference, ReverseKL, Robust, Sigmoid
 from vrpo.losses.pools import Confidence, Fixed, Pooled, ReferenceFree, geometric, harmonic
@@ -102,9 +103,9 @@ CASES: dict[str, Case] = {
 }
 
 
-def every_case(wanted: Callable[[Case], bool] = lambda case: True) -> pytest.MarkDecorator:
+def every_case(wanted: Callable[[Case], bool] = lambda case: True) -> Callable[..., Any]:
     chosen = {name: case for name, case in CASES.items() if wanted(case)}
-    return pytest.mark.parametrize("case", list(chosen.values()), ids=list(chosen))
+    return each("case", list(chosen.values()), ids=list(chosen))
 
 
 def terms(references: int = 1, seed: int = 0, draws: int = 3, rows: int = 6) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import vrpo.draws
 from tests import exact
 from tests.build import Row, copies, in_response, make_tokens
+from tests.loops import each
 from tests.stat import assert_law
 from vrpo.coupling import Paired
 from vrpo.draws import FixedCount, draw_key, fold
@@ -26,7 +27,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "fixed": lambda: FixedCount(4, 2),
     "balanced": lambda: BalancedMasks(Levels(6, 2)),
 }
-every_plan = pytest.mark.parametrize("plan", [make() for make in PLANS.values()], ids=list(PLANS))
+every_plan = each("plan", [make() for make in PLANS.values()], ids=list(PLANS))
 ROWS = [Row((2, 0), (1, 0, 2), 1), Row((1,), (2, 0, 1, 1), 2), Row((0, 0, 1), (1, 2), 3), Row((), (2,), 4)]
 
 
@@ -75,8 +76,8 @@ def block_moments(denoiser: BlockTable, row: Row) -> list[exact.Moments]:
     ]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 10])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{len(row.prompt)}+{len(row.response)}")
+@each("size", [1, 2, 3, 10])
+@each("row", ROWS, ids=lambda row: f"{len(row.prompt)}+{len(row.response)}")
 def test_the_bound_is_the_sum_over_blocks(row: Row, size: int) -> None:
     """Enumerated within each block, all blocks in one draw; and, as dear as it is, over the whole response: what a plan
     masks in a block has the same weighted law as the block's own, so any plan is unbiased for it.
@@ -96,7 +97,7 @@ def test_enumeration_of_blocks_costs_the_longest_block() -> None:
     assert PerBlock(Enumerate(), 2)(tokens).masked.shape[1] == 3 < Enumerate()(tokens).masked.shape[1]
 
 
-@pytest.mark.parametrize("row", [Row((2, 0), (1, 0, 2, 1)), Row((1,), (0, 2, 1))], ids=["2+2", "1+2"])
+@each("row", [Row((2, 0), (1, 0, 2, 1)), Row((1,), (0, 2, 1))], ids=["2+2", "1+2"])
 def test_draws_are_unbiased_and_their_variance_is_the_sum_over_blocks(row: Row) -> None:
     """Over all outcomes of the random numbers of all blocks, each equally likely: the mean is the bound, the variance
     sum_b (V_t + V_y) of the blocks. Kills: L_b / m_b of another block, one count for all blocks."""
@@ -135,7 +136,7 @@ def test_one_count_for_all_blocks_is_noisier() -> None:
     assert float(values.var(correction=0)) > 1.5 * sum(each.variance(1, 1) for each in parts)
 
 
-@pytest.mark.parametrize("name", ["fixed", "balanced"])
+@each("name", ["fixed", "balanced"])
 def test_blocks_of_one_token_are_the_likelihood_without_noise(name: str) -> None:
     """Every draw scores every token given all before it: log p(y | x), and over all answers p sums to 1."""
     denoiser, answers = BlockTable(1), list(product(range(3), repeat=2))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.loops import each
 from tests.mutants.catalogue import FIELD, MUTANTS
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def resolve(name: str) -> object:
     raise ImportError(name)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page.read_text()))], ids=lambda page: page.name)
+@each("page", [page for page in PAGES if list(blocks(page.read_text()))], ids=lambda page: page.name)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder. Every block asserts something, so a page that is out of date fails."""
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tests.build import Row, copies, in_response, make_tokens
 from tests.exact import bernoulli_integral
+from tests.loops import each
 from tests.stat import ALARM, assert_law, assert_mean
 from vrpo.draws import FixedCount, draw_key, fold, mix, rekeyed, uniform
 from vrpo.plans import BalancedMasks, Bernoulli, Enumerate, IndependentMasks, Levels
@@ -31,7 +32,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "importance": lambda: IndependentMasks(Levels(4, 4, exponent=0.5)),
     "balanced": lambda: BalancedMasks(Levels(6, 2)),
 }
-every_plan = pytest.mark.parametrize("plan", [make() for make in PLANS.values()], ids=list(PLANS))
+every_plan = each("plan", [make() for make in PLANS.values()], ids=list(PLANS))
 
 
 def many(length: int, count: int = 60_000) -> Tokens:
@@ -146,7 +147,7 @@ def test_bernoulli_times_are_uniform_above_t_min() -> None:
 # Weights and where they are not ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (3, 2), (1, 4)])
+@each(("num_times", "num_masks"), [(1, 1), (4, 1), (3, 2), (1, 4)])
 def test_fixed_count_weighs_by_length_over_count(num_times: int, num_masks: int) -> None:
     """weight = L / m / K on masked tokens in float64, 0 elsewhere; one m per group.
 
@@ -196,7 +197,7 @@ def test_enumerate_sums_to_one_per_token() -> None:
     assert torch.allclose(total, tokens.response.double(), atol=1e-14)
 
 
-@pytest.mark.parametrize(
+@each(
     "make",
     [
         lambda: FixedCount(0),
@@ -334,7 +335,7 @@ def test_replay_never_changes_between_versions() -> None:
     assert masks(Bernoulli(0.1, 4)) == ["00000", "10001", "00111", "00000"]
 
 
-@pytest.mark.parametrize("argument", ["key", "data"])
+@each("argument", ["key", "data"])
 def test_fold_avalanches(argument: str) -> None:
     """Every flipped input bit flips every output bit half the time, on consecutive inputs.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests import exact
 from tests.build import Row, draws_of, make_tokens, two_pairs
+from tests.loops import each
 from vrpo.draws import FixedCount
 from vrpo.estimator import ENGINE, Engine, elbo, exact_elbo, plan_packs
 from vrpo.types import Draws, Estimate, Tokens
@@ -76,7 +77,7 @@ def test_terms_do_not_depend_on_company(
     assert torch.equal(value(tokens, FixedCount(3)(tokens), Engine(max_tokens)), alone[order])
 
 
-@pytest.mark.parametrize("max_tokens", [1, 5, 7, 10, 16, 1000, None])
+@each("max_tokens", [1, 5, 7, 10, 16, 1000, None])
 def test_packs_respect_the_budget_and_cover_everything_once(max_tokens: int | None) -> None:
     """A pack exceeds max_tokens only if it is a single item; every item with a weight is in one pack."""
     tokens = make_tokens(ROWS, left=2)
@@ -183,7 +184,7 @@ def test_group_variance_ignores_surplus_draws() -> None:
     assert float(Estimate(terms, torch.tensor([[1, -1, 1, 0, 4]])).variance) == pytest.approx(21)
 
 
-@pytest.mark.parametrize("group", [[0, 0], [0, -1], [-1, -1]])
+@each("group", [[0, 0], [0, -1], [-1, -1]])
 def test_a_variance_needs_two_groups(group: list[int]) -> None:
     """An error, not a NaN: one m with many masks cannot estimate its own noise."""
     terms = torch.ones(2, 2, dtype=torch.float64)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import Row, copies, make_tokens
+from tests.loops import each
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo, exact_elbo
 from vrpo.plans import Bernoulli, Enumerate
@@ -31,7 +32,7 @@ def estimate_all(table: exact.Table, tokens: Tokens, plan: FixedCount | Bernoull
     return estimate.value, estimate.terms, estimate.group
 
 
-@pytest.mark.parametrize("row", [ROW, SHORT, Row((), (0, 1, 2, 0)), Row((0, 1), (2,))])
+@each("row", [ROW, SHORT, Row((), (0, 1, 2, 0)), Row((0, 1), (2,))])
 def test_enumeration_is_the_mean_over_all_orders(table: exact.Table, row: Row) -> None:
     """Two roads to the bound that share no weight: kills a wrong subset law in the oracle itself, and in Enumerate."""
     assert exact.bound(table, row) == pytest.approx(exact.order_bound(table, row), abs=1e-12)
@@ -55,8 +56,8 @@ def test_the_bound_is_a_lower_bound(table: exact.Table) -> None:
     assert total < 1
 
 
-@pytest.mark.parametrize(("num_times", "num_masks"), BUDGETS)
-@pytest.mark.parametrize("row", [ROW, SHORT], ids=["L3", "L2"])
+@each(("num_times", "num_masks"), BUDGETS)
+@each("row", [ROW, SHORT], ids=["L3", "L2"])
 def test_fixed_count_is_unbiased_with_the_variance_of_lemma_5(
     table: exact.Table, row: Row, num_times: int, num_masks: int
 ) -> None:
@@ -73,7 +74,7 @@ def test_fixed_count_is_unbiased_with_the_variance_of_lemma_5(
     assert float(value.var(correction=0)) == pytest.approx(law.variance(num_times, num_masks), rel=1e-11)
 
 
-@pytest.mark.parametrize(("num_times", "num_masks"), [(2, 1), (2, 2), (3, 1)])
+@each(("num_times", "num_masks"), [(2, 1), (2, 2), (3, 1)])
 def test_group_variance_is_unbiased(table: exact.Table, num_times: int, num_masks: int) -> None:
     """Mean over all outcomes of the estimated variance = the true variance, as an equality.
 
@@ -112,7 +113,7 @@ def gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
     return (value + 1) / 2, vector[0].square()
 
 
-@pytest.mark.parametrize("t_min", [0.05, 0.3])
+@each("t_min", [0.05, 0.3])
 def test_bernoulli_has_its_exact_mean_and_variance(table: exact.Table, t_min: float) -> None:
     """Quadrature over the real plan = closed-form integrals. The bias of t_min is what the formula says, and not 0.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.objectives import BETA, LENGTH, PAIRS, WEIGHTED, of, terms
 from vrpo.losses.objective import dpo
 from vrpo.losses.pairwise import (
@@ -60,11 +61,11 @@ FORMULAS: dict[str, tuple[PairLoss, Formula]] = {
     "reverse_kl": (ReverseKL(0.01), lambda w, r, b: kl(s(b * (w - r)), 0.99)),
     "orpo": (ORPO(), lambda w, r, b: -w - b * log(s(log_odds(w) - log_odds(r)))),
 }
-every_formula = pytest.mark.parametrize(("loss", "formula"), list(FORMULAS.values()), ids=list(FORMULAS))
+every_formula = each(("loss", "formula"), list(FORMULAS.values()), ids=list(FORMULAS))
 
 
 @every_formula
-@pytest.mark.parametrize("beta", [0.2, 1.7])
+@each("beta", [0.2, 1.7])
 def test_a_loss_is_its_formula(loss: PairLoss, formula: Formula, beta: float) -> None:
     """In float64, on margins of both signs and sizes. Kills: any sign, weight, share or constant of a leaf wrong."""
     points = [(-0.3, -2.0), (-2.0, -0.3), (-1.5, -1.5), (-6.0, -0.01), (-0.01, -6.0), (-1.1, -0.9)]
@@ -138,7 +139,7 @@ def slopes(loss: PairLoss, u: float) -> list[float]:
 GRID = torch.linspace(-6, 6, 25, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("a", [0.01, 0.1, 0.3])
+@each("a", [0.01, 0.1, 0.3])
 def test_reverse_kl_has_the_minimum_and_curvature_of_conservative_dpo(a: float) -> None:
     """At u* = log((1 - a) / a), where the loss is 0 and its Hessian a (1 - a), as cDPO's (METHODS section 5).
 
@@ -181,7 +182,7 @@ def test_the_slope_of_reverse_kl_vanishes_where_a_pair_is_badly_wrong() -> None:
             assert float((slope * density).sum() / density.sum()) == pytest.approx(mean, abs=6e-5)
 
 
-@pytest.mark.parametrize("e", [0.05, 0.2, 0.45])
+@each("e", [0.05, 0.2, 0.45])
 def test_robust_is_unbiased_under_flipped_labels(e: float) -> None:
     """(1 - e) * robust(u) + e * robust(-u) = DPO(u): the mean over labels of which a share e is flipped (Eq. 12 of
     arXiv 2403.00409); conservative DPO's is not. Kills: (1 - 2e) missing; e on the other side."""
@@ -199,7 +200,7 @@ def test_smoothing_is_the_mean_over_labels() -> None:
     torch.testing.assert_close(at(half, GRID), at(half, -GRID), rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("loss", [Sigmoid(), Sigmoid(0.1), Robust(0.2), IPO(), Hinge(), ReverseKL(0.1)])
+@each("loss", [Sigmoid(), Sigmoid(0.1), Robust(0.2), IPO(), Hinge(), ReverseKL(0.1)])
 def test_a_loss_of_the_margin_sees_nothing_else(loss: PairLoss) -> None:
     """A constant on both ratios changes nothing; exchanged answers are a margin of the other sign. Kills: a loss of one
     answer alone."""
@@ -238,7 +239,7 @@ def test_dpo_is_minus_log_sigmoid_of_the_averaged_margin() -> None:
     assert float(DPO(0.7)(of(policy, reference), WEIGHTED)) == pytest.approx(weighted, abs=1e-14)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each("seed", range(3))
 def test_dpo_written_out_is_dpo_of_leaves(seed: int) -> None:
     """Value and slope. Kills: chosen and rejected exchanged on the page that one reads first; another beta."""
     policy, reference = terms(seed=seed)
@@ -249,7 +250,7 @@ def test_dpo_written_out_is_dpo_of_leaves(seed: int) -> None:
 
 
 @every_formula
-@pytest.mark.parametrize("per_token", [False, True])
+@each("per_token", [False, True])
 def test_the_pipeline_ends_in_the_loss(loss: PairLoss, formula: Formula, per_token: bool) -> None:
     """Of log-ratios or of bounds, per token (TRL's ipo, simpo, orpo) or summed (ipo_sum).
 
@@ -312,7 +313,7 @@ def test_a_reference_may_have_its_own_number_of_draws() -> None:
     torch.testing.assert_close(log_ratios(of(policy, reference)), log_ratios(of(policy, more)))
 
 
-@pytest.mark.parametrize("references", [0, 2])
+@each("references", [0, 2])
 def test_a_missing_reference_is_an_error(references: int) -> None:
     """Kills: a missing reference value replaced by 0; the second of two references dropped in silence."""
     policy, reference = terms()
@@ -320,7 +321,7 @@ def test_a_missing_reference_is_an_error(references: int) -> None:
         DPO()(of(policy, reference.expand(6, 2, 3)[:, :references]), PAIRS)
 
 
-@pytest.mark.parametrize("beta", [0.0, -0.2, float("nan"), float("inf")])
+@each("beta", [0.0, -0.2, float("nan"), float("inf")])
 def test_beta_is_positive(beta: float) -> None:
     with pytest.raises(ValueError, match="beta"):
         Constant(beta)

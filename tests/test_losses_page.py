@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.loops import each
 from vrpo.commands.arguments import ModelArguments
 from vrpo.losses.named import LOSSES, NOT_OFFERED
 from vrpo.training.preference_config import VRPOConfig
@@ -46,7 +47,7 @@ def test_the_page_names_every_loss_and_every_refusal() -> None:
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
+@each("block", BLOCKS, ids=lambda block: block.splitlines()[0])
 def test_examples_of_the_page_are_legal(block: str, tmp_path: Path) -> None:
     """Kills: a field renamed, or a combination refused, that the page still recommends."""
     values = yaml.safe_load(block)

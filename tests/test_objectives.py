@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.objectives import CASES, Case, Structures, every_case, of, terms
 from vrpo.losses.corrections import CrossFit, Jackknife
 from vrpo.losses.objective import Mixture, Objective, WeightedSum
@@ -48,7 +49,7 @@ def test_a_loss_is_a_number_and_the_mean_of_its_items(case: Case) -> None:
 
 
 @every_case()
-@pytest.mark.parametrize("seed", range(3))
+@each("seed", range(3))
 def test_slopes_by_finite_differences(case: Case, seed: int) -> None:
     """In float64. Kills: a slope of wrong sign; anything detached that should not be; and KTO's baseline, which is
     detached, must be held fixed."""
@@ -215,7 +216,7 @@ def test_what_both_answers_share_does_not_matter(case: Case) -> None:
 
 
 @every_case()
-@pytest.mark.parametrize("size", [1e4, -1e4])
+@each("size", [1e4, -1e4])
 def test_extreme_margins(case: Case, size: float) -> None:
     """Bounds 1e4 nats apart, the better answer's above or below: finite values and slopes. Kills: log 0; 0 * inf; exp
     of 1e4."""
@@ -226,7 +227,7 @@ def test_extreme_margins(case: Case, size: float) -> None:
 
 
 @every_case()
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
+@each(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.2)])
 def test_terms_of_low_precision(case: Case, dtype: torch.dtype, close: float) -> None:
     """Terms rounded to float32 or bf16 are what they are, and everything after them is float64: bit for bit the loss of
     the rounded terms. Kills: a type that cannot hold the padding of a list; sums in the terms' precision."""
@@ -247,7 +248,7 @@ def test_terms_of_low_precision(case: Case, dtype: torch.dtype, close: float) ->
 
 
 @every_case()
-@pytest.mark.parametrize("num_groups", [2, 3, 6])
+@each("num_groups", [2, 3, 6])
 def test_wrapped_in_a_correction_of_noise(case: Case, num_groups: int) -> None:
     """CrossFit has the value of what it wraps, and the slopes of the other groups; without noise, groups being equal,
     both wrappers are what they wrap. Kills: a wrapper that knows pairs only."""

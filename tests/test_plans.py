@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import Row, in_response, make_tokens
+from tests.loops import each
 from tests.stat import assert_law
 from vrpo.coupling import Paired, shared_tokens
 from vrpo.draws import FixedCount, draw_key
@@ -60,9 +61,9 @@ def mean_variance(values: Tensor, probability: Tensor) -> tuple[float, float]:
     return mean, float((values - mean).square() @ probability)
 
 
-@pytest.mark.parametrize("masks", MASKS)
-@pytest.mark.parametrize("levels", [name for name in LEVELS if name != "strata-in-groups"])
-@pytest.mark.parametrize("row", [ROW, SHORT], ids=["L3", "L2"])
+@each("masks", MASKS)
+@each("levels", [name for name in LEVELS if name != "strata-in-groups"])
+@each("row", [ROW, SHORT], ids=["L3", "L2"])
 def test_every_plan_is_unbiased(table: exact.Table, row: Row, levels: str, masks: str) -> None:
     """Over all outcomes the mean is the bound, whatever the law, the strata, the cut.
 
@@ -90,7 +91,7 @@ def test_strata_within_groups(table: exact.Table) -> None:
     assert float(guessed @ probability) == pytest.approx(variance, rel=1e-10)
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.5, -0.75])
+@each("exponent", [0.0, 0.5, -0.75])
 def test_importance_sampling_has_its_variance(table: exact.Table, exponent: float) -> None:
     """Var = (sum_m p(m)^2 / q(m) E[A_m^2] - B^2) / n by enumeration of subsets. Kills: counts not from q."""
     sums, law = exact.subset_sums(table, ROW), exact.count_law(exponent, 3)
@@ -171,8 +172,8 @@ def test_shared_tokens_are_a_longest_common_subsequence(
         assert len(kept) == longest(chosen, rejected)
 
 
-@pytest.mark.parametrize("align", [False, True])
-@pytest.mark.parametrize("answer", [(1, 2, 2, 0), (2, 0)])
+@each("align", [False, True])
+@each("answer", [(1, 2, 2, 0), (2, 0)])
 def test_pairing_leaves_each_answer_its_law(align: bool, answer: tuple[int, ...]) -> None:
     """P(S) = 1 / (L C(L, m)) for the rejected answer, which shares tokens with the chosen one, and for the chosen one.
 
@@ -250,7 +251,7 @@ def test_a_row_of_two_pairs_is_refused() -> None:
         Paired(FixedCount(1))(tokens, shared)
 
 
-@pytest.mark.parametrize(
+@each(
     ("make", "message"),
     [
         (lambda: Levels(6, 4), "num_groups = 4"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.objectives import BETA, LABELS, PAIRS, RANKINGS, of, terms
 from vrpo.losses.objective import Mixture
 from vrpo.losses.pairwise import DPO, Preference, Sigmoid
@@ -24,7 +25,7 @@ from vrpo.losses.pools import (
 )
 
 THREE = (0.2, 0.5, 0.3)
-both = pytest.mark.parametrize("mean", [harmonic, geometric])
+both = each("mean", [harmonic, geometric])
 
 
 def pooled(pool: Pool, references: int = 3, seed: int = 0) -> list[float]:
@@ -73,7 +74,7 @@ def confidence(reference: list[list[float]]) -> dict[int, list[float]]:
 
 
 @both
-@pytest.mark.parametrize("clip", [None, 0.1])
+@each("clip", [None, 0.1])
 def test_confidence_weights_and_clipping_are_their_formulas(mean: Mean, clip: float | None) -> None:
     """ARWC before CTRO: weights of the bounds as they are, references 2 and 3 within 10 % of the first.
 
@@ -140,7 +141,7 @@ def test_equal_references_are_dpo(mean: Mean) -> None:
 
 
 @both
-@pytest.mark.parametrize("one", [0, 1, 2])
+@each("one", [0, 1, 2])
 def test_one_hot_weights_are_dpo_against_that_reference(mean: Mean, one: int) -> None:
     """Value and slope. Kills: log 0 with a NaN in value or slope; weights in another order."""
     policy, reference = terms(3)
@@ -169,7 +170,7 @@ def test_the_harmonic_pool_is_below_the_geometric_one() -> None:
 REORDERED = [2, 0, 1]
 
 
-@pytest.mark.parametrize(
+@each(
     "make",
     [
         lambda weights: Preference(Sigmoid(), BETA, Pooled(harmonic, Fixed(weights))),
@@ -208,8 +209,8 @@ def test_a_mixture_is_a_sum_of_losses() -> None:
 
 
 @both
-@pytest.mark.parametrize("level", [-1e4, -1e-3])
-@pytest.mark.parametrize("apart", [0.0, 5e3])
+@each("level", [-1e4, -1e-3])
+@each("apart", [0.0, 5e3])
 def test_pools_of_extreme_bounds(mean: Mean, level: float, apart: float) -> None:
     """Bounds of -1e4, where no probability exists, and references 5e3 nats apart. Kills: exp before log."""
     policy = torch.full((6, 1), level, dtype=torch.float64).requires_grad_()
@@ -227,7 +228,7 @@ def test_pools_of_extreme_bounds(mean: Mean, level: float, apart: float) -> None
                 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each("dtype", [torch.float32, torch.bfloat16])
 def test_bounds_are_float64(dtype: torch.dtype) -> None:
     """Sums of terms, whatever these are in: 300 of -1 and one of -2^-10. Kills: sums in bf16, which stop at -256."""
     given = torch.cat([torch.full((6, 300), -1.0), torch.full((6, 1), -(2.0**-10))], 1).to(dtype)
@@ -239,8 +240,8 @@ def test_bounds_are_float64(dtype: torch.dtype) -> None:
         log_ratios(of(given, zero))[:, 0],
     ]
     found.append(-log_ratios(of(torch.zeros_like(given), given[:, None]))[:, 0])
-    for each in found:
-        assert torch.equal(each.abs(), exact.abs())
+    for one in found:
+        assert torch.equal(one.abs(), exact.abs())
 
 
 def test_a_pool_of_bounds_above_zero_is_clipped_around_the_first() -> None:
@@ -255,14 +256,14 @@ def test_a_pool_of_bounds_above_zero_is_clipped_around_the_first() -> None:
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", [(), (0.5, 0.6), (1.5, -0.5), (float("nan"), 1.0), (1.0, float("nan"))])
+@each("weights", [(), (0.5, 0.6), (1.5, -0.5), (float("nan"), 1.0), (1.0, float("nan"))])
 def test_weights_are_shares(weights: tuple[float, ...]) -> None:
     """Kills: comparisons that NaN passes; weights that are normalised in silence."""
     with pytest.raises(ValueError, match="add up to 1"):
         Fixed(weights)
 
 
-@pytest.mark.parametrize("clip", [-0.1, 1.0, float("nan")])
+@each("clip", [-0.1, 1.0, float("nan")])
 def test_a_clip_is_a_share(clip: float) -> None:
     with pytest.raises(ValueError, match="clip"):
         Pooled(harmonic, Confidence(), clip)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import draws_of, make_tokens, two_pairs
+from tests.loops import each
 from tests.objectives import CASES, Case, every_case
 from tests.objectives import TOKENS as SIX_ROWS
 from tests.test_estimator import Recorder
@@ -44,7 +45,7 @@ def references_of(case: Case) -> Reference:
     return Several(frozen) if frozen else NoReference()
 
 
-by_draw_both = pytest.mark.parametrize("engine", [backward_by_draw, backward_keeping_graphs])
+by_draw_both = each("engine", [backward_by_draw, backward_keeping_graphs])
 some = every_case(lambda case: case is CASES["dpo"] or case is CASES["dpo-sharp"] or case is CASES["vrpo"])
 
 
@@ -54,9 +55,9 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @some
-@pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
-@pytest.mark.parametrize("max_tokens", [None, 1, 13, 30, 1000])  # one graph kept, or several, or all
-@pytest.mark.parametrize("share_draws", [True, False])
+@each(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
+@each("max_tokens", [None, 1, 13, 30, 1000])  # one graph kept, or several, or all
+@each("share_draws", [True, False])
 @by_draw_both
 def test_backward_by_draw_is_the_gradient_of_the_loss(
     engine: Any, case: Case, num_times: int, num_masks: int, max_tokens: int | None, share_draws: bool
@@ -82,8 +83,8 @@ def test_backward_by_draw_is_the_gradient_of_the_loss(
 
 
 @every_case()
-@pytest.mark.parametrize("max_tokens", [None, 30])
-@pytest.mark.parametrize("wrapped", [False, True])
+@each("max_tokens", [None, 30])
+@each("wrapped", [False, True])
 @by_draw_both
 def test_backward_by_draw_of_every_objective(engine: Any, case: Case, max_tokens: int | None, wrapped: bool) -> None:
     """On pairs, lists, labels and rows, with none to three references, as it is and with its bias corrected.
@@ -194,7 +195,7 @@ def test_items_without_slope_are_not_run_again() -> None:
     assert rows_called(recorder, with_graph=True) < 4 * 3
 
 
-@pytest.mark.parametrize(("max_tokens", "extra"), [(None, 4 * 2), (1, 4 * 3 - 1), (1000, 0)])
+@each(("max_tokens", "extra"), [(None, 4 * 2), (1, 4 * 3 - 1), (1000, 0)])
 def test_the_first_pack_runs_once(max_tokens: int | None, extra: int) -> None:
     """Every item has one pass with a graph, and those of all packs but the first one without. Kills: a second pass for
     all; a graph that is kept and not used."""
@@ -317,9 +318,9 @@ def test_the_textbook_runs_everything_twice_and_says_what_first() -> None:
 
 
 @some
-@pytest.mark.parametrize(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
-@pytest.mark.parametrize("max_tokens", [None, 1])
-@pytest.mark.parametrize("by_group", [False, True])
+@each(("num_times", "num_masks"), [(1, 1), (4, 1), (2, 3)])
+@each("max_tokens", [None, 1])
+@each("by_group", [False, True])
 def test_one_pass_is_the_gradient_of_the_loss(
     case: Case, num_times: int, num_masks: int, max_tokens: int | None, by_group: bool
 ) -> None:
@@ -355,7 +356,7 @@ def test_one_pass_of_every_objective_on_pairs_and_lists(case: Case) -> None:
     assert_close(once.table.grad, whole.table.grad)
 
 
-@pytest.mark.parametrize("kind", [CrossFit, Jackknife])
+@each("kind", [CrossFit, Jackknife])
 def test_one_pass_with_a_slope_for_each_group(kind: type[CrossFit | Jackknife]) -> None:
     """Slopes that differ inside a row need a buffer each, and are noticed without. Kills: one slope for all draws."""
     draws, reference = FixedCount(3)(TOKENS, PAIRS), FrozenReference(exact.Table(seed=9))

@@ -15,6 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from tests.loops import each
 from vrpo.models.load import load
 from vrpo.rewards.sudoku import fault
 
@@ -42,7 +43,7 @@ def test_every_file_has_its_kind() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == set(KINDS)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each("name", KINDS)
 def test_accelerate_loads_it(name: str) -> None:
     """One machine, 8 GPUs; precision is the recipe's. Kills: keys that accelerate does not know."""
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
@@ -54,7 +55,7 @@ def test_accelerate_loads_it(name: str) -> None:
     assert set(config.deepspeed_config) <= set(known)
 
 
-@pytest.mark.parametrize("family", ["llada_dense", "illada", "dream", "a2d_qwen3"])
+@each("family", ["llada_dense", "illada", "dream", "a2d_qwen3"])
 def test_fsdp2_wraps_the_layers_that_the_model_has(environment: pytest.MonkeyPatch, golden: Path, family: str) -> None:
     """Kills: FSDP1, sharded checkpoints, a layer class that not every family has, or none."""
     arguments = launched("fsdp2")

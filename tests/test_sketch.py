@@ -9,6 +9,7 @@ from jaxtyping import config
 from torch import Tensor
 
 import vrpo.sketch
+from tests.loops import each
 from tests.stat import assert_law, assert_mean
 from vrpo.sketch import Sketch
 
@@ -37,7 +38,7 @@ def test_linear() -> None:
     torch.testing.assert_close(sketch(both), 2 * sketch(x) - sketch(y), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 100])
+@each("size", [1, 7, 64, 100])
 def test_every_element_is_in_one_bucket(size: int) -> None:
     """S of a unit vector is +-1 in one bucket and 0 elsewhere, and the buckets take turns. Kills: the last, incomplete
     row of buckets dropped; a tensor folded wrongly; elements weighed."""
@@ -65,7 +66,7 @@ def test_inner_products_are_unbiased() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("places", [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 5), (0, 69)), ((0, 64), (0, 128))])
+@each("places", [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 5), (0, 69)), ((0, 64), (0, 128))])
 def test_signs_are_fair_and_pairwise_independent(places: tuple[tuple[int, int], tuple[int, int]]) -> None:
     """Two elements, (tensor, position): the four patterns of their signs are equally likely over seeds.
 
@@ -101,7 +102,7 @@ def test_no_gradient_is_zero_and_keeps_its_place() -> None:
     assert torch.equal(Sketch(8)([]), torch.zeros(8, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@each("dtype", [torch.bfloat16, torch.float32])
 def test_sums_are_float64(dtype: torch.dtype) -> None:
     """Kills: a sum in the gradient's precision, which loses the small elements."""
     x = tensors(4, (1000,))[0].to(dtype)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests import exact
 from tests.build import Row
+from tests.loops import each
 from tests.objectives import PAIRS, of, terms
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
@@ -34,8 +35,8 @@ def slope_of(objective: Objective, policy: Tensor, reference: Tensor) -> Tensor:
 # By hand --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrapper", [CrossFit, Jackknife])
-@pytest.mark.parametrize("num_groups", [2, 3, 6])
+@each("wrapper", [CrossFit, Jackknife])
+@each("num_groups", [2, 3, 6])
 def test_a_linear_objective_stays_what_it_is(wrapper: type, num_groups: int) -> None:
     """Leaving out and scaling up is unbiased. Kills: G / (G - 1) left out; a wrong weight of the parts without a group;
     slopes of all groups added up for every draw."""
@@ -64,7 +65,7 @@ def test_cross_fit_has_a_value_without_gradients() -> None:
     assert torch.equal(value, SHARP(of(policy, reference), PAIRS))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each("seed", range(3))
 def test_jackknife_slopes_by_finite_differences(seed: int) -> None:
     """Kills: parts detached."""
     policy, reference = terms(seed=seed, draws=6)
@@ -92,7 +93,7 @@ def test_jackknife_of_a_square_in_two_groups_is_a_product() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("num_groups", [2, 3, 6])
+@each("num_groups", [2, 3, 6])
 def test_jackknife_of_a_square_subtracts_the_estimated_variance(num_groups: int) -> None:
     """(h - c)^2 - Var^ h, Var^ of the margin's independent groups (`types.Estimate`), exactly: the U-statistic.
     Kills: the variance of single draws; G instead of G - 1."""
@@ -104,7 +105,7 @@ def test_jackknife_of_a_square_subtracts_the_estimated_variance(num_groups: int)
     assert float(found) == pytest.approx(float(expected.mean()), rel=1e-13)
 
 
-@pytest.mark.parametrize("wrapper", [CrossFit, Jackknife])
+@each("wrapper", [CrossFit, Jackknife])
 def test_groups_must_fit(wrapper: type) -> None:
     policy, reference = terms(draws=3)
     with pytest.raises(ValueError, match="num_groups must be at least 2, not 1"):
@@ -149,7 +150,7 @@ def independent_product(num_times: int) -> Tensor:
     return slope[pairs.chosen, 0].sum() * torch.autograd.grad(bound, policy.table)[0]
 
 
-@pytest.mark.parametrize("num_groups", [2, 3])
+@each("num_groups", [2, 3])
 def test_cross_fit_removes_the_covariance_of_slope_and_gradient(num_groups: int) -> None:
     """E gradient = E[slope of G - 1 draws] * grad of the bound, as an equality; the plain gradient of the same draws
     differs from E[slope of G draws] * grad of the bound by their covariance.
@@ -182,7 +183,7 @@ def test_jackknife_removes_the_first_order_of_the_bias() -> None:
         assert abs(corrected) < plain / 3
 
 
-@pytest.mark.parametrize("num_groups", [2, 3])
+@each("num_groups", [2, 3])
 def test_the_bias_of_a_square_is_the_variance_and_goes_away(num_groups: int) -> None:
     """Over all outcomes: E (h^ - c)^2 is too large by Var h^ exactly; with the jackknife it is (h - c)^2 of the exact
     bounds, gradients too. CrossFit has the unbiased gradient and the biased value.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.objectives import BETA, LABELS, LENGTH, PAIRS, RANKINGS, REWARD, WEIGHTED, by_place, of, terms
 from vrpo.losses.objective import ItemObjective, WeightedSum
 from vrpo.losses.pairwise import DPO, Preference, Sigmoid
@@ -65,7 +66,7 @@ def test_ties_are_no_pairs() -> None:
     assert [pair[2] for pair in found] == pytest.approx([0.5 / 5] * 5 + [2.0], rel=1e-15)
 
 
-@pytest.mark.parametrize("order", [[[0, 1, 2], [3, 4, -1]], [[3, 4, -1], [0, 1, 2]]])
+@each("order", [[[0, 1, 2], [3, 4, -1]], [[3, 4, -1], [0, 1, 2]]])
 def test_a_list_of_ties_alone_is_refused(order: list[list[int]]) -> None:
     """Wherever it stands. Kills: a batch's mean that depends on whether it is the last one; 0 / 0."""
     reward = torch.tensor([1.0, 2.0, 3.0, 4.0, 4.0, 0.0], dtype=torch.float64)
@@ -135,7 +136,7 @@ def test_plackett_luce_of_two_is_dpo() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize("objective", [PlackettLuce(BETA), DPO(0.7), SFT()])
+@each("objective", [PlackettLuce(BETA), DPO(0.7), SFT()])
 def test_padding_of_lists_does_nothing(objective: ItemObjective) -> None:
     """Three more columns of -1: value and slope the same, no slope on the row that -1 would be. Kills: row -1 used."""
     wide = replace(RANKINGS, order=torch.nn.functional.pad(RANKINGS.order, (0, 3), value=-1))
@@ -149,7 +150,7 @@ def test_padding_of_lists_does_nothing(objective: ItemObjective) -> None:
     assert not slope[2][[0, 2, 4, 5]].any()
 
 
-@pytest.mark.parametrize("size", [1e4, -1e4])
+@each("size", [1e4, -1e4])
 def test_plackett_luce_of_extreme_margins(size: float) -> None:
     """The best answer 1e4 ahead of three equal ones, or behind: log 6 of their orders, and beta 1e4 + log 3. Kills: exp
     of 1e4."""
@@ -193,7 +194,7 @@ def weighted(losses: list[float]) -> list[float]:
     return [1.0 * losses[0], 0.5 * losses[1], 2.0 * losses[2]]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_kto_is_its_formula(seed: int) -> None:
     """Both baselines, the weights of sides and labels; z0 = max(0, mean D of the mismatched), or the batch's mean.
 
@@ -217,7 +218,7 @@ def test_both_signs_of_the_baseline_occur() -> None:
     assert min(means) < -0.1 < 0.1 < max(means)
 
 
-@pytest.mark.parametrize("baseline", ["mismatched", "batch_mean"])
+@each("baseline", ["mismatched", "batch_mean"])
 def test_kto_at_the_reference(baseline: str) -> None:
     """Policy equal to reference: z0 = 0 and every loss 1/2, slopes -+ beta / 4 / M. Kills: z0 with a gradient."""
     policy, _ = terms()
@@ -229,8 +230,8 @@ def test_kto_at_the_reference(baseline: str) -> None:
     torch.testing.assert_close(slope, (0.7 / 4 / 3) * sign[:, None].expand(6, 3), rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("baseline", ["mismatched", "batch_mean"])
+@each("seed", range(4))
+@each("baseline", ["mismatched", "batch_mean"])
 def test_the_baseline_has_no_gradient(baseline: str, seed: int) -> None:
     """The slope is that of the formula at a fixed z0. Kills: detach missing."""
     policy, reference = terms(seed=seed)
@@ -245,8 +246,8 @@ def test_the_baseline_has_no_gradient(baseline: str, seed: int) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(loss, leaf)[0] for loss in losses), rtol=1e-12, atol=1e-16)
 
 
-@pytest.mark.parametrize("baseline", ["mismatched", "batch_mean"])
-@pytest.mark.parametrize("seed", range(2))
+@each("baseline", ["mismatched", "batch_mean"])
+@each("seed", range(2))
 def test_the_baseline_is_one_over_processes(baseline: str, seed: int) -> None:
     """Two processes of unequal size and a sum over both: each label's loss is that of one process with all rows.
 

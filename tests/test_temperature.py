@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.objectives import LENGTH, PAIRS, REWARD, by_place, of, terms
 from vrpo.losses.pairwise import DPO, Preference, Sigmoid
 from vrpo.losses.temperature import Constant, Custom, RewardScaling
@@ -41,19 +42,19 @@ def test_the_scale_is_the_unit_of_rewards() -> None:
     assert beta_of(RewardScaling(0.7, 2.0), 3.0, 1.0) != pytest.approx(beta_of(RewardScaling(0.7, 1.0), 3.0, 1.0))
 
 
-@pytest.mark.parametrize("worse", [0.0, -1e-9, -3.0, -1e5])
+@each("worse", [0.0, -1e-9, -3.0, -1e5])
 def test_a_chosen_answer_of_lower_reward_has_the_smallest_beta(worse: float) -> None:
     """Clamped to [beta, (1 + w) beta] below, also where exp(-k d) overflows. Kills: no clamp; 0 * inf."""
     for w in (0.5, 0.0):
         assert beta_of(RewardScaling(0.7, 0.1, w), worse, 0.0) == 0.7
 
 
-@pytest.mark.parametrize("difference", [50.0, 1e4, 1e300])
+@each("difference", [50.0, 1e4, 1e300])
 def test_the_largest_beta(difference: float) -> None:
     assert beta_of(RewardScaling(0.7, 0.1), difference, 0.0) == pytest.approx(1.5 * 0.7, rel=1e-15)
 
 
-@pytest.mark.parametrize(("w", "k"), [(0.0, 0.5), (0.5, 0.0), (0.0, 0.0)])
+@each(("w", "k"), [(0.0, 0.5), (0.5, 0.0), (0.0, 0.0)])
 def test_no_scaling_is_dpo(w: float, k: float) -> None:
     """MM-DPO with w = 0 or k = 0, value and slope. Kills: 1 + w without d; a scaling that does not start at 1."""
     policy, reference = terms()
@@ -94,7 +95,7 @@ def test_betas_are_float64() -> None:
     assert RewardScaling(0.7, 2.0)(of_float32(REWARD)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+@each("wrong", [0.0, -1.0, float("nan"), float("inf")])
 def test_wrong_numbers_are_refused(wrong: float) -> None:
     """Kills: comparisons that NaN passes."""
     with pytest.raises(ValueError, match="beta"):
@@ -105,13 +106,13 @@ def test_wrong_numbers_are_refused(wrong: float) -> None:
         RewardScaling(0.2, wrong)
 
 
-@pytest.mark.parametrize(("w", "k"), [(-0.1, 0.5), (0.5, -0.1), (float("nan"), 0.5), (0.5, float("nan"))])
+@each(("w", "k"), [(-0.1, 0.5), (0.5, -0.1), (float("nan"), 0.5), (0.5, float("nan"))])
 def test_w_and_k_are_not_negative(w: float, k: float) -> None:
     with pytest.raises(ValueError, match="w and k"):
         RewardScaling(0.2, 1.0, w, k)
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "said"),
     [
         (0.3, "2 betas is wanted, not float"),
@@ -138,7 +139,7 @@ def test_a_function_gives_a_beta_to_each_item_of_any_structure() -> None:
         assert torch.equal(Custom(lambda one: both, "mine")(structure), both)
 
 
-@pytest.mark.parametrize("fields", [{"w": float("inf")}, {"k": float("inf")}, {"w": float("nan")}])
+@each("fields", [{"w": float("inf")}, {"k": float("inf")}, {"w": float("nan")}])
 def test_an_endless_scaling_is_refused(fields: dict[str, float]) -> None:
     """Kills: inf * 0, a loss that is NaN at the first pair of equal rewards."""
     with pytest.raises(ValueError, match="w and k must not be negative, and finite"):

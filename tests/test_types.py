@@ -8,6 +8,7 @@ import torch
 
 from tests.build import make_tokens, two_pairs
 from tests.exact import Table
+from tests.loops import each
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.structures import Labels, Rankings, Rows
@@ -68,7 +69,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@each("name", WRONG)
 def test_a_field_that_cannot_be_is_named(unchecked: None, name: str) -> None:
     """Kills: an error of torch, far away."""
     make, said = WRONG[name]

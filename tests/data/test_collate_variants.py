@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from vrpo.data import LabelCollator, PreferenceCollator, RankingCollator, structure_of, tokens_of
-from vrpo.data.mismatched import with_other_answers
+from vrpo.data.collate import with_other_answers
 from vrpo.structures import Labels, Rankings
 from vrpo.types import Pairs
 

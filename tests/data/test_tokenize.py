@@ -424,8 +424,9 @@ def test_round_trip(tokenizer, prompt, answer, chat):
         expected = answer.strip() + "<|eot_id|>"
     else:
         asked, said_back, rendered, expected = prompt, answer, prompt, answer + "<|endoftext|>"
-    assert decoded(tokenizer, encoder.prompt(asked)) == rendered
-    assert decoded(tokenizer, encoder.answer(asked, said_back)) == expected
+    prompt_ids, ids = encoder.encoded(encoder.texts(asked, [said_back]))
+    assert decoded(tokenizer, prompt_ids) == rendered
+    assert decoded(tokenizer, encoder.closed(said_back, ids)) == expected
 
 
 @given(

@@ -106,11 +106,12 @@ def test_another_class_without_a_tokenizer_json_is_named(tmp_path: Path) -> None
 def assert_answers_end(words: PreTrainedTokenizerBase, end: str) -> None:
     """answer = content and end of turn; prompt and answer = the whole conversation, less the white space after it."""
     encoder = encoder_of(words, chat=True)
-    prompt, answer = encoder.prompt(CONVERSATION), encoder.answer(CONVERSATION, ANSWER)
+    prompt, said = encoder.encoded(encoder.texts(CONVERSATION, [ANSWER]))
+    answer = encoder.closed(ANSWER, said)
     assert words.decode(answer) == "five six" + end
     whole = render(words, [*CONVERSATION, *ANSWER], header=False)
     assert words.decode([*prompt, *answer]) == whole.rstrip()
-    assert [*prompt, *answer] == encoder.ids(whole.rstrip())
+    assert [*prompt, *answer] == encoder.encoded([whole.rstrip()])[0]
 
 
 def test_lladas_template_honours_the_header(tmp_path: Path) -> None:

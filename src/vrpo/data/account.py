@@ -1,6 +1,6 @@
 """The account of a table of examples: which rows became examples, which were dropped and why, and what was cut.
 
-What deliberately does not live here: what makes a row unusable (formats.py, encode.py, tokenize.py).
+What deliberately does not live here: what makes a row unusable (formats.py, encode.py, faults.py).
 """
 
 import warnings
@@ -14,25 +14,17 @@ from datasets import Dataset, Value
 
 from vrpo.data.formats import UnusableRow
 
+UNCUT = {"prompt_cut": False, "responses_cut": 0, "prompt_shortened": False, "prompt_empty": False}
+UNCUT |= {"prompt_repeated": False}
 ACCOUNT = {  # columns that a table of examples has until it is settled
-    "origin": Value("string"),
-    "reason": Value("string"),
-    "detail": Value("string"),
-    "prompt_cut": Value("bool"),
-    "responses_cut": Value("int64"),
-    "prompt_shortened": Value("bool"),
-    "prompt_empty": Value("bool"),
-    "prompt_repeated": Value("bool"),
+    **dict.fromkeys(("origin", "reason", "detail"), Value("string")),
+    **{name: Value("int64" if name == "responses_cut" else "bool") for name in UNCUT},
 }
-UNCUT = {"prompt_cut": False, "responses_cut": 0} | dict.fromkeys(
-    ("prompt_shortened", "prompt_empty", "prompt_repeated"), False
-)
 _FORMAT = 10  # rows from which on answers that begin with their prompts, mostly, are no chance
 _REMEDIES = {
-    "prompt too long": "set truncation_mode to keep_end, which cuts the beginning of prompts, or max_prompt_length, or "
-    "a larger max_length",
+    "prompt too long": ": set truncation_mode to keep_end, which cuts the beginning of prompts, or max_prompt_length, "
+    "or a larger max_length",
 }
-_BATCH = 1000  # examples that are written together
 _SHOWN = 3  # origins kept per reason
 
 
@@ -65,15 +57,13 @@ class DataReport:
     def __str__(self) -> str:
         parts = [f"kept {self.kept} of {self.total} rows"]
         for reason, drop in self.dropped.items():
-            remedy = f": {_REMEDIES[reason]}" if reason in _REMEDIES else ""
-            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){remedy}")
-        if self.repeated_prompts:
-            parts.append(f"in {self.repeated_prompts} rows the answers begin with the short prompt")
-        if self.truncated_prompts:
-            parts.append(f"cut {self.truncated_prompts} prompts to max_prompt_length or max_length")
-        if self.truncated_responses:
-            parts.append(f"cut {self.truncated_responses} responses to max_length (they have no end token)")
-        return "; ".join(parts)
+            parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){_REMEDIES.get(reason, '')}")
+        noted = (
+            (self.repeated_prompts, "in {} rows the answers begin with the short prompt"),
+            (self.truncated_prompts, "cut {} prompts to max_prompt_length or max_length"),
+            (self.truncated_responses, "cut {} responses to max_length (they have no end token)"),
+        )
+        return "; ".join([*parts, *(text.format(count) for count, text in noted if count)])
 
     @property
     def total(self) -> int:
@@ -105,12 +95,8 @@ def summary(names: Sequence[str], reports: Sequence[DataReport]) -> str:
     rows = [f"{line:{width}}" + "".join(f"{each.get(line, 0):>10}" for each in counts) for line in lines]
     first: dict[str, str] = {}
     for report in reports:
-        for reason, drop in report.dropped.items():
-            first.setdefault(reason, drop.origins[0])
-    notes = [
-        f"{reason} (first: {origin})" + (f": {_REMEDIES[reason]}" if reason in _REMEDIES else "")
-        for reason, origin in first.items()
-    ]
+        first = {reason: drop.origins[0] for reason, drop in report.dropped.items()} | first
+    notes = [f"{reason} (first: {origin}){_REMEDIES.get(reason, '')}" for reason, origin in first.items()]
     return "\n".join([head, *rows, *notes])
 
 
@@ -122,11 +108,8 @@ def write_account(made: Dataset, path: Path) -> None:
 
 def write_usable(made: Dataset, path: Path) -> None:
     """Write the usable examples to a file, without their account, so that nothing is looked up row by row later."""
-    tables = made.with_format("arrow").iter(batch_size=_BATCH)
-    usable = (table.filter(pc.is_null(table["reason"])) for table in tables)
-    examples = made.features.copy()
-    for name in ACCOUNT:
-        del examples[name]
+    examples = made.select_columns([name for name in made.column_names if name not in ACCOUNT]).features
+    usable = (table.filter(pc.is_null(table["reason"])) for table in made.with_format("arrow").iter(batch_size=1000))
     _write(path, (table.select(list(examples)) for table in usable), examples.arrow_schema)
 
 
@@ -134,18 +117,6 @@ def _write(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
     with pa.ipc.new_stream(str(path), schema) as writer:
         for table in tables:
             writer.write_table(table)
-
-
-def settled(account: pa.Table, on_bad_rows: str, warning: type[UserWarning]) -> DataReport:
-    """What the account of a table of examples comes to, with a warning, of this kind, of what was dropped or cut.
-
-    Raises:
-        ValueError: there is no usable one, or, on request, an unusable one.
-    """
-    report = _report(account, on_bad_rows)
-    if str(report) != f"kept {report.kept} of {report.kept} rows":
-        warnings.warn(str(report), warning, stacklevel=5)
-    return report
 
 
 def without(
@@ -175,14 +146,17 @@ def without(
     return examples.select([row for row in rows if row not in faults])
 
 
-def _report(account: pa.Table, on_bad_rows: str) -> DataReport:
-    """Count what happened; raise for the first unusable row if asked to, or if there is no usable one."""
+def settled(account: pa.Table, on_bad_rows: str, warning: type[UserWarning]) -> DataReport:
+    """What the account of a table of examples comes to, with a warning, of this kind, of what was dropped or cut.
+
+    Raises:
+        ValueError: there is no usable one, or, on request, an unusable one.
+    """
     found, first = dict[str, list[str]](), ""
     for row in account.filter(pc.is_valid(account["reason"])).to_pylist():
         found.setdefault(row["reason"], []).append(row["origin"])
         first = first or f"{row['origin']}: {row['reason']}: {row['detail']}"
     dropped = {reason: Dropped(len(origins), tuple(origins[:_SHOWN])) for reason, origins in found.items()}
-    bad = sum(drop.count for drop in dropped.values())
     usable = account.filter(pc.is_null(account["reason"]))["example_id"]
     kept = pc.count_distinct(usable).as_py()  # rows, of which a chunked one gives several examples
     report = DataReport(kept, dropped, *(pc.sum(account[name]).as_py() for name in UNCUT))
@@ -198,6 +172,9 @@ def _report(account: pa.Table, on_bad_rows: str) -> DataReport:
             f"prompt: the answers of {report.repeated_prompts} of {kept} usable rows begin with it, and it is no part "
             "of an answer. Take it out of the answers"
         )
-    if bad and on_bad_rows == "error":
+    if dropped and on_bad_rows == "error":
+        bad = report.total - kept
         raise ValueError(f"{first} ({bad} unusable rows; fix or remove them, or pass on_bad_rows='drop' to count them)")
+    if str(report) != f"kept {kept} of {kept} rows":
+        warnings.warn(str(report), warning, stacklevel=5)
     return report

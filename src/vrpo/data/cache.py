@@ -1,7 +1,4 @@
-"""Tables that were made once, kept where datasets keeps its own: named by everything that they depend on.
-
-What deliberately does not live here: how a table is made (json_rows.py, tokenize.py).
-"""
+"""Tables that were made once, kept where datasets keeps its own: named by everything that they depend on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +48,7 @@ def kept(key: str) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise ValueError(
-            f"HF_DATASETS_CACHE: {folder} cannot be written ({error}). Set it to a folder that can"
-        ) from error
+        raise ValueError(f"HF_DATASETS_CACHE: {folder} cannot be written ({error}). Set another folder") from error
     try:
         yield folder / f"{key}.arrow"
     finally:

@@ -58,18 +58,13 @@ class Encoder:
     end: int
     words: Words | None
 
-    def ids(self, text: str) -> list[int]:
-        return self.encoded([text])[0]
-
     def encoded(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens. All at once: a fast tokenizer uses every core, and is not
         asked for anything but ids."""
         if not texts:
             return []
         if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
-            return [
-                list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-            ]
+            return [[*ids] for ids in self.tokenizer([*texts], add_special_tokens=False, verbose=False)["input_ids"]]
         return self._encoded_fast(list(texts)) if self.words is None else self.words.encoded(texts, self._encoded_fast)
 
     def _encoded_fast(self, texts: list[str]) -> list[list[int]]:
@@ -79,22 +74,12 @@ class Encoder:
         backend.encode_special_tokens = self.tokenizer.split_special_tokens
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def prompt(self, prompt: Text) -> list[int]:
-        return self.ids(self.texts(prompt, [])[0])
-
-    def answer(self, prompt: Text, answer: Text) -> list[int]:
-        """Ids of an answer with its end token.
-
-        Raises:
-            UnusableRow: the chat template renders the answer so that the prompt is no beginning of it.
-        """
-        return self.closed(prompt, answer, self.ids(self.texts(prompt, [answer])[1]))
-
     def texts(self, prompt: Text, answers: Sequence[Text]) -> list[str]:
         """What is encoded: the prompt as it is rendered, and each answer to it.
 
         Raises:
-            UnusableRow: as `answer`.
+            UnusableRow: the chat template renders an answer so that the prompt is no beginning of it, or leaves out
+                what a message says, as some do with thoughts or a system turn.
         """
         if isinstance(prompt, str):
             return [prompt, *map(str, answers)]
@@ -112,19 +97,15 @@ class Encoder:
         _check_written(answer, closed[len(opened) :], ("assistant",))
         return closed[len(opened) :].removesuffix(self.turn.after)
 
-    def closed(self, prompt: Text, answer: Text, ids: list[int]) -> list[int]:
-        """Ids of an answer with its end token, unless the chat template has written it."""
-        as_messages = not isinstance(prompt, str) and not isinstance(answer, str)
-        return ids if as_messages and self.turn.ends else self.ended(ids)
+    def closed(self, answer: Text, ids: list[int]) -> list[int]:
+        """Ids of an answer with its end token, unless it is there."""
+        there = (not isinstance(answer, str) and self.turn.ends) or ids[-1:] == [self.end]
+        return ids if there else [*ids, self.end]
 
     @property
     def header(self) -> int:
         """Tokens at the end of a prompt that are the template's, not the user's."""
-        return len(self.ids(self.turn.closing))
-
-    def ended(self, ids: list[int]) -> list[int]:
-        """`ids` with the end-of-text token, unless they end with it already."""
-        return ids if ids[-1:] == [self.end] else [*ids, self.end]
+        return len(self.encoded([self.turn.closing])[0])
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
@@ -133,7 +114,8 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
     Raises:
         ValueError: no chat template, no end-of-text token, or a template whose turns cannot be told apart.
     """
-    end = end_of_text(tokenizer)
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos_token, which ends a response: set tokenizer.eos_token")
     if chat and tokenizer.chat_template is None:
         raise ValueError(
             "the rows are chat messages and the tokenizer has no chat template: set tokenizer.chat_template, take the "
@@ -149,7 +131,7 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, *, chat: bool) -> Encoder:
             stacklevel=3,
         )
     fast = isinstance(tokenizer, PreTrainedTokenizerFast) and encodes_words_alone(tokenizer.backend_tokenizer)
-    return Encoder(tokenizer, turn, end, Words() if fast else None)
+    return Encoder(tokenizer, turn, int(tokenizer.eos_token_id), Words() if fast else None)
 
 
 def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
@@ -161,7 +143,9 @@ def turn_of(tokenizer: PreTrainedTokenizerBase) -> Turn:
     surplus, opening, before, tail = _around_answers(tokenizer)
     dangling = dangling_header(tokenizer)
     tail = tail.removesuffix(dangling)
-    end = _end_of_turn(tokenizer, tail)
+    names = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    ends = [tail.index(name) + len(name) for name in names if name in tail]
+    end = tail[: min(ends)] if ends else tail.rstrip()  # up to the first special token
     return Turn(dangling, surplus, opening, before.rpartition(_ASKED)[2], tail.removeprefix(end), bool(end))
 
 
@@ -194,25 +178,10 @@ def _around_answers(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str, 
     return opened[shared:], before[shared:], before, tail
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
-    """What follows an answer, up to its first special token; without one, less the white space at its end."""
-    names = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    ends = [tail.index(name) + len(name) for name in names if name in tail]
-    return tail[: min(ends)] if ends else tail.rstrip()
-
-
 def _check_written(messages: list[Message], text: str, roles: Sequence[str]) -> None:
-    """Raise `UnusableRow` if a template leaves out what these roles say, as some do with thoughts or a system turn."""
     for message in messages:
         if message["role"] in roles and message["content"].strip() not in text:
             raise UnusableRow("chat template", f"it does not write what the {message['role']} says as it is given")
-
-
-def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the end-of-text token."""
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token, which ends a response: set tokenizer.eos_token")
-    return int(tokenizer.eos_token_id)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, header: bool) -> str:
@@ -268,10 +237,9 @@ class Budget:
     "keep_end" a prompt also loses of its beginning what the longest answer needs, down to half of `max_length`. All of
     it is counted.
 
-    The switch for end-of-text padding in the response: with `eos_padding` = k, a response is extended by end-of-text
-    tokens to a multiple of k, as far as `max_length` allows. These tokens ARE response: they are masked and scored,
-    which teaches the model to fill a canvas with them (LLaDA's supervised fine-tuning, there up to the longest response
-    of the batch; here the row alone decides). None, the convention of VRPO: there are none.
+    With `eos_padding` = k a response is extended by end-of-text tokens to a multiple of k, as far as `max_length`
+    allows. These tokens ARE response: they are masked and scored, which teaches the model to fill a canvas with them
+    (LLaDA's supervised fine-tuning). None, the convention of VRPO: there are none.
 
     Args:
         max_length: tokens of prompt and response; None: no limit.

@@ -4,7 +4,7 @@ The rows of a text that spells the mask token and of ids that hold it are found 
 live here: what a row of text must contain (formats.py), which ids a model knows (training/readable.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -67,12 +67,12 @@ def check_example_ids(rows: Dataset) -> None:
 
 def faults_of(examples: Dataset, mask_id: int | None) -> dict[int, UnusableRow]:
     """Which rows are unusable, and why."""
-    found: dict[int, UnusableRow] = {}
-    start = 0
-    for table in examples.with_format("arrow").iter(batch_size=_BATCH):
-        found |= {start + row: fault for row, fault in faults(table, mask_id).items()}
-        start += len(table)
-    return found
+    return {start + row: fault for start, table in _tables(examples) for row, fault in faults(table, mask_id).items()}
+
+
+def _tables(examples: Dataset) -> Iterator[tuple[int, pa.Table]]:
+    tables = examples.with_format("arrow").iter(batch_size=_BATCH)
+    return ((number * _BATCH, table) for number, table in enumerate(tables))
 
 
 def faults(table: pa.Table, mask_id: int | None) -> dict[int, UnusableRow]:
@@ -89,40 +89,36 @@ def notes_of(examples: Dataset) -> tuple[dict[int, UnusableRow], dict[str, set[i
     account of the table notes of the others. A response without a prompt is a text to learn (`response_ids`)."""
     faults: dict[int, UnusableRow] = {}
     notes: dict[str, set[int]] = {"prompt_empty": set(), "prompt_repeated": set()}
-    names = [name for name in ANSWERS if name in examples.column_names]
-    start = 0
-    for table in examples.select_columns(["prompt_ids", *names]).with_format("arrow").iter(batch_size=_BATCH):
-        firsts = pc.list_slice(table["prompt_ids"], 0, 1).to_pylist()
-        if names != ["response_ids"]:
-            notes["prompt_empty"] |= {row for row, first in enumerate(firsts, start) if first == []}
-        for row in _alike(table, firsts, names):
-            prompt, *found = (table[name][row].as_py() for name in ("prompt_ids", *names))
-            answers = (found[0] or [[]]) if names == ["completions_ids"] else found
-            if not all(len(each or ()) > len(prompt) and each[: len(prompt)] == prompt for each in answers):
+    names = ["prompt_ids", *(name for name in ANSWERS if name in examples.column_names)]
+    for start, table in _tables(examples.select_columns(names)):
+        single = [name for name in names if name != "completions_ids"]
+        firsts = zip(*(pc.list_slice(table[name], 0, 1).to_pylist() for name in single), strict=True)
+        for row, (first, *others) in enumerate(firsts):
+            if first == [] and "response_ids" not in names:
+                notes["prompt_empty"].add(start + row)
+            if not first or any(other != first for other in others):  # which most are, and cheap to see
                 continue
-            notes["prompt_repeated"].add(start + row)
-            if len(prompt) >= SURE:
-                said = "every answer begins with the prompt, which is no part of an answer"
-                faults[start + row] = UnusableRow("repeated prompt", said)
-        start += len(table)
+            prompt, *answers = (table[name][row].as_py() for name in names)
+            answers = (answers[0] or [[]]) if "completions_ids" in names else answers
+            if all(len(each or ()) > len(prompt) and each[: len(prompt)] == prompt for each in answers):
+                notes["prompt_repeated"].add(start + row)
+                if len(prompt) >= SURE:
+                    said = "every answer begins with the prompt, which is no part of an answer"
+                    faults[start + row] = UnusableRow("repeated prompt", said)
     return faults, notes
-
-
-def _alike(table: pa.Table, firsts: Sequence[Any], names: Sequence[str]) -> list[int]:
-    """The rows that have a prompt, with the first token of which their answers begin, too; of lists all."""
-    one = [name for name in names if name != "completions_ids"]
-    others = [pc.list_slice(table[name], 0, 1).to_pylist() for name in one]
-    return [row for row, first in enumerate(firsts) if first and all(other[row] == first for other in others)]
 
 
 Fault = tuple[int, str, str]  # row, reason, detail
 
 
+def _where(condition: Any) -> list[int]:
+    return list(pc.indices_nonzero(condition).to_pylist())
+
+
 def _missing(table: pa.Table) -> Iterator[Fault]:
     for name in table.column_names:
         if name.endswith("_ids") or name in ("label", "rewards", "places"):
-            for row in pc.indices_nonzero(pc.is_null(table[name])).to_pylist():
-                yield row, "missing field", f"field '{name}' is null"
+            yield from ((row, "missing field", f"field '{name}' is null") for row in _where(pc.is_null(table[name])))
         if name.endswith("_ids"):
             for row in rows_where(table[name], pc.is_null):
                 yield row, "missing number", f"field '{name}' has a null in it"
@@ -169,11 +165,10 @@ def rows_where(column: pa.ChunkedArray, test: Callable[[pa.Array], pa.Array]) ->
 def _equal(table: pa.Table) -> Iterator[Fault]:
     names = table.column_names
     if "chosen_ids" in names and "rejected_ids" in names:
-        lengths = [pc.list_value_length(table[name]) for name in ("chosen_ids", "rejected_ids")]
-        alike = table.select(["chosen_ids", "rejected_ids"]).add_column(0, "row", pa.array(range(len(table))))
-        for row in alike.filter(pc.equal(*lengths)).to_pylist():
-            if row["chosen_ids"] == row["rejected_ids"]:
-                yield row["row"], "equal answers", "'chosen' and 'rejected' are the same tokens"
+        pair = table.select(["chosen_ids", "rejected_ids"])
+        for row in _where(pc.equal(*map(pc.list_value_length, pair.columns))):
+            if pair["chosen_ids"][row].as_py() == pair["rejected_ids"][row].as_py():
+                yield row, "equal answers", "'chosen' and 'rejected' are the same tokens"
     for row, answers in enumerate(table["completions_ids"].to_pylist() if "completions_ids" in names else ()):
         rewards = table["rewards"][row].as_py() if "rewards" in names else None
         if rewards is not None and len(rewards) > 1 and len(set(rewards)) == 1:
@@ -187,22 +182,18 @@ def _equal(table: pa.Table) -> Iterator[Fault]:
 
 
 def _numbers(table: pa.Table) -> Iterator[Fault]:
-    for name in _REALS:
+    for name in [name for name in _REALS if name in table.column_names]:
+        values = table[name].cast(pa.float64()).combine_chunks()
+        yield from ((row, "missing number", f"field '{name}' is absent or null") for row in _where(pc.is_null(values)))
+        for row in _where(pc.invert(pc.is_finite(values))):
+            yield row, "number not finite", f"field '{name}' is {values[row]}"
+        for row in _where(pc.less(values, 0)) if name == "weight" else ():
+            yield row, "negative weight", f"field 'weight' is {values[row]}"
+    for name in ("rewards", "places") if "completions_ids" in table.column_names else ():
         if name not in table.column_names:
             continue
-        values = table[name].cast(pa.float64()).combine_chunks()
-        for row in pc.indices_nonzero(pc.is_null(values)).to_pylist():
-            yield row, "missing number", f"field '{name}' is absent or null"
-        for row in pc.indices_nonzero(pc.invert(pc.is_finite(values))).to_pylist():
-            yield row, "number not finite", f"field '{name}' is {values[row]}"
-        if name == "weight":
-            for row in pc.indices_nonzero(pc.less(values, 0)).to_pylist():
-                yield row, "negative weight", f"field 'weight' is {values[row]}"
-    for name in ("rewards", "places"):
-        if name not in table.column_names or "completions_ids" not in table.column_names:
-            continue
         counts = [pc.list_value_length(table[each]) for each in (name, "completions_ids")]
-        for row in pc.indices_nonzero(pc.not_equal(*counts)).to_pylist():
+        for row in _where(pc.not_equal(*counts)):
             yield row, f"other number of {name}", f"field '{name}' has {counts[0][row]}, not {counts[1][row]}"
         for row in rows_where(table[name], _not_finite):
             yield row, "number not finite", f"field '{name}' is {table[name][row]}"

@@ -34,12 +34,9 @@ _PIECES = re.compile(r"\w+|[^\w\s]")
 READ = tuple(dict.fromkeys((*FIELDS, *(name for names in COLUMNS.values() for name in names))))
 
 
-_OURS = ("origin", "example_id", "unusable")  # columns that a table of rows has of us (sources.py)
-
-
 def shown(columns: Sequence[str]) -> list[str]:
     """Columns as their owner knows them."""
-    return sorted(name for name in columns if name not in _OURS)
+    return sorted({*columns} - {"origin", "example_id", "unusable"})
 
 
 def kind_of(columns: Sequence[str]) -> Kind:
@@ -92,9 +89,7 @@ def preference_of(row: Mapping[str, Any], explicit: bool) -> tuple[Text, Text, T
         given = prompt
         prompt, chosen, rejected = split_transcripts(chosen, rejected)
         _check_transcripts(given, prompt, chosen, rejected)
-    check_pair_of(prompt, chosen, "chosen")
-    check_pair_of(prompt, rejected, "rejected")
-    check_not_repeated(prompt, chosen, rejected)
+    check_answers(prompt, chosen=chosen, rejected=rejected)
     return prompt, chosen, rejected
 
 
@@ -105,31 +100,48 @@ def _check_transcripts(given: str | None, prompt: Text, chosen: Text, rejected: 
         if prompt.endswith(ASSISTANT) and any("\n\nHuman:" in str(answer) for answer in (chosen, rejected)):
             raise UnusableRow("not an assistant turn", "the transcripts differ before the human's last turn")
     elif given is not None and not prompt:
-        raise UnusableRow(
-            "wrong type", "field 'prompt' is a string and the answers are messages without it: make it messages, too"
-        )
+        raise UnusableRow("wrong type", "field 'prompt' is a string and the answers are messages: make it messages")
     elif given is not None and not any(given.strip() in message["content"] for message in prompt):
         raise UnusableRow("two prompts", "field 'prompt' is in no message that 'chosen' and 'rejected' share")
 
 
-def check_not_repeated(prompt: Text, *answers: Text) -> None:
-    """Raise `UnusableRow` where strings are given whole, the prompt included: it would be trained as response. Answers
-    may happen to begin with what a short prompt says ("Hello!"), of which the whole table tells (account.py)."""
-    if is_repeated(prompt, answers) and len(_PIECES.findall(str(prompt))) >= SURE:
+def check_answers(prompt: Text, **answers: Text) -> None:
+    """Raise `UnusableRow` unless all of these, by the names of their fields, are non-empty answers to the prompt, in
+    the same form, and not all with the prompt inside, which would be trained as response. Answers may happen to begin
+    with what a short prompt says ("Hello!"), which the whole table tells (account.py)."""
+    for field, answer in answers.items():
+        _check_answer(prompt, answer, field)
+    if is_repeated(prompt, list(answers.values())) and len(_PIECES.findall(str(prompt))) >= SURE:
         raise UnusableRow("repeated prompt", "every answer begins with the prompt, which is no part of an answer")
 
 
+def _check_answer(prompt: Text, answer: Text, field: str) -> None:
+    if isinstance(prompt, str) != isinstance(answer, str):
+        raise UnusableRow("wrong type", f"fields 'prompt' and '{field}' must both be strings or both be messages")
+    contents = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
+    if not contents or not all(content.strip() for content in contents):
+        raise UnusableRow("empty answer", f"field '{field}' has no text in its answer")
+    if isinstance(answer, str):
+        return
+    roles = sorted({message["role"] for message in answer} - {"assistant"})
+    if roles:
+        raise UnusableRow("not an assistant turn", f"the answer in field '{field}' contains a turn of {roles}")
+    if not prompt:
+        raise UnusableRow("empty prompt", f"field '{field}' answers no message")
+    if prompt[-1]["role"] == "assistant":  # type: ignore[index]  # both are messages
+        raise UnusableRow("not the user's turn", f"what field '{field}' answers ends with the assistant: join them")
+
+
 def is_repeated(prompt: Text, answers: Sequence[Text]) -> bool:
-    """Whether every answer begins with the prompt; messages have been looked at."""
+    """Whether every answer begins with the prompt, as whole words, and goes on; messages have been looked at."""
     asked = prompt.strip() if isinstance(prompt, str) else ""
-    return bool(asked) and all(_begins(str(answer).lstrip(), asked) for answer in answers)
 
+    def repeats(answer: str) -> bool:
+        rest = answer.removeprefix(asked)
+        joined = asked[-1:].isalnum() and rest[:1].isalnum()
+        return answer.startswith(asked) and bool(rest.strip()) and not joined
 
-def _begins(text: str, beginning: str) -> bool:
-    """Whether a text begins with this one, as whole words, and goes on."""
-    rest = text.removeprefix(beginning)
-    joined = beginning[-1:].isalnum() and rest[:1].isalnum()
-    return text.startswith(beginning) and bool(rest.strip()) and not joined
+    return bool(asked) and all(repeats(str(answer).lstrip()) for answer in answers)
 
 
 def split_transcripts(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
@@ -192,9 +204,8 @@ def layout_of(columns: Sequence[str]) -> Layout:
     if "text" in columns:
         return "text"
     raise ValueError(
-        f"supervised rows need the columns 'prompt' and 'completion', or 'messages', or 'text'; found "
-        f"{shown(columns)} (rename the columns; to imitate preferred answers: vrpo sft --completion_column chosen, or "
-        "rename 'chosen' to 'completion')"
+        "supervised rows need the columns 'prompt' and 'completion', or 'messages', or 'text'; found "
+        f"{shown(columns)} (rename the columns; to imitate preferred answers: --completion_column chosen)"
     )
 
 
@@ -226,16 +237,13 @@ def supervised_of(row: Mapping[str, Any], layout: Layout) -> tuple[Text, Text]:
         prompt, response = "", text_field(row, "text")
         if not isinstance(response, str):
             raise UnusableRow("wrong type", "field 'text' is not a string")
-    check_pair_of(prompt, response, layout)
-    check_not_repeated(prompt, response)
+    check_answers(prompt, **{layout: response})
     return prompt, response
 
 
 def text_field(row: Mapping[str, Any], field: str) -> Text:
     """A field as a string or as a list of messages, of which only `role` and `content` are kept."""
-    value = row.get(field)
-    if value is None:
-        raise UnusableRow("missing field", f"field '{field}' is absent or null")
+    value = _given(row, field)
     if isinstance(value, str):
         return value
     messages = as_messages(value)
@@ -247,24 +255,10 @@ def text_field(row: Mapping[str, Any], field: str) -> Text:
     return messages
 
 
-def check_pair_of(prompt: Text, answer: Text, field: str) -> None:
-    """Raise `UnusableRow` unless `answer` is a non-empty answer to `prompt`, in the same form."""
-    if isinstance(prompt, str) != isinstance(answer, str):
-        raise UnusableRow("wrong type", f"fields 'prompt' and '{field}' must both be strings or both be messages")
-    contents = [answer] if isinstance(answer, str) else [message["content"] for message in answer]
-    if not contents or not all(content.strip() for content in contents):
-        raise UnusableRow("empty answer", f"field '{field}' has no text in its answer")
-    if isinstance(answer, str):
-        return
-    roles = sorted({message["role"] for message in answer} - {"assistant"})
-    if roles:
-        raise UnusableRow("not an assistant turn", f"the answer in field '{field}' contains a turn of {roles}")
-    if not prompt:
-        raise UnusableRow("empty prompt", f"field '{field}' answers no message")
-    if prompt[-1]["role"] == "assistant":  # type: ignore[index]  # both are messages
-        raise UnusableRow(
-            "not the user's turn", f"what field '{field}' answers ends with the assistant: put the two turns together"
-        )
+def _given(row: Mapping[str, Any], field: str) -> Any:
+    if row.get(field) is None:
+        raise UnusableRow("missing field", f"field '{field}' is absent or null")
+    return row[field]
 
 
 def prompt_identity(row: Mapping[str, Any]) -> str:
@@ -301,10 +295,14 @@ def ranked_of(
             answers are tied that must not be.
     """
     prompt = text_field(row, "prompt")
-    answers = _answers(row)
-    for place, answer in enumerate(answers):
-        check_pair_of(prompt, answer, f"completions[{place}]")
-    check_not_repeated(prompt, *answers)
+    value = _given(row, "completions")
+    if not isinstance(value, list) or None in value:
+        raise UnusableRow("wrong type", "field 'completions' is no list of strings, nor of lists of messages")
+    if len(value) < 2:
+        raise UnusableRow("fewer than two answers", f"field 'completions' has {len(value)}")
+    named = {f"completions[{place}]": each for place, each in enumerate(value)}
+    answers = [text_field(named, name) for name in named]
+    check_answers(prompt, **dict(zip(named, answers, strict=True)))
     places = list(range(len(answers)))
     if not rewarded:
         return prompt, answers, places, None
@@ -316,23 +314,8 @@ def ranked_of(
     return prompt, [answers[place] for place in places], places, best
 
 
-def _answers(row: Mapping[str, Any]) -> list[Text]:
-    value = row.get("completions")
-    if value is None:
-        raise UnusableRow("missing field", "field 'completions' is absent or null")
-    if not isinstance(value, list) or None in value:
-        raise UnusableRow("wrong type", "field 'completions' is no list of strings, nor of lists of messages")
-    names = [f"completions[{place}]" for place in range(len(value))]
-    answers = [text_field({name: each}, name) for name, each in zip(names, value, strict=True)]
-    if len(answers) < 2:
-        raise UnusableRow("fewer than two answers", f"field 'completions' has {len(answers)}")
-    return answers
-
-
 def _rewards(row: Mapping[str, Any], count: int) -> list[float]:
-    value = row.get("rewards")
-    if value is None:
-        raise UnusableRow("missing field", "field 'rewards' is absent or null")
+    value = _given(row, "rewards")
     if not isinstance(value, list):
         raise UnusableRow("wrong type", "field 'rewards' is no list of numbers")
     if len(value) != count:
@@ -342,9 +325,7 @@ def _rewards(row: Mapping[str, Any], count: int) -> list[float]:
 
 def label_of(row: Mapping[str, Any]) -> bool:
     """Whether the answer of a labelled row is desirable."""
-    value = row.get("label")
-    if value is None:
-        raise UnusableRow("missing field", "field 'label' is absent or null")
+    value = _given(row, "label")
     if not isinstance(value, bool):
         raise UnusableRow("wrong type", f"field 'label' is {value!r}, not true or false")
     return value

@@ -1,8 +1,7 @@
 """JSON and parquet files as plain rows, and plain rows as a table: no row of a file can make this crash.
 
 Files are read twice, block by block, so that a table of any size takes the memory of a block: once for what its columns
-are, once to write it.
-A line that is no usable row is carried through with a `unusable`, so that it is counted, and can be named, later.
+are, once to write it. A line that is no usable row is carried through with why, so that it is counted and named later.
 What deliberately does not live here: which files to read (sources.py), what a row must contain (formats.py).
 """
 
@@ -28,14 +27,21 @@ from vrpo.data.messages import as_messages, barred_key, kind_of_turns
 from vrpo.data.unread import SAID, Carried, Read, plain, refuse, warn_of
 from vrpo.store import write_whole
 
-JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
-SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 Wanted = Sequence[str] | Callable[[Sequence[str]], Sequence[str]]  # columns, or which of those that are there
 _BROKEN = "text that is not Unicode"
-_LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
 _JSON = "an object, a list or a huge integer"
-_UNKNOWN = "text or messages"  # what a column should hold of which no value can be read
 _EMPTY = "an empty list"
+_LISTED = {"a string": "a list of strings", "messages": "a list of messages", "a number": "a list of numbers"}
+_TYPES = {  # how values of a kind are stored; numbers are integers if all of them are
+    "a string": pa.string(),
+    "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+    "a number": pa.float64(),
+    "a boolean": pa.bool_(),
+    _JSON: pa.string(),
+    _EMPTY: pa.list_(pa.null()),
+}
+_UNKNOWN = "text or messages"  # what a column should hold of which no value can be read
 _ODD = ("messages with", "turns of")  # kinds of turns that are no messages, or say more than is read
 _UNREAD = b"unread"  # a table's note of what its rows carry beside what is read
 _MARK = b"\xef\xbb\xbf"  # of UTF-8, which some programs put first
@@ -73,7 +79,7 @@ def records(path: Path, label: str) -> Iterator[Record]:
     try:
         if suffix_of(path) == ".parquet":
             with pyarrow.parquet.ParquetFile(path) as table:
-                _once(table.schema_arrow.names)
+                _object([(name, None) for name in table.schema_arrow.names])
                 blocks = table.iter_batches(batch_size=_BLOCK)
                 yield from _numbered((row for block in blocks for row in block.to_pylist()), label)
             return
@@ -86,33 +92,34 @@ def records(path: Path, label: str) -> Iterator[Record]:
 
 
 def _json_records(file: Any, path: Path, label: str) -> Iterator[Record]:
-    if ".jsonl" not in path.name and _begins_array(file):
-        yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode(), object_pairs_hook=_object), label)
-        return
+    if ".jsonl" not in path.name:
+        first = b""
+        while not first.strip() and (more := file.read(1 << 16)):
+            first = more.removeprefix(_MARK)
+        file.seek(0)
+        if first.lstrip().startswith(b"["):
+            yield from _numbered(json.loads(file.read().removeprefix(_MARK).decode(), object_pairs_hook=_object), label)
+            return
     for number, line in enumerate(file, start=1):
         line = line.removeprefix(_MARK) if number == 1 else line
-        if line.strip():
-            yield _parsed(line.removesuffix(b"\n"), f"{label}:{number}")
-
-
-def _begins_array(file: Any) -> bool:
-    """Whether the first thing in the file is a bracket; the file is then read from its start."""
-    first = b""
-    while not first.strip() and (more := file.read(1 << 16)):
-        first = more.removeprefix(_MARK)
-    file.seek(0)
-    return first.lstrip().startswith(b"[")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.removesuffix(b"\n").decode(), object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            yield Record(f"{label}:{number}", {}, f"not a JSON object: {error}")
+        else:
+            yield _record(row, f"{label}:{number}")
 
 
 def _numbered(rows: Iterable[Any], label: str) -> Iterator[Record]:
     return (_record(row, f"{label}:row {index}") for index, row in enumerate(rows))
 
 
-def _parsed(line: bytes, origin: str) -> Record:
-    try:
-        return _record(json.loads(line.decode(), object_pairs_hook=_object), origin)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        return Record(origin, {}, f"not a JSON object: {error}")
+def _record(row: Any, origin: str) -> Record:
+    if isinstance(row, dict):
+        return Record(origin, row)
+    return Record(origin, {}, f"not a JSON object: it is of type {type(row).__name__}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,20 +129,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(pairs)
     if len(found) < len(pairs):
-        _once([key for key, _ in pairs])
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
     return found
-
-
-def _once(names: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]!r} is there twice")
-
-
-def _record(row: Any, origin: str) -> Record:
-    if isinstance(row, dict):
-        return Record(origin, row)
-    return Record(origin, {}, f"not a JSON object: it is of type {type(row).__name__}")
 
 
 def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, read: Read | None = None) -> Dataset:
@@ -145,7 +140,7 @@ def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, rea
 
     A column holds one kind of value: strings, lists of messages (reduced to role and content), numbers, booleans, in
     the columns `LISTS` lists of those, or, for any other object or list, its JSON text (never in the columns that are
-    trained on, `READ`). The commonest kind wins; a row of another kind gets a `unusable`.
+    trained on, `READ`). The commonest kind wins; a row of another kind is unusable.
 
     The table is kept in datasets' cache, named by what is in the files.
 
@@ -163,20 +158,16 @@ def table_of(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, rea
 
 @dataclass
 class _Column:
-    """What the values of a column are: how many of each kind, and how each kind is stored."""
+    """What the values of a column are: how many of each kind, and whether some number is no integer."""
 
     name: str
     kinds: Counter[str] = field(default_factory=Counter)
-    types: dict[str, pa.DataType] = field(default_factory=dict)
+    real: bool = False
 
     def look(self, block: Sequence[Record]) -> None:
-        values: dict[str, list[Any]] = {}
         for kind, value in map(self.typed, block):
-            values.setdefault(kind, []).append(value)
-        for kind, some in values.items():
-            self.kinds[kind] += len(some)
-            found = pa.string() if kind == "a string" else pa.array(some).type
-            self.types[kind] = _united(self.types.get(kind, pa.null()), found)
+            self.kinds[kind] += 1
+            self.real |= any(isinstance(each, float) for each in (value if isinstance(value, list) else [value]))
 
     def typed(self, record: Record) -> tuple[str, Any]:
         if self.name not in record.fields:
@@ -187,12 +178,17 @@ class _Column:
     @property
     def common(self) -> str:
         """The commonest kind of those that the column may hold."""
-        barred = {"null", _BROKEN, _JSON} if self.name in READ else {"null", _BROKEN}
-        known = {kind: count for kind, count in self.kinds.items() if not kind.startswith(_ODD)}
-        kinds = Counter({kind: count for kind, count in known.items() if kind not in barred})
-        if len(kinds) > 1:
-            del kinds[_EMPTY]  # it is of any kind
-        return kinds.most_common(1)[0][0] if kinds else _UNKNOWN
+        barred = ("null", _BROKEN, _JSON) if self.name in READ else ("null", _BROKEN)
+        known = {kind: n for kind, n in self.kinds.items() if kind not in barred and not kind.startswith(_ODD)}
+        if len(known) > 1:
+            known.pop(_EMPTY, None)  # it is of any kind
+        return max(known, key=lambda kind: known[kind], default=_UNKNOWN)
+
+    @property
+    def type(self) -> pa.DataType:
+        types = _TYPES if self.real else {**_TYPES, "a number": pa.int64()}
+        listed = {name: pa.list_(types[kind]) for kind, name in _LISTED.items()}
+        return {**types, **listed}.get(self.common, pa.null())
 
     def stored(self, block: Sequence[Record], problems: list[str | None]) -> pa.Array:
         """The values of a block; those of another kind become null and get an entry in `problems`."""
@@ -202,15 +198,7 @@ class _Column:
             values.append(value if fits else None)
             if not fits and problems[row] is None:
                 problems[row] = f"wrong type: field '{self.name}' holds {kind}; expected here: {common}"
-        return pa.array(values, self.types.get(common, pa.null()))
-
-
-def _united(first: pa.DataType, second: pa.DataType) -> pa.DataType:
-    """A type for the values of both, such as a real number for integers and real numbers."""
-    if first == second:
-        return first
-    schemas = [pa.schema([("value", each)]) for each in (first, second)]
-    return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
+        return pa.array(values, self.type)
 
 
 def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str, read: Read | None, path: Path) -> None:
@@ -229,19 +217,17 @@ def _write_table(files: Sequence[tuple[Path, str]], columns: Wanted, label: str,
     own = list(found) if read is None else wanted(read, list(found), label, problem)
     kept_columns = [found[name] for name in wanted(columns, list(found), label, problem)]
     asked = any(plain(name) in SAID and name not in own for name in found)
-    types = {column.name: column.types.get(column.common, pa.null()) for column in kept_columns}
-    schema = pa.schema({**types, "origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()})
-    schema = schema.with_metadata({_UNREAD: carried.unread(own)})
+    ours = {"origin": pa.string(), "example_id": pa.int64(), "unusable": pa.string()}
+    schema = pa.schema({**{column.name: column.type for column in kept_columns}, **ours})
+    schema, start = schema.with_metadata({_UNREAD: carried.unread(own)}), 0
     with pa.ipc.new_stream(str(path), schema) as writer:
-        start = 0
         for block in _blocks(files):
             for record in block if asked else ():
                 refuse(record.fields, own, record.origin)
             problems = [record.unusable for record in block]
             arrays = [column.stored(block, problems) for column in kept_columns]
-            origins, numbers = [record.origin for record in block], range(start, start + len(block))
-            arrays += [pa.array(origins), pa.array(numbers), pa.array(problems, pa.string())]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            arrays += [pa.array([record.origin for record in block]), pa.array(range(start, start + len(block)))]
+            writer.write_batch(pa.record_batch([*arrays, pa.array(problems, pa.string())], schema=schema))
             start += len(block)
 
 

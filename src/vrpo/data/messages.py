@@ -52,12 +52,10 @@ def message_keys(value: Any) -> set[str]:
 
 def barred_key(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The first thing of messages that would be lost, or the mark of an answer that is not to be trained."""
-    parts = (part for message in messages for part in _parts(message.get("content")) if _text_of([part]) is None)
-    odd = sorted(map(_odd_name, parts))
-    barred = sorted(message_keys(messages) & _BARRED)
+    odd = sorted(name for message in messages for part in _parts(message.get("content")) if (name := _odd_name(part)))
     last = messages[-1] if messages and messages[-1].get("role") == "assistant" else {}
     off = [key for key in _OFF if last.get(key) in _FALSE]
-    return next(iter([*barred, *odd, *off]), None)
+    return next(iter([*sorted(message_keys(messages) & _BARRED), *odd, *off]), None)
 
 
 def as_messages(value: Any) -> list[Message] | None:
@@ -87,21 +85,18 @@ def _text_of(content: Any) -> str | None:
     """The text of a content, or None if it is not text alone."""
     if isinstance(content, str):
         return content
-    texts = [
-        part["text"]
-        for part in _parts(content)
-        if isinstance(part, dict) and part.get("type") in _TEXT and isinstance(part.get("text"), str)
-        if all(said in _NOTHING for key, said in part.items() if key not in ("type", "text"))
-    ]
-    return "".join(texts) if texts and len(texts) == len(_parts(content)) else None
+    parts = _parts(content)
+    return "".join(part["text"] for part in parts) if parts and not any(map(_odd_name, parts)) else None
 
 
-def _odd_name(part: Any) -> str:
-    """What a part of a content has that is no text."""
+def _odd_name(part: Any) -> str | None:
+    """What a part of a content has that is no text; None if it is text alone."""
     if not isinstance(part, dict):
         return "parts of no type"
+    if part.get("type") not in _TEXT:
+        return str(part.get("type"))
     more = [key for key, said in part.items() if key not in ("type", "text") and said not in _NOTHING]
-    return str([*more, part.get("type")][0] if part.get("type") in _TEXT else part.get("type"))
+    return str([*more, part["type"]][0]) if more or not isinstance(part.get("text"), str) else None
 
 
 def _parts(content: Any) -> list[Any]:

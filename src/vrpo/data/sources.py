@@ -52,14 +52,24 @@ def load_rows(
     if read is None:
         read = readable_columns if columns is READ else columns if callable(columns) else None
     if not path.exists():
-        return _hub_rows(name_or_path, name, split, columns, read)
+        return _labelled(_hub_rows(name_or_path, name, split), name_or_path, split, columns, read)
     if name is not None:
         raise ValueError(f"{path} is a local path, which has no configurations: leave out name={name!r}")
-    if path.is_file():
-        return _file_rows(path, split, columns, read)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return _saved_rows(path, split, columns, read)
-    return _folder_rows(path, split, columns, read)
+        _check_named_files(path)
+        loaded = load_from_disk(str(path))
+        if isinstance(loaded, Dataset) and split not in (None, "train", str(loaded.split)):
+            raise ValueError(f"{path}: a saved dataset without splits has no split {split!r} (leave split out)")
+        return _labelled(loaded, path.name, split, columns, read)
+    files, label = ([path], str(path)) if path.is_file() else _files_of_split(path, split)
+    if path.is_file():
+        stem = path.name.removesuffix(suffix_of(path) or "")
+        if suffix_of(path) is None:
+            raise ValueError(f"{path}: not a .jsonl, .jsonl.gz, .json, .json.gz or .parquet file")
+        if split not in (None, "train", stem, _SHARD.sub("", stem)):
+            raise ValueError(f"{path}: a single file has no split {split!r} (leave split out, or give a folder)")
+    within = path.parent if path.is_file() else path
+    return table_of([(file, str(file.relative_to(within))) for file in files], columns, label, read)
 
 
 def is_one_table(name_or_path: str) -> bool:
@@ -68,59 +78,36 @@ def is_one_table(name_or_path: str) -> bool:
     return path.is_file() or (path / "state.json").is_file()
 
 
-def _hub_rows(name_or_path: str, name: str | None, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
+def _hub_rows(name_or_path: str, name: str | None, split: str | None) -> Dataset | DatasetDict:
     if suffix_of(Path(name_or_path)) is not None or name_or_path.startswith(("/", ".", "~")):
         raise ValueError(f"{name_or_path}: no such file or folder")
     try:
-        loaded = load_dataset(name_or_path, name, split=split)
+        return load_dataset(name_or_path, name, split=split)
     except (OSError, ValueError) as error:  # not found, offline, unknown configuration, unknown split
         where = f"configuration {name!r}, split {split!r}"
         raise ValueError(
             f"{name_or_path} ({where}) is neither a local path nor a readable hub dataset: {error}"
         ) from error
-    return _labelled(loaded, name_or_path, split, columns, read)
 
 
-def _file_rows(path: Path, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
-    suffix = suffix_of(path)
-    if suffix is None:
-        raise ValueError(f"{path}: not a .jsonl, .jsonl.gz, .json, .json.gz or .parquet file")
-    stem = path.name.removesuffix(suffix)
-    if split not in (None, "train", stem, _SHARD.sub("", stem)):
-        raise ValueError(f"{path}: a single file has no split {split!r} (leave split out, or give a folder)")
-    return table_of([(path, path.name)], columns, str(path), read)
-
-
-def _folder_rows(folder: Path, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
+def _files_of_split(folder: Path, split: str | None) -> tuple[list[Path], str]:
+    """The files of a folder that belong to a split, and what both are called."""
     files: dict[str, list[Path]] = {}
+    stems: dict[Path, str] = {}
     for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        suffix = suffix_of(path)
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and suffix_of(path) is not None and not hidden:
-            files.setdefault(_split_of(path, folder), []).append(path)
+        if path.is_file() and suffix is not None and not hidden:
+            stems[path] = str(path).removesuffix(suffix)
+            own = path.parent == folder or path.parent.name == "data"
+            files.setdefault(_SHARD.sub("", Path(stems[path]).name) if own else path.parent.name, []).append(path)
     if not files:
         raise ValueError(f"{folder}: no .jsonl, .jsonl.gz, .json, .json.gz or .parquet file in this folder")
     chosen = _only_split(list(files), split, str(folder))
-    stems = [path.with_name(path.name.removesuffix(suffix_of(path) or "")) for path in files[chosen]]
-    if len(set(stems)) < len(stems):
-        raise ValueError(
-            f"{folder}: split {chosen!r} is there twice, as {[path.name for path in files[chosen]]}: keep one"
-        )
-    named = [(path, str(path.relative_to(folder))) for path in files[chosen]]
-    return table_of(named, columns, f"{folder} (split {chosen!r})", read)
-
-
-def _split_of(path: Path, folder: Path) -> str:
-    if path.parent != folder and path.parent.name != "data":
-        return path.parent.name
-    return _SHARD.sub("", path.name.removesuffix(suffix_of(path) or ""))
-
-
-def _saved_rows(path: Path, split: str | None, columns: Wanted, read: Read | None) -> Dataset:
-    _check_named_files(path)
-    loaded = load_from_disk(str(path))
-    if isinstance(loaded, Dataset) and split not in (None, "train", str(loaded.split)):
-        raise ValueError(f"{path}: a saved dataset without splits has no split {split!r} (leave split out)")
-    return _labelled(loaded, path.name, split, columns, read)
+    if len({stems[path] for path in files[chosen]}) < len(files[chosen]):
+        names = [path.name for path in files[chosen]]
+        raise ValueError(f"{folder}: split {chosen!r} is there twice, as {names}: keep one")
+    return files[chosen], f"{folder} (split {chosen!r})"
 
 
 def _check_named_files(path: Path) -> None:
@@ -188,10 +175,7 @@ def split_rows(rows: Dataset, eval_fraction: float, seed: int) -> tuple[Dataset,
             f"{len(rows)} rows with {len(groups)} different prompts cannot give a fraction {eval_fraction} to "
             "evaluation without a prompt on both sides (change eval_fraction, or give other evaluation rows)"
         )
-    return (
-        rows.select([index for index in range(len(rows)) if index not in chosen]),
-        rows.select(sorted(chosen)),
-    )
+    return rows.select([index for index in range(len(rows)) if index not in chosen]), rows.select(sorted(chosen))
 
 
 def _hash(seed: int, text: str) -> bytes:

@@ -233,7 +233,7 @@ def _examples(
     if chat:
         prompt, answers = _as_turn(prompt, "user"), [_as_turn(answer, "assistant") for answer in answers]
     whole, *bare = yield encoder.texts(prompt, answers)
-    full = [encoder.closed(prompt, answer, ids) for answer, ids in zip(answers, bare, strict=True)]
+    full = [encoder.closed(answer, ids) for answer, ids in zip(answers, bare, strict=True)]
     kept = budget.prompt(whole, max(map(len, full)))
     cut = [budget.response(ids, len(kept), encoder.end) for ids in full]
     found: Example = {"prompt_ids": kept}
@@ -250,7 +250,7 @@ def _as_turn(text: Text, role: str) -> Text:
 def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> Making:
     prompt, text = supervised_of(row, "text")
     _, ids = yield encoder.texts(prompt, [text])
-    full, size = encoder.closed(prompt, text, ids), budget.max_length
+    full, size = encoder.closed(text, ids), budget.max_length
     assert size is not None
     pieces = [full[start : start + size] for start in range(0, len(full), size)]
     return [

@@ -38,23 +38,23 @@ _NAMES = ("role", "from", "type")  # fields of turns that are no text
 
 
 def refuse(fields: Mapping[str, Any], read: Iterable[str], origin: str, names: Set[str] = SAID) -> None:
-    """Raise if a row has something for the model, by these names, in columns that are not read.
-
-    Raises:
-        ValueError: naming the row and the column.
     """
-    said: str | None = None
+    Raises:
+        ValueError: a row has something for the model, by these names, in columns that are not read.
+    """
     for name, value in fields.items():
         if plain(name) not in names or name in read or is_nothing(value):
             continue
         if plain(name) == "labels" and "completions" not in read:  # of a row, and not of the steps of an answer
             continue
-        said = "\n".join(_texts([fields.get(each) for each in read])) if said is None else said
+        said = "\n".join(_texts([fields.get(each) for each in read]))
         texts = [text.strip() for text in _texts(value)]
         if plain(name) in STRUCTURE or not texts or not all(text in said for text in texts):
+            own = [repr(each) for each in read]
+            write = f"Rename it to 'prompt' if it is what is asked, else write it into {' and '.join(own[:2])}"
+            write = write if own and "'prompt'" not in own else "Write it into 'prompt'"
             raise ValueError(
-                f"{origin}: column '{name}' holds what the model would not be given. {_remedy(name, list(read))}, or "
-                "remove it"
+                f"{origin}: column '{name}' holds what the model would not be given. {write}, or remove it"
             )
 
 
@@ -62,13 +62,6 @@ def refuse(fields: Mapping[str, Any], read: Iterable[str], origin: str, names: S
 def plain(name: str) -> str:
     """A column's name as `SAID` spells it, of systemPrompt, "System Prompt" or "prompt "; else as it is."""
     return _PLAIN.get("".join(filter(str.isalnum, name.lower())), name)
-
-
-def _remedy(name: str, read: Sequence[str]) -> str:
-    if "prompt" in read or not read:
-        return "Write it into 'prompt'"
-    into = f"Write it into {' and '.join(repr(each) for each in read[:2])}"
-    return f"Rename it to 'prompt' if it is what is asked, else {into[0].lower()}{into[1:]}"
 
 
 def is_nothing(value: Any) -> bool:
@@ -127,23 +120,20 @@ def check_table(rows: Dataset, read: Sequence[str], label: str) -> None:
     own = [name for name in rows.column_names if name in read]
     beside = [name for name in rows.column_names if name not in read and name not in INTERNAL]
     asked = [name for name in beside if plain(name) in SAID]
-    keyed = [name for name in own if len(_fields(rows.features[name])) > 2 and not known]
     carried = Carried()
-    if asked or keyed:
+    if asked or any(_has_more_fields(rows.features[name]) and not known for name in own):
         table = rows.select_columns([*own, *asked]).with_format("arrow")  # without decoding images
-        records = (record for part in table.iter(1000) for record in part.to_pylist())
-        for number, record in enumerate(records):
+        for number, record in enumerate(record for part in table.iter(1000) for record in part.to_pylist()):
             refuse(record, own, f"{label}, row {number}")
             carried.look(record)
-    beside = [name for name in beside if name in READ] if known else beside
     carried.keys = Counter() if known else carried.keys
-    empty = {name: rows.data.column(name).null_count for name in beside if name not in asked}
-    carried.columns.update({name: len(rows.data) - count for name, count in empty.items()})
+    others = [name for name in beside if name not in asked and (name in READ or not known)]
+    carried.columns.update({name: len(rows.data) - rows.data.column(name).null_count for name in others})
     warn_of(carried.unread(read), label)
 
 
-def _fields(feature: Any) -> Mapping[str, Any]:
-    """The fields of the messages in a column, lists of lists included."""
+def _has_more_fields(feature: Any) -> bool:
+    """Whether the messages in a column, lists of lists included, have fields beside role and content."""
     while isinstance(feature, List | LargeList):
         feature = feature.feature
-    return feature if isinstance(feature, Mapping) else {}
+    return isinstance(feature, Mapping) and len(feature) > 2

@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.account import DataReport
-from vrpo.data.collate import LabelCollator, PreferenceCollator, RankingCollator
+from vrpo.data.collate import LabelCollator, PreferenceCollator, RankingCollator, with_other_answers
 from vrpo.data.formats import Kind, kind_of
-from vrpo.data.mismatched import with_other_answers
 from vrpo.data.tokenize import tokenize_preferences, tokenize_ranked, tokenize_unpaired
 from vrpo.training.balance import answer_token_counts, token_counts
 from vrpo.training.preference_config import VRPOConfig
