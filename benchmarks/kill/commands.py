@@ -189,12 +189,12 @@ COMMANDS = (
     Command(
         "train, two rounds",
         "generate, judge, pair, train, twice; then evaluate before and after",
-        ("train", "--config", f"{IN}/rounds.yaml"),
+        ("rounds", "--config", f"{IN}/rounds.yaml"),
     ),
     Command(
         "train, two rounds of adapters",
         "the same with LoRA, each adapter merged, and the reference refreshed",
-        ("train", "--config", f"{IN}/rounds.yaml", "--use_peft", "true", "--refresh_reference", "true"),
+        ("rounds", "--config", f"{IN}/rounds.yaml", "--use_peft", "true", "--refresh_reference", "true"),
     ),
     Command(
         "variance",

@@ -22,7 +22,7 @@ VRPO = [sys.executable, "-m", "vrpo"]
 COMMANDS = {
     "data": [sys.executable, f"{RECIPE}/data.py"],
     "base": [*VRPO, "sft", "--config", f"{RECIPE}/base.yaml"],
-    "rounds": [*VRPO, "train", "--config", f"{RECIPE}/rounds.yaml"],
+    "rounds": [*VRPO, "rounds", "--config", f"{RECIPE}/rounds.yaml"],
     "greedy": [
         *[*VRPO, "eval", "--models", f"before={RUNS}/base", f"{AFTER}={RUNS}/rounds/round_3/model"],
         *["--task", f"sudoku={RUNS}/data/test.jsonl", "--max_new_tokens", "17", "--batch_size", "50"],

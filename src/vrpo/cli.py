@@ -81,9 +81,7 @@ def _warning(message: Warning | str, category: type[Warning], *_: object, **__: 
 def _run(name: str, argv: Sequence[str]) -> None:
     command = COMMANDS[name]
     check(name, argv)
-    given: Sequence[Any] = [argv]
-    if command.fields:
-        given = importlib.import_module("vrpo.commands.arguments").parse(command.classes(), argv, prog=f"vrpo {name}")
+    given = importlib.import_module("vrpo.commands.arguments").parse(command.classes(), argv, prog=f"vrpo {name}")
     getattr(importlib.import_module(command.module), command.function)(*given)
 
 

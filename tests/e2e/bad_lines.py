@@ -17,11 +17,13 @@ from vrpo.commands.door import COMMANDS
 from vrpo.commands.page import parser_of
 from vrpo.models.tiny import from_config, train_tokenizer
 
-TRAINING = ("sft", "train", "plan")
+TRAINING = ("sft", "train", "rounds", "estimate")
 GOOD = {  # a command that works, by fields
     "sft": "--model_name_or_path {model} --dataset_name {pairs.jsonl} --completion_column chosen --output_dir {out}",
     "train": "--model_name_or_path {model} --dataset_name {pairs.jsonl} --output_dir {out}",
-    "plan": "--model_name_or_path {model} --dataset_name {pairs.jsonl} --output_dir {out} --device h100",
+    "rounds": "--model_name_or_path {model} --output_dir {out} --rounds 1 "
+    '--generate {"prompts":"{prompts.txt}","max_new_tokens":4} --pairs {"judge":"numeric"}',
+    "estimate": "--model_name_or_path {model} --dataset_name {pairs.jsonl} --output_dir {out} --device h100",
     "generate": "--model_name_or_path {model} --prompts {prompts.txt} --device cpu --max_new_tokens 4 --output {out}/a",
     "pairs": "--samples {samples.jsonl} --output {out}/p.jsonl --report {out}/r --judge numeric",
     "variance": "--model_name_or_path {model} --ref_model_name_or_path {other} --dataset_name {pairs.jsonl} "
@@ -97,7 +99,7 @@ def lines() -> list[Line]:
 def _actions(command: str) -> Iterator[argparse.Action]:
     """Its fields; of the three commands that share fields, each field of the first one that has it."""
     for action in parser_of(command)._actions:
-        shared = command in ("sft", "plan") and action.dest in TRAINED and not action.required
+        shared = command in ("sft", "rounds", "estimate") and action.dest in TRAINED and not action.required
         if action.dest not in ("help", "config") and not action.option_strings[0].startswith("--no_") and not shared:
             yield action
 
@@ -325,10 +327,10 @@ OWN = [
         'train --temperature reward_scaling --temperature_kwargs {"scale":1} --reward_model_name_or_path {model}',
         "model",
     ),
-    _own("train --rounds 1", "generate"),
-    _own('train --rounds 1 --dataset_name - --generate {"prompts":1} --pairs {}', "generate", "pairs"),
-    _own("train --rounds 1 --dataset_name - --generate [1] --pairs {}", "generate"),
-    _own('train --generate {"steps":1}', "rounds"),
+    _own("rounds --rounds 1", "generate"),
+    _own('rounds --rounds 1 --generate {"prompts":1} --pairs {}', "generate", "pairs"),
+    _own("rounds --rounds 1 --generate [1] --pairs {}", "generate"),
+    _own("train --rounds 1", "rounds"),
     _own("train --causal_ref_model_name_or_path {model}", "model"),
     _own("train --plan exact", "plan", "exact", "model"),
     _own('train --ref_pool_kwargs {"weights":[1,2]}', "ref_pool_kwargs"),
@@ -351,8 +353,8 @@ OWN = [
     _own("sft --model_name_or_path {model} --from_scratch true", "from_scratch"),
     _own("sft --dataset_name -", "dataset_name"),
     _own("plan --device nonsense", "device"),
-    _own("plan --plan_file {nowhere/below/x.json}", "plan_file", "nowhere"),
-    _own("plan --plan_file {empty}", "plan_file", "empty"),
+    _own("estimate --estimate_file {nowhere/below/x.json}", "estimate_file", "nowhere"),
+    _own("estimate --estimate_file {empty}", "estimate_file", "empty"),
     _own("plan --optim adamw_bnb_8bit", "optim"),
     *(_own(f"plan --model_name_or_path {{{name}}}", name) for name in MODELS if name != "no_weights"),
     _own("generate --prompt a --prompts {prompts.txt}", "prompt"),

@@ -14,12 +14,12 @@ from vrpo.commands import train as command
 from vrpo.commands.arguments import (
     ModelArguments,
     PreferenceDataArguments,
-    RoundArguments,
     ScratchArguments,
     SFTDataArguments,
     parse,
 )
 from vrpo.commands.config_file import content_of
+from vrpo.commands.rounds import RoundArguments
 from vrpo.models import load as loading
 from vrpo.training import inherited
 from vrpo.training.config import SFTConfig
@@ -28,7 +28,8 @@ from vrpo.training.preference_config import VRPOConfig
 RECIPES = Path(__file__).parents[2] / "recipes"
 ACCELERATE = RECIPES / "accelerate"
 CLASSES = {
-    "train": (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig),
+    "train": (PreferenceDataArguments, ModelArguments, VRPOConfig),
+    "rounds": (PreferenceDataArguments, ModelArguments, RoundArguments, VRPOConfig),
     "sft": (SFTDataArguments, ModelArguments, ScratchArguments, SFTConfig),
 }
 
@@ -206,7 +207,7 @@ def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ("yaml", "message"),
     [
         ("beta: 1\nbeta: 2\n", r"run\.yaml:5: not YAML that can be read: 'beta' is there twice: keep one"),
-        ("rounds: 1\ngenerate: {steps: 1, steps: 2}\n", r"run\.yaml:5: .* 'steps' is there twice"),
+        ("seed: 1\nplan_kwargs: {steps: 1, steps: 2}\n", r"run\.yaml:5: .* 'steps' is there twice"),
         ("generate:\n  deep:\n    - {a: 1, a: 2}\n", r"run\.yaml:6: .* 'a' is there twice"),
         ("beta: true\n", r"run\.yaml: beta takes a finite number, not 'True'"),
         ("beta: .nan\n", r"run\.yaml: beta takes a finite number, not 'nan'"),
@@ -219,9 +220,9 @@ def test_a_new_model_is_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("run_name: !!binary aGVsbG8=\n", r"run\.yaml: run_name takes text"),
         ("share_draws: 3\n", r"run\.yaml: share_draws .*3"),
         ("eval_strategy: stepps\n", r"run\.yaml: eval_strategy .*stepps"),
-        ("generate: 3\n", r"run\.yaml: generate takes a mapping"),
-        ("generate: [1]\n", r"run\.yaml: generate takes one value"),
-        ("generate: {when: .inf}\n", r"run\.yaml: generate holds what JSON has not"),
+        ("plan_kwargs: 3\n", r"run\.yaml: plan_kwargs takes a mapping"),
+        ("plan_kwargs: [1]\n", r"run\.yaml: plan_kwargs takes one value"),
+        ("plan_kwargs: {when: .inf}\n", r"run\.yaml: plan_kwargs holds what JSON has not"),
         ("1: 2\n", r"run\.yaml: unknown field '1'"),
         ("[a, b]: 2\n", r"run\.yaml:\d: not YAML that can be read: found unhashable key"),
         ("config: other.yaml\n", r"run\.yaml: unknown field 'config'"),

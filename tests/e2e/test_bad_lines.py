@@ -64,7 +64,7 @@ def test_there_are_enough_of_every_command() -> None:
     assert {line.command for line in must} >= {
         "sft",
         "train",
-        "plan",
+        "estimate",
         "generate",
         "pairs",
         "variance",

@@ -40,12 +40,12 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help_all"]) == 0
     whole = capsys.readouterr().out
     assert whole.startswith(short)
-    assert ("--adam_beta1" in whole) == (name in ("sft", "train", "plan"))
+    assert ("--adam_beta1" in whole) == (name in ("sft", "train", "rounds", "estimate"))
     for field in ("--remove_unused_columns", "--logging_nan_inf_filter", "--ddp_broadcast_buffers", "Deprecated"):
         assert field not in short
 
 
-@pytest.mark.parametrize("titles", [["data", "model", "LoRA", "rounds", "loss", "draws", "trainer"]])
+@pytest.mark.parametrize("titles", [["data", "model", "LoRA", "loss", "draws", "trainer"]])
 def test_groups(titles: list[str]) -> None:
     """Fields stand where one looks for them. Kills: fields of LoRA under the model's, draws among the loss's."""
     found: dict[str, str] = {}

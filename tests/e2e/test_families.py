@@ -104,15 +104,23 @@ def test_it_trains_and_comes_back(model: Path, rows: str, tmp_path: Path, comman
 def test_it_is_planned(model: Path, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Kills: a plan that knows LLaDA's names of modules; a tied head counted twice; numbers for experts, whose share of
     tokens shapes do not say."""
-    run = ["plan", "--model_name_or_path", str(model), "--dataset_name", rows, "--output_dir", str(tmp_path / "out")]
+    run = [
+        "estimate",
+        "--model_name_or_path",
+        str(model),
+        "--dataset_name",
+        rows,
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     run += ["--device", "h100", "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true"]
-    code = main([*run, "--plan_file", str(tmp_path / "plan.json")])
+    code = main([*run, "--estimate_file", str(tmp_path / "estimate.json")])
     if "num_experts" in json.loads((model / "config.json").read_text()):
         assert code == 2
         assert "has experts" in capsys.readouterr().err
         return
     assert code == 0
-    held = json.loads((tmp_path / "plan.json").read_text())["held"]
+    held = json.loads((tmp_path / "estimate.json").read_text())["held"]
     size = 4 * sum(parameter.numel() for parameter in load(model).module.parameters())
     assert held["weights"] == pytest.approx(size, rel=0.01)
 

@@ -67,7 +67,7 @@ def test_answers_in_a_file_are_those_of_the_library(model: str, tmp_path: Path) 
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--prompt", "x", "--max_new_tokens", "8", "--block_size", "3"], "block_size 3"),
         (["--prompt", "x", "--thresold", "0.5"], "--thresold: unknown field 'thresold'; did you mean threshold?"),
-        (["--prompt", "x", "y"], "'y' belongs to no flag"),
+        (["y", "--prompt", "x"], "'y' belongs to no flag"),
         (["--prompt", "x", "--device", "gpu9"], "--device gpu9: "),
         (["--prompt", "x", "--threshold", "2"], "threshold must be in (0, 1], not 2.0"),
         (["--prompt", "x", "--num_samples", "2"], "--num_samples 2 would be equal answers: set --temperature"),

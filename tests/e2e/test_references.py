@@ -137,10 +137,10 @@ def test_what_does_not_go_together_is_refused(run: Callable[..., Any], yaml: str
 def test_plan_and_rounds_know_one_reference(run: Callable[..., Any]) -> None:
     """Kills: a plan that leaves out the others; rounds that forget them after the first."""
     several = "ref_pool: harmonic\nref_model_name_or_path: [policy, a]\n"
-    code, err, _ = run(several, name="plan")
-    assert (code, "several references, and causal ones, are not planned" in err) == (2, True), err
-    code, err, _ = run("causal_ref_model_name_or_path: '{work}/causal'\n", name="plan")
-    assert (code, "causal ones, are not planned" in err) == (2, True), err
+    code, err, _ = run(several, name="estimate")
+    assert (code, "several references, and causal ones, are not estimated" in err) == (2, True), err
+    code, err, _ = run("causal_ref_model_name_or_path: '{work}/causal'\n", name="estimate")
+    assert (code, "causal ones, are not estimated" in err) == (2, True), err
     loop = "rounds: 1\ngenerate: {{num_samples: 2}}\npairs: {{judge: length}}\ndataset_name: null\n"
-    code, err, _ = run(loop + "causal_ref_model_name_or_path: '{work}/causal'\n")
+    code, err, _ = run(loop + "causal_ref_model_name_or_path: '{work}/causal'\n", name="rounds")
     assert (code, "causal_ref_model_name_or_path: rounds have the first model" in err) == (2, True), err

@@ -1,4 +1,4 @@
-"""`vrpo train` with rounds: generate, judge, pair, train, again; each stage once, whatever happened in between."""
+"""`vrpo rounds`: generate, judge, pair, train, again; each stage once, whatever happened in between."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def run(config: dict[str, Any]) -> int:
     Path("loop.yaml").write_text(yaml.safe_dump(config))
-    return main(["train", "--config", "loop.yaml"])
+    return main(["rounds", "--config", "loop.yaml"])
 
 
 def files(folder: str) -> dict[str, bytes]:
@@ -79,11 +79,11 @@ def test_a_stopped_loop_goes_on(
     whole = files("loop")
     real, calls = command.pairs, []
 
-    def stops(argv: Any) -> None:
-        calls.append(argv)
+    def stops(args: Any) -> None:
+        calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(argv)
+        real(args)
 
     monkeypatch.setattr(command, "pairs", stops)
     Path("loop").rename("whole")
@@ -100,10 +100,10 @@ def test_a_stopped_loop_goes_on(
     ("change", "message"),
     [
         ({"rounds": 0}, "rounds must be at least 1, not 0"),
-        ({"pairs": None}, "rounds needs a mapping pairs"),
+        ({"pairs": None}, "the following arguments are required: --pairs"),
         ({"generate": {"prompts": "prompts.jsonl", "seed": 3}}, "generate: seed is what the rounds themselves say"),
         ({"dataset_name": "prompts.jsonl"}, "dataset_name: rounds make their pairs themselves"),
-        ({"rounds": None}, "generate goes with rounds"),
+        ({"rounds": None}, "the following arguments are required: --rounds"),
         ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, not 0"),
         ({"prompts_per_round": 4}, "2 rounds of prompts_per_round 4 need 8 prompts: prompts.jsonl has 6"),
         ({"eval_strategy": "epoch"}, "eval_strategy in rounds needs pairs to hold out: eval_fraction"),
@@ -246,7 +246,7 @@ def test_two_processes_share_the_rounds(config: dict[str, Any]) -> None:
     Path("loop").rename("one")
     half = {"rounds": 1, "per_device_train_batch_size": 1}
     Path("loop.yaml").write_text(yaml.safe_dump(config | half))
-    said = launched("train", "--config", "loop.yaml")
+    said = launched("rounds", "--config", "loop.yaml")
     assert said.count("24 answers in loop/round_1/samples.jsonl") == 1
     assert said.count("== round 1 of 1: first answers") == 1
     for name in ("round_1/samples.jsonl", "round_1/pairs.jsonl", "rounds.md"):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from tests.models.test_block import FAMILIES, a_model
 from tests.training.runs import answers, lora, moved, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.commands.arguments import ModelArguments
-from vrpo.commands.plan import _shape_of
+from vrpo.commands.estimate import _shape_of
 from vrpo.commands.variance_models import models_of
 from vrpo.coupling import Paired
 from vrpo.data.collate import PreferenceCollator, tokens_of
@@ -118,5 +118,5 @@ def test_what_is_not_offered_says_so(golden: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="variance of such draws is not measured"):
         models_of(wanted)
-    with pytest.raises(ValueError, match="is not planned yet"):
+    with pytest.raises(ValueError, match="is not estimated yet"):
         _shape_of(ModelArguments(model_name_or_path=str(golden / "sdar")))

@@ -2,17 +2,18 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import torch
 from transformers import HfArgumentParser
 
-from vrpo.commands.config_file import Parser, with_config
+from vrpo.commands.config_file import Parser, arguments_of, with_config
+from vrpo.commands.options import BLOCK_HELP, MASK_HELP, SHIFT_HELP
 from vrpo.models.precision import weights_dtype
 from vrpo.models.shape import check_sizes
 
+T = TypeVar("T")
 _HELP = {  # in place of transformers'
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, more time.",
     "gradient_checkpointing_kwargs": "Its options as JSON, or as a mapping in YAML: use_reentrant.",
@@ -21,16 +22,8 @@ _HELP = {  # in place of transformers'
     "report_to": "Where to log, one or several: none, all, tensorboard, wandb, trackio.",
 }
 
-MASK_HELP = "The mask token of a model whose folder does not say it (docs/models.md)."
-SHIFT_HELP = "Of a causal model turned bidirectional: its logits are the next token's. None: as config.json says."
 
-OF_ROUNDS = {  # what a round itself says to a stage
-    "generate": ("model_name_or_path", "output", "seed"),
-    "pairs": ("samples", "output", "report"),
-    "evaluate": ("models", "output_dir"),
-}
 POLICY = "policy"  # in a list of references: the initial policy
-BLOCK_HELP = "Tokens per block of a block diffusion model whose folder does not say it; saved with the model."
 
 
 @dataclass
@@ -193,49 +186,6 @@ class ScratchArguments:
             )
 
 
-@dataclass
-class RoundArguments:
-    """On-policy rounds, instead of a dataset."""
-
-    rounds: int | None = field(
-        default=None, metadata={"help": "Generate, judge, pair and train so many times, into output_dir/round_1, ..."}
-    )
-    generate: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo generate` as a mapping: prompts, num_samples, ..."}
-    )
-    pairs: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo pairs`, as a mapping: judge, rule."}
-    )
-    evaluate: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Rounds: fields of `vrpo eval`, as a mapping; before and after, at the end."}
-    )
-    refresh_reference: bool = field(
-        default=False, metadata={"help": "Rounds: the reference is the model of the round before, not the first one."}
-    )
-    prompts_per_round: int | None = field(
-        default=None,
-        metadata={"help": "Rounds: prompts of a round, which later ones do not see again. None: all, in every round."},
-    )
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("generate", "pairs", "evaluate") if getattr(self, name) is not None]
-        alone = [name for name in ("refresh_reference", "prompts_per_round") if getattr(self, name)]
-        if self.rounds is None and (given or alone):
-            raise ValueError(f"{(given or alone)[0]} goes with rounds, which is not given")
-        if self.rounds is None:
-            return
-        for name in ("rounds", "prompts_per_round"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("generate", "pairs"):
-            if getattr(self, name) is None:
-                raise ValueError(f"rounds needs a mapping {name}: the fields of `vrpo {name}`")
-        for name in given:
-            taken = [each for each in OF_ROUNDS[name] if each in getattr(self, name)]
-            if taken:
-                raise ValueError(f"{name}: {taken[0]} is what the rounds themselves say, leave it out")
-
-
 class FieldParser(HfArgumentParser, Parser):
     """transformers' parser of dataclasses, with one-line errors, and with lists and mappings where a field's type has
     them beside a string (report_to, gradient_checkpointing_kwargs).
@@ -255,6 +205,8 @@ class FieldParser(HfArgumentParser, Parser):
             if _admits(hint, list) and action.nargs is None:
                 action.nargs = "+"
                 self.one_or_more.append(action.dest)
+            if _admits(hint, bool) and action.nargs is None:  # a bare flag is true
+                action.nargs, action.const = "?", True
             if _admits(hint, Callable):  # in Python
                 action.type = str
             action.help = _HELP.get(action.dest, action.help)
@@ -266,24 +218,6 @@ class FieldParser(HfArgumentParser, Parser):
             value = getattr(space, name)
             setattr(space, name, value[0] if isinstance(value, list) and len(value) == 1 else value)
         return space, rest
-
-
-def check_device(name: str | None) -> None:
-    """
-    Raises:
-        ValueError: it is not the name of a device, or of none that is here.
-    """
-    if name is None:
-        return
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: there is no such device; cpu, or cuda, or cuda:1") from error
-    if device.type == "cpu":
-        return
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if here is None or device.type != here.type or (device.index or 0) >= torch.accelerator.device_count():
-        raise ValueError(f"--device {name}: there is no such device here that this PyTorch can use; choose cpu")
 
 
 def _admits(hint: Any, kind: Any) -> bool:
@@ -317,3 +251,20 @@ def parse(classes: Sequence[Any], argv: Sequence[str], *, prog: str) -> tuple[An
     parser.parse_args(given)
     *values, _ = parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     return tuple(values)
+
+
+def made_of(kind: type[T], content: Mapping[str, Any], place: str) -> T:
+    """An instance of a command's dataclass from a mapping, with the rules of its command line.
+
+    Args:
+        place: what the mapping is called, for messages.
+
+    Raises:
+        ValueError: naming the place, and the field that is unknown or has a wrong value.
+    """
+    parser = field_parser((kind,), "vrpo")
+    given = arguments_of(parser, content, place, parser.mappings)
+    try:
+        return parser.parse_args_into_dataclasses(given, look_for_args_file=False)[0]
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error

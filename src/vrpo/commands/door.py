@@ -18,13 +18,12 @@ from vrpo.commands.config_file import NUMBERS, as_number, content_of, unknown_fi
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is: a function of the dataclasses `fields`; without them, of the arguments, which the `flags()`
-    of its module read."""
+    """Where a command is: a function of the dataclasses `fields`."""
 
     module: str
     function: str
     about: str
-    fields: tuple[str, ...] = ()
+    fields: tuple[str, ...]
 
     def classes(self) -> list[Any]:
         found = [name.rpartition(".") for name in self.fields]
@@ -50,22 +49,56 @@ COMMANDS = {
         "vrpo.commands.train",
         "train",
         "preference optimisation (VRPO)",
-        (*_PREFERENCE[:2], f"{_ARGUMENTS}.RoundArguments", *_PREFERENCE[2:]),
+        _PREFERENCE,
     ),
-    "plan": Command(
-        "vrpo.commands.plan",
-        "plan",
-        "memory and time of a training step, before anything is loaded",
-        ("vrpo.commands.plan_report.PlanArguments", *_PREFERENCE),
+    "rounds": Command(
+        "vrpo.commands.rounds",
+        "rounds",
+        "generate, judge, pair and train, again and again, then evaluate",
+        (*_PREFERENCE[:2], "vrpo.commands.rounds.RoundArguments", *_PREFERENCE[2:]),
     ),
-    "generate": Command("vrpo.commands.generate", "generate_command", "answer prompts with a model"),
-    "pairs": Command("vrpo.commands.pairs", "pairs", "judge sampled answers and make preference pairs of them"),
+    "generate": Command(
+        "vrpo.commands.generate",
+        "generate_command",
+        "answer prompts with a model",
+        ("vrpo.commands.generate.GenerateArguments",),
+    ),
+    "pairs": Command(
+        "vrpo.commands.pairs",
+        "pairs",
+        "judge sampled answers and make preference pairs of them",
+        ("vrpo.commands.pairs.PairsArguments",),
+    ),
+    "eval": Command(
+        "vrpo.commands.evaluate",
+        "evaluate",
+        "models on benchmarks, compared on the same items",
+        ("vrpo.commands.evaluate_plan.EvalArguments",),
+    ),
     "variance": Command(
-        "vrpo.commands.variance", "variance", "how noisy the preference gradient is, and what to do about it"
+        "vrpo.commands.variance",
+        "variance",
+        "how noisy the preference gradient is, and what to do about it",
+        ("vrpo.commands.variance.VarianceArguments",),
     ),
-    "eval": Command("vrpo.commands.evaluate", "evaluate", "models on benchmarks, compared on the same items"),
-    "export": Command("vrpo.commands.export", "export", "merge an adapter, and write a model in its official layout"),
-    "demo": Command("vrpo.demo.run", "demo", "a few minutes on a laptop: train, collect pairs, align, compare"),
+    "estimate": Command(
+        "vrpo.commands.estimate",
+        "estimate",
+        "memory and time of a training step, before anything is loaded",
+        ("vrpo.commands.estimate_report.EstimateArguments", *_PREFERENCE),
+    ),
+    "export": Command(
+        "vrpo.commands.export",
+        "export",
+        "merge an adapter, and write a model in its official layout",
+        ("vrpo.commands.export.ExportArguments",),
+    ),
+    "demo": Command(
+        "vrpo.demo.run",
+        "demo",
+        "a few minutes on a laptop: train, collect pairs, align, compare",
+        ("vrpo.demo.run.DemoArguments",),
+    ),
 }
 
 PAGES = Path(__file__).with_name("pages")

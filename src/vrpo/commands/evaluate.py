@@ -15,8 +15,6 @@ import torch
 from accelerate import PartialState
 
 import vrpo
-from vrpo.commands.arguments import field_parser, parse
-from vrpo.commands.config_file import Parser
 from vrpo.commands.evaluate_models import NamedModel, Shelf, several
 from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
 from vrpo.commands.evaluate_prompts import compared, loader, of_all
@@ -34,9 +32,9 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "lm-eval
 Values = Mapping[tuple[str, str], Mapping[str, float]]  # (task, metric) -> item -> value
 
 
-def evaluate(argv: Sequence[str]) -> None:
+def evaluate(args: EvalArguments) -> None:
     """Compare models on benchmarks with intervals and exact tests: our tasks from files, all others by lm-eval."""
-    args, models, planned, runner = checked(argv)
+    models, planned, runner = checked(args)
     state = _state(args)
     crew = Crew(state.process_index, state.num_processes, state.wait_for_everyone)
     with locked(args.folder) if crew.index == 0 else nullcontext():
@@ -54,13 +52,12 @@ def _evaluated(
         write(args, models, planned, results_of(measures, args.seed, args.num_resamples))
 
 
-def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[Planned], "_Harness"]:
-    """Arguments, and what they come to, as far as it can be checked without loading a model.
+def checked(args: EvalArguments) -> tuple[list[NamedModel], list[Planned], "_Harness"]:
+    """What the arguments come to, as far as it can be checked without loading a model.
 
     Raises:
         ValueError: naming the field, the file or the row.
     """
-    (args,) = parse((EvalArguments,), argv, prog="vrpo eval")
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     models, planned, runner = several(args.models), plan_of(args), _Harness(args)
     require_names([task.name for task in planned if task.own is None], args.include_path)
@@ -74,11 +71,7 @@ def checked(argv: Sequence[str]) -> tuple[EvalArguments, list[NamedModel], list[
                     f"{model.name} has {longest} positions. Give fewer"
                 )
     runner.check([task.name for task in planned if task.own is None], models)
-    return args, models, planned, runner
-
-
-def flags() -> Parser:
-    return field_parser((EvalArguments,), "vrpo eval")
+    return models, planned, runner
 
 
 def _announced(args: EvalArguments, models: Sequence[NamedModel], planned: Sequence[Planned]) -> str:

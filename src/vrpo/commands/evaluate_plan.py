@@ -1,14 +1,13 @@
 """What `vrpo eval` is asked to do: its fields, and the tasks they come to, checked before anything is loaded."""
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, check_device
 from vrpo.commands.evaluate_prompts import NAME, RUN_CODE, own_prompts
+from vrpo.commands.options import JudgeOptions, RunOptions, SamplingOptions
 from vrpo.commands.pairs_judges import is_verifier, verifier_of
 from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.evals.compare import RESAMPLES
@@ -21,8 +20,8 @@ from vrpo.rewards.verdict import Judge
 _OF_LM_EVAL = ("num_fewshot", "system_instruction")  # fields without a meaning for our tasks
 
 
-@dataclass
-class EvalArguments:
+@dataclass(kw_only=True)
+class EvalArguments(SamplingOptions, RunOptions):
     """Which models, on what, answering how."""
 
     models: list[str] = field(metadata={"help": "name=path or name=path:adapter, one or several; the first is before."})
@@ -48,19 +47,6 @@ class EvalArguments:
     preset: str | None = field(
         default=None, metadata={"help": f"Published settings of answering: {', '.join(PRESETS)}. Fields override them."}
     )
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Length of the canvas."})
-    block_size: int | None = field(default=None, metadata={"help": "Length of a block. None: one block."})
-    steps: int | None = field(default=None, metadata={"help": "Model calls in all. None: one per token."})
-    threshold: float | None = field(
-        default=None, metadata={"help": "Instead of steps: all of at least this confidence."}
-    )
-    temperature: float | None = field(default=None, metadata={"help": "None or 0: the most probable token."})
-    cfg_scale: float | None = field(default=None, metadata={"help": "Classifier-free guidance."})
-    remasking: str | None = field(default=None, metadata={"help": "By what a step keeps its best proposals."})
-    logits_eos_inf: bool | None = field(default=None, metadata={"help": "Never write end-of-text."})
-    confidence_eos_eot_inf: bool | None = field(default=None, metadata={"help": "Write end tokens last."})
-    cache: str | None = field(default=None, metadata={"help": "Keys and values kept: none, prefix, dual."})
-    refresh: int | None = field(default=None, metadata={"help": "Compute the cache again after so many steps."})
     num_draws: int = field(default=128, metadata={"help": "Draws of a likelihood (tasks of lm-eval)."})
     enumerate_short: bool = field(
         default=True, metadata={"help": "Enumerate the masks of continuations that have no more of them than draws."}
@@ -83,32 +69,19 @@ class EvalArguments:
     part_size: int | None = field(
         default=None, metadata={"help": "Items kept at a time. None: four batches, at least 64."}
     )
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: float32, bfloat16; auto: as stored."})
-    device: str | None = field(default=None, metadata={"help": "Where to run. None: cuda if there is one, else cpu."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flex_attention."})
-    experts_implementation: str | None = field(
-        default=None, metadata={"help": "Of a mixture of experts: auto, eager, batched_mm, grouped_mm."}
-    )
-    device_map: str | None = field(
-        default=None, metadata={"help": "Instead of device, in one process: auto spreads a model over all GPUs."}
-    )
-    mask_token_id: int | None = field(default=None, metadata={"help": MASK_HELP})
-    shift_logits: bool | None = field(default=None, metadata={"help": SHIFT_HELP})
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "part_size", "num_draws", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        check_device(self.device)
+        self.check_place()
         if (self.prompts is None) != (self.judge is None):
             raise ValueError("--prompts and --judge go together: which prompts, and who judges the answers")
         if self.judge is None and self.judge_arguments is not None:
             raise ValueError("--judge_arguments goes with --judge")
         if self.judge == "endpoint" and len(self.models) < 2:
             raise ValueError("--judge endpoint compares the answers of models: name at least two")
-        if self.device is not None and self.device_map is not None:
-            raise ValueError("device and device_map exclude each other: a map says where every part of a model is")
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ValueError(f"--include_path: no such folder: {self.include_path}")
         if not 99 <= self.num_resamples <= 10**6:
@@ -141,7 +114,7 @@ class Planned:
     own: OwnTask | None = None
     rows: Sequence[dict[str, Any]] = ()
     judge: Judge | None = None
-    asked: Namespace | None = None
+    asked: JudgeOptions | None = None
 
     def __str__(self) -> str:
         what = f"{len(self.rows)} items" if self.own else "of lm-eval"

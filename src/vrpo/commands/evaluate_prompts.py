@@ -4,7 +4,6 @@ Verifiers and reward models judge each answer by itself. An endpoint compares th
 what counts is how often a model's answer is the better one.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vrpo.commands.generate_prompts import read_prompts
+from vrpo.commands.options import JudgeOptions
 from vrpo.commands.pairs import judge_of
 from vrpo.commands.pairs_judges import AgainstOthers, ByItself, is_verifier, judge_settings, judging, verifier_of
 from vrpo.data.json_rows import Record
@@ -28,7 +28,7 @@ RUN_CODE = ("humaneval", "mbpp")
 
 def own_prompts(
     path: str, judge: str, arguments: Mapping[str, Any] | None, seed: int, limit: int | None
-) -> tuple[OwnTask, list[Row], argparse.Namespace]:
+) -> tuple[OwnTask, list[Row], JudgeOptions]:
     """The task that a file is, its rows, and its judge as `vrpo pairs` has it. A verifier is tried on every row.
 
     Raises:
@@ -45,7 +45,7 @@ def _records(path: Path) -> list[Record]:
     return [Record(one.origin, {**one.row, "prompt": one.content}) for one in read_prompts(path)]
 
 
-def loader(asked: argparse.Namespace, device: str) -> Callable[[], Judge]:
+def loader(asked: JudgeOptions, device: str) -> Callable[[], Judge]:
     """A reward model, loaded when it is first called for."""
 
     @cache
@@ -58,7 +58,7 @@ def loader(asked: argparse.Namespace, device: str) -> Callable[[], Judge]:
 
 
 def compared(
-    asked: argparse.Namespace,
+    asked: JudgeOptions,
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[Row]],
     folder: Path,

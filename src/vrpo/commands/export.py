@@ -1,17 +1,16 @@
 """`vrpo export`: a model in its official layout, with an adapter merged into it; or an adapter under official names."""
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from vrpo.commands.arguments import BLOCK_HELP
-from vrpo.commands.config_file import Parser, with_config
+from vrpo.commands.options import BLOCK_HELP, MASK_HELP, SHIFT_HELP
 from vrpo.models.adapter_names import export_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, model_class
@@ -21,12 +20,43 @@ from vrpo.store import check_writable, write_whole_folder
 _OF_A_MODEL = ("config.json", "adapter_config.json")  # a folder with one of them is what a model was saved in
 
 
-def export(argv: Sequence[str]) -> None:
+@dataclass(kw_only=True)
+class ExportArguments:
+    """Which model is written, where, and as what."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "Hub name or folder: a model, or an adapter of ours, which names its base. An adapter that was "
+            "trained on a quantised base is merged into the base as stored."
+        }
+    )
+    adapter: str | None = field(default=None, metadata={"help": "Adapter to put on the model."})
+    output_dir: str = field(
+        metadata={"help": "Where to write; a new or empty folder. It is there as a whole or not at all."}
+    )
+    adapter_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Merge nothing: write the adapter under the official module names, for tools that load the "
+            "authors' code."
+        },
+    )
+    dtype: str = field(
+        default="auto", metadata={"help": "Type of the written weights: float32, bfloat16; auto: as stored."}
+    )
+    max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of weights."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace a model that is in output_dir."})
+    mask_token_id: int | None = field(default=None, metadata={"help": f"{MASK_HELP} Written to config.json."})
+    shift_logits: bool | None = field(default=None, metadata={"help": f"{SHIFT_HELP} Written to config.json."})
+    block_size: int | None = field(default=None, metadata={"help": BLOCK_HELP})
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"0*[1-9]\d*(KB|MB|GB|TB)", self.max_shard_size):
+            raise ValueError(f"--max_shard_size {self.max_shard_size}: give a size such as 500MB or 5GB")
+
+
+def export(args: ExportArguments) -> None:
     """Merge an adapter into its model and write the official layout: names, shards, the files beside the weights."""
-    parser = flags()
-    args = parser.parse_args(with_config(parser, argv))
-    if not re.fullmatch(r"0*[1-9]\d*(KB|MB|GB|TB)", args.max_shard_size):
-        raise ValueError(f"--max_shard_size {args.max_shard_size}: give a size such as 500MB or 5GB")
     base, adapter = _parts(args)
     folder = _output(args, [base, adapter])
     write = _write_adapter if args.adapter_only else _write_model
@@ -34,7 +64,7 @@ def export(argv: Sequence[str]) -> None:
     _say(folder)
 
 
-def _write_model(args: argparse.Namespace, base: str, adapter: str | None, folder: Path) -> None:
+def _write_model(args: ExportArguments, base: str, adapter: str | None, folder: Path) -> None:
     told = {name: getattr(args, name) for name in ("mask_token_id", "shift_logits", "block_size")}
     denoiser = merged(base, adapter, args.dtype, **told)
     denoiser.save_pretrained(folder, max_shard_size=args.max_shard_size)
@@ -59,12 +89,12 @@ def merged(base: str, adapter: str | None, dtype: str, **options: Any) -> HFDeno
     return found
 
 
-def _write_adapter(args: argparse.Namespace, base: str, adapter: str | None, folder: Path) -> None:
+def _write_adapter(args: ExportArguments, base: str, adapter: str | None, folder: Path) -> None:
     assert adapter is not None
     export_adapter(adapter, model_class(base), folder)
 
 
-def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
+def _parts(args: ExportArguments) -> tuple[str, str | None]:
     """The model, and the adapter if there is one.
 
     Raises:
@@ -82,7 +112,7 @@ def _parts(args: argparse.Namespace) -> tuple[str, str | None]:
     return (base_of(args.model_name_or_path) if is_adapter else args.model_name_or_path), adapter
 
 
-def _output(args: argparse.Namespace, sources: Sequence[str | None]) -> Path:
+def _output(args: ExportArguments, sources: Sequence[str | None]) -> Path:
     """Where to write.
 
     Raises:
@@ -111,27 +141,3 @@ def _say(folder: Path) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         print(f"{file.stat().st_size:>15,}  {file.relative_to(folder)}", file=sys.stderr)
     print(f"written: {folder}", file=sys.stderr)
-
-
-def flags() -> Parser:
-    parser = Parser(prog="vrpo export", allow_abbrev=False)
-    add = parser.add_argument
-    add("--config", help="YAML file of these fields; the command line overrides it.")
-    add("--model_name_or_path", required=True, help="Hub name or folder: a model, or an adapter of ours, which names "
-        "its base. An adapter that was trained on a quantised base is merged into the base as stored.")  # fmt: skip
-    add("--adapter", help="Adapter to put on the model.")
-    add(
-        "--output_dir",
-        required=True,
-        help="Where to write; a new or empty folder. It is there as a whole or not at all.",
-    )
-    add("--adapter_only", action="store_true", help="Merge nothing: write the adapter under the official module names, "
-        "for tools that load the authors' code.")  # fmt: skip
-    add("--dtype", default="auto", help="Of the written weights: float32, bfloat16; auto: as stored.")
-    add("--max_shard_size", default="5GB", help="Largest file of weights (default 5GB).")
-    add("--overwrite", action="store_true", help="Replace a model that is in output_dir.")
-    add("--mask_token_id", type=int, help="Of a model whose folder does not say it; written to config.json.")
-    add("--shift_logits", action=argparse.BooleanOptionalAction, help="Of a causal model turned bidirectional: its "
-        "logits are those of the next token. Written to config.json.")  # fmt: skip
-    add("--block_size", type=int, help=BLOCK_HELP)
-    return parser

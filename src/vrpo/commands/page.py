@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import inspect
 import textwrap
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from transformers import TrainingArguments
 from vrpo.commands.arguments import field_parser, mapping
 from vrpo.commands.config_file import Parser
 from vrpo.commands.door import COMMANDS, PAGES, RARE, Command
-from vrpo.commands.pairs import json_object
 from vrpo.training.config import DiffusionConfig
 
 _COMMON = (  # fields of transformers.TrainingArguments that --help shows; --help_all shows all
@@ -54,8 +52,9 @@ _FIXED = (  # fields of ours that have one sensible value, which --help need not
 )
 _ORDER = {  # the groups of a page; fields that belong to none of them are in the last one
     "sft": ("general", "data", "model", "LoRA", "new model", "draws", "trainer"),
-    "train": ("general", "data", "model", "LoRA", "rounds", "loss", "draws", "trainer"),
-    "plan": ("general", "plan", "data", "model", "LoRA", "loss", "draws", "trainer"),
+    "train": ("general", "data", "model", "LoRA", "loss", "draws", "trainer"),
+    "rounds": ("general", "rounds", "data", "model", "LoRA", "loss", "draws", "trainer"),
+    "estimate": ("general", "estimate", "data", "model", "LoRA", "loss", "draws", "trainer"),
     "generate": ("general", "data", "model", "decoding"),
     "pairs": ("general", "reward model", "endpoint", "pairs"),
     "variance": ("general", "data", "model", "measurement"),
@@ -74,7 +73,7 @@ _TITLES = {  # by the class that declares a field
     "DiffusionConfig": "trainer",
     "VRPOConfig": "draws",
     "TrainingArguments": "trainer",
-    "PlanArguments": "plan",
+    "EstimateArguments": "estimate",
 }
 _NAMED = {  # by name, in pages that have the group
     "general": "config output_dir output report samples",
@@ -97,7 +96,7 @@ _NAMED = {  # by name, in pages that have the group
     "comparisons concurrency timeout retries",
 }
 _GROUP_OF = {(title, name): title for title, names in _NAMED.items() for name in names.split()}
-_KINDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", mapping: "JSON", json_object: "JSON"}
+_KINDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", mapping: "JSON"}
 _WIDTH, _INDENT = 100, " " * 6
 
 
@@ -127,11 +126,7 @@ def page(name: str) -> str:
 
 def parser_of(name: str) -> Parser:
     """The parser that reads a command's arguments."""
-    command = COMMANDS[name]
-    if command.fields:
-        return field_parser(command.classes(), f"vrpo {name}")
-    found: Parser = import_module(command.module).flags()
-    return found
+    return field_parser(COMMANDS[name].classes(), f"vrpo {name}")
 
 
 def _group(name: str, field: str, command: Command, rare: str) -> str:

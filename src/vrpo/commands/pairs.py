@@ -1,23 +1,21 @@
 """`vrpo pairs`: sampled answers in, preference pairs out, with an account of everything in between."""
 
-import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vrpo.commands.arguments import check_device
-from vrpo.commands.config_file import Parser, arguments_of, with_config
+from vrpo.commands.arguments import made_of
+from vrpo.commands.options import JUDGES, JudgeOptions
 from vrpo.commands.pairs_judges import (
-    JUDGES,
     check_fields,
     check_judge,
     is_verifier,
@@ -54,13 +52,54 @@ _RULES: dict[str, Callable[..., Rule]] = {
     "all": Different,
     "length_matched": LengthMatched,
 }
-_MAPPINGS = ("judge_arguments", "endpoint_extra")
 _RULE_FIELDS = ("margin", "max_ratio", "every_pair")
 
 
-def pairs(argv: Sequence[str]) -> None:
+@dataclass(kw_only=True)
+class PairsArguments(JudgeOptions):
+    """Which answers are judged, by whom, and which become pairs."""
+
+    samples: Path = field(metadata={"help": "What `vrpo generate --num_samples k --output FILE` wrote."})
+    output: Path = field(metadata={"help": "The pairs, as JSON lines that `vrpo train` reads."})
+    report: Path = field(
+        metadata={
+            "help": "Folder of verdicts, statistics and picture; with the same folder another --rule costs no new "
+            "judgement, and a stopped run goes on."
+        }
+    )
+    prompts_per_part: int = field(default=64, metadata={"help": "Prompts after which verdicts are kept."})
+    rule: Literal["best_worst", "margin", "all", "length_matched"] = field(
+        default="best_worst",
+        metadata={
+            "help": "Which answers become a pair: the best and the worst; those whose rewards differ by --margin; all "
+            "of different reward; of different reward and of the most similar length."
+        },
+    )
+    margin: float | None = field(default=None, metadata={"help": "Least difference of rewards, of --rule margin."})
+    max_ratio: float | None = field(
+        default=None, metadata={"help": "Longer answer over shorter one, at most, of --rule length_matched."}
+    )
+    every_pair: bool = field(
+        default=False, metadata={"help": "Of margin and length_matched: not only the widest or closest pair."}
+    )
+    max_pairs: int | None = field(
+        default=None, metadata={"help": "Pairs per prompt, at most; the first of the rule's order."}
+    )
+    end_ids: list[int] | None = field(
+        default=None, metadata={"help": "End tokens. None: those of the model in the samples' settings."}
+    )
+    length_in: Literal["characters", "tokens"] = field(
+        default="characters", metadata={"help": "Unit of lengths; tokens: before the end token."}
+    )
+
+    def __post_init__(self) -> None:
+        self.check_counts("prompts_per_part")
+        check_fields(self)
+
+
+def pairs(args: PairsArguments) -> None:
     """Judge sampled answers and make preference pairs of them, for `vrpo train`."""
-    args, rule = checked(argv)
+    rule = checked(args)
     state = PartialState(cpu=not torch.cuda.is_available())  # else processes without GPUs do not know of each other
     with ExitStack() as held:
         if state.is_main_process:
@@ -69,7 +108,7 @@ def pairs(argv: Sequence[str]) -> None:
         _made(args, rule, state)
 
 
-def _made(args: argparse.Namespace, rule: Rule, state: PartialState) -> None:
+def _made(args: PairsArguments, rule: Rule, state: PartialState) -> None:
     ends = None if args.end_ids is None else frozenset(args.end_ids)
     groups = Reader(args.length_in, args.unfinished != "keep", ends).read(args.samples)
     settings = _settings(args)
@@ -86,29 +125,28 @@ def _made(args: argparse.Namespace, rule: Rule, state: PartialState) -> None:
         _report(args, outcomes, settings)
 
 
-def checked(argv: Sequence[str]) -> tuple[argparse.Namespace, Rule]:
-    """Arguments and rule, as far as they can be checked without samples.
+def checked(args: PairsArguments) -> Rule:
+    """The rule; and all that can be checked without samples.
 
     Raises:
         ValueError: naming the field.
     """
-    args = _parsed(argv)
     rule = rule_of(args)
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     check_judge(args)
     check_writable(args.output, "--output")
     check_writable(args.report, "--report", folder=True)
-    return args, rule
+    return rule
 
 
-def rule_of(args: argparse.Namespace) -> Rule:
+def rule_of(args: PairsArguments) -> Rule:
     """The rule with its parameters.
 
     Raises:
         ValueError: a parameter is missing, out of its range, or another rule's.
     """
     kind: Any = _RULES[args.rule]
-    takes = {field.name for field in fields(kind)}
+    takes = {each.name for each in fields(kind)}
     given = _given(args, _RULE_FIELDS)
     for name in given.keys() - takes:
         raise ValueError(f"--rule {args.rule} has no --{name}")
@@ -118,12 +156,12 @@ def rule_of(args: argparse.Namespace) -> Rule:
     return rule if args.max_pairs is None else AtMost(rule, args.max_pairs)
 
 
-def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+def _given(args: PairsArguments, names: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(args, name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value is not False}  # 0 is given
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: PairsArguments) -> dict[str, Any]:
     """All that the pairs depend on."""
     return {
         "samples": args.samples.name,
@@ -137,7 +175,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _parts(args: argparse.Namespace, settings: dict[str, Any], prompts: int, first: bool) -> tuple[Parts, Parts]:
+def _parts(args: PairsArguments, settings: dict[str, Any], prompts: int, first: bool) -> tuple[Parts, Parts]:
     """The file of pairs, in one part, and the file of verdicts, in parts of prompts, both checked.
 
     Verdicts depend on fewer settings, and on whether unfinished answers are judged at all. What a run began that came
@@ -160,7 +198,7 @@ def _parts(args: argparse.Namespace, settings: dict[str, Any], prompts: int, fir
     return made, found
 
 
-def _judge(args: argparse.Namespace, groups: list[Group], parts: Parts, state: PartialState) -> None:
+def _judge(args: PairsArguments, groups: list[Group], parts: Parts, state: PartialState) -> None:
     """Part after part, each process its own; whoever finds all of them puts them together."""
     missing = parts.missing()
     state.wait_for_everyone()
@@ -175,7 +213,7 @@ def _judge(args: argparse.Namespace, groups: list[Group], parts: Parts, state: P
         assert parts.join()
 
 
-def _outcomes(args: argparse.Namespace, groups: Sequence[Group], verdicts: Path, rule: Rule) -> list[Outcome]:
+def _outcomes(args: PairsArguments, groups: Sequence[Group], verdicts: Path, rule: Rule) -> list[Outcome]:
     """Pairs of every prompt, from the verdicts on disk."""
     rows = [record.fields for record in read_records(verdicts, verdicts.name)]
     outcomes = []
@@ -210,7 +248,7 @@ def _row(group: Group, couple: Couple, settings: dict[str, Any]) -> dict[str, An
     return {**texts, "prompt_index": group.prompt_index, **facts, "settings": settings}
 
 
-def _report(args: argparse.Namespace, outcomes: Sequence[Outcome], settings: dict[str, Any]) -> None:
+def _report(args: PairsArguments, outcomes: Sequence[Outcome], settings: dict[str, Any]) -> None:
     """pairs.json, pairs.md and length_bias.png in the folder of the report, and a few words on the terminal."""
     found = pair_statistics(outcomes, verified=is_verifier(args))
     numbers = known({"settings": settings, **asdict(found)})
@@ -224,16 +262,7 @@ def _report(args: argparse.Namespace, outcomes: Sequence[Outcome], settings: dic
     print(visible(f"prompts without a pair: {unused or 'none'}"))
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = flags()
-    args = parser.parse_args(with_config(parser, argv, mappings=_MAPPINGS))
-    _check_counts(args, "prompts_per_part")
-    check_fields(args)
-    check_device(args.device)
-    return args
-
-
-def judge_of(name: str, arguments: Mapping[str, Any] | None, seed: int) -> argparse.Namespace:
+def judge_of(name: str, arguments: Mapping[str, Any] | None, seed: int) -> JudgeOptions:
     """A judge and its fields, as `vrpo pairs` has them, given as a mapping.
 
     Args:
@@ -244,96 +273,11 @@ def judge_of(name: str, arguments: Mapping[str, Any] | None, seed: int) -> argpa
     """
     if name not in JUDGES:
         raise ValueError(f"--judge {name}: there is {', '.join(JUDGES)}")
-    parser = Parser(add_help=False, allow_abbrev=False)
-    _add_judge(parser.add_argument)
-    given: dict[str, Any] = {"judge": name}
+    given: dict[str, Any] = {"judge": name, "unfinished": "keep", "seed": seed}
     if arguments:
         given |= {"judge_arguments": dict(arguments)} if name in VERIFIERS else arguments
-    args = parser.parse_args(arguments_of(parser, given, "--judge_arguments", _MAPPINGS))
-    args.unfinished, args.seed = "keep", seed
-    _check_counts(args)
+    args = made_of(JudgeOptions, given, "--judge_arguments")
+    args.check_counts()
     check_fields(args)
     check_judge(args)
     return args
-
-
-def _check_counts(args: argparse.Namespace, *others: str) -> None:
-    for name in (*others, "batch_size", "max_length", "concurrency", "comparisons"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, not {value}")
-
-
-def json_object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError("not a JSON object")
-    return found
-
-
-def flags() -> Parser:
-    parser = Parser(prog="vrpo pairs", allow_abbrev=False)
-    add = parser.add_argument
-    add("--config", help="YAML file of these fields; the command line overrides it.")
-    add("--samples", type=Path, required=True, help="What `vrpo generate --num_samples k --output FILE` wrote.")
-    add("--output", type=Path, required=True, help="The pairs, as JSON lines that `vrpo train` reads.")
-    add("--report", type=Path, required=True, help="Folder of verdicts, statistics and picture; with the same folder "
-        "another --rule costs no new judgement, and a stopped run goes on.")  # fmt: skip
-    _add_judge(add)
-    add("--prompts_per_part", type=int, default=64, help="Prompts after which verdicts are kept (default 64).")
-    _add_rules(add)
-    return parser
-
-
-def _add_judge(add: Callable[..., Any]) -> None:
-    add("--judge", required=True, choices=JUDGES, help="Who judges answers.")
-    add("--judge_arguments", type=json_object, help="Parameters of a verifier, as JSON or as a mapping in YAML.")
-    _add_reward_model(add)
-    _add_endpoint(add)
-
-
-def _add_rules(add: Callable[..., Any]) -> None:
-    add("--rule", choices=list(_RULES), default="best_worst", help="Which answers become a pair (default best_worst): "
-        "the best and the worst; those whose rewards differ by --margin; all of different reward; of different reward "
-        "and of the most similar length.")  # fmt: skip
-    add("--margin", type=float, help="Least difference of rewards, of --rule margin.")
-    add("--max_ratio", type=float, help="Longer answer over shorter one, at most, of --rule length_matched.")
-    add("--every_pair", action="store_true", help="Of margin and length_matched: not only the widest or closest pair.")
-    add("--max_pairs", type=int, help="Pairs per prompt, at most; the first of the rule's order.")
-    add("--unfinished", choices=["reject", "keep", "drop"], default="reject", help="Answers without an end token: may "
-        "only be rejected (default), are like others, or are left out.")  # fmt: skip
-    add("--end_ids", type=int, nargs="+", help="End tokens (default: those of the model in the samples' settings).")
-    add("--length_in", choices=["characters", "tokens"], default="characters", help="Unit of lengths (default "
-        "characters); tokens: before the end token.")  # fmt: skip
-    add("--seed", type=int, default=0, help="Of choices among equals; they depend on the seed and the prompt's index.")
-
-
-def _add_reward_model(add: Callable[..., Any]) -> None:
-    add("--reward_model", help="Hub name or folder of a sequence-classification model (safetensors).")
-    add("--reward_form", choices=["chat", "text", "pair"], help="How it reads: through its chat template, the answer "
-        "behind the prompt, or as two segments (default: chat if it has a template, else text).")  # fmt: skip
-    add("--reward_label", type=int, help="Which logit is the reward, of a model with several.")
-    add("--batch_size", type=int, help="Answers per call of the reward model (default 8).")
-    add("--max_length", type=int, help="Tokens that the reward model reads (default: what it says).")
-    add("--too_long", choices=["error", "unjudged"], help="What becomes of longer ones (default error).")
-    add("--dtype", help="Of the reward model: float32, bfloat16; auto: as stored (default).")
-    add("--device", help="Where the reward model runs (default: cuda if there is one, else cpu).")
-
-
-def _add_endpoint(add: Callable[..., Any]) -> None:
-    add("--endpoint_url", help="OpenAI-compatible endpoint, such as https://host/v1.")
-    add("--endpoint_model", help="The model that is asked there.")
-    add("--endpoint_key_variable", help="Name of the environment variable that holds the key (default: no key).")
-    add("--endpoint_extra", type=json_object, help="More fields of a request, as JSON; null leaves a field out.")
-    add("--endpoint_template", type=Path, help="File with the question; slots {prompt}, {first}, {second}.")
-    add("--unreadable", choices=["error", "tie"], help="A reply without a verdict: the comparison has no result and "
-        "that is recorded (default), or it counts as a tie.")  # fmt: skip
-    add("--refused", choices=["error", "unjudged"], help="A question that the endpoint does not take, such as a too "
-        "long one: stop (default), or the comparison has no result and that is recorded.")  # fmt: skip
-    add("--comparisons", type=int, help="Comparisons per prompt, at most (default: all pairs of answers).")
-    add("--concurrency", type=int, help="Requests at a time (default 8).")
-    add("--timeout", type=float, help="Seconds to wait for the endpoint (default 120).")
-    add("--retries", type=int, help="Retries of a request that may pass (default 6).")

@@ -3,7 +3,6 @@
 Verdicts do not depend on how pairs are made of them: another rule costs no new judgement.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from vrpo.commands.options import JudgeOptions
 from vrpo.commands.pairs_samples import Group
 from vrpo.rewards.comparisons import Comparison, schedule, win_rates
 from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge, Memory, NoMemory
@@ -20,7 +20,6 @@ from vrpo.rewards.pairing import Key, Sample
 from vrpo.rewards.verdict import Answer, Judge, Verdict
 from vrpo.store import Ledger
 
-JUDGES = (*VERIFIERS, "reward_model", "endpoint")
 _REWARD_MODEL = {  # field -> argument of load_reward_model
     "reward_model": "name_or_path",
     "reward_form": "form",
@@ -50,11 +49,11 @@ class Judging(Protocol):
     def __call__(self, groups: Sequence[Group]) -> list[dict[str, Any]]: ...
 
 
-def is_verifier(args: argparse.Namespace) -> bool:
+def is_verifier(args: JudgeOptions) -> bool:
     return args.judge in VERIFIERS
 
 
-def check_fields(args: argparse.Namespace) -> None:
+def check_fields(args: JudgeOptions) -> None:
     """No field of another judge is given, and none that this one needs is missing."""
     own = {"reward_model": set(_REWARD_MODEL), "endpoint": {*_ENDPOINT, *_COMPARING}}
     owner = {name: judge for judge, names in own.items() for name in names} | {"judge_arguments": "a verifier"}
@@ -67,7 +66,7 @@ def check_fields(args: argparse.Namespace) -> None:
             raise ValueError(f"--judge {args.judge} needs --{name}")
 
 
-def check_judge(args: argparse.Namespace) -> None:
+def check_judge(args: JudgeOptions) -> None:
     """A verifier can be had; an endpoint's question, address and key make sense. Nothing is loaded and nobody asked.
 
     Raises:
@@ -79,7 +78,7 @@ def check_judge(args: argparse.Namespace) -> None:
         _endpoint_judge(args, NoMemory())
 
 
-def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
+def judge_settings(args: JudgeOptions) -> dict[str, Any]:
     """The judge's name and all that its verdicts depend on, as plain JSON values."""
     if is_verifier(args):
         judge: Any = verifier_of(args)
@@ -93,7 +92,7 @@ def judge_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"name": args.judge, **{name: value for name, value in given.items() if name not in _NOT_OF_THE_VERDICTS}}
 
 
-def judging(args: argparse.Namespace, device: str, memory: Path) -> Judging:
+def judging(args: JudgeOptions, device: str, memory: Path) -> Judging:
     """The judge, loaded. `device`: where a reward model runs unless --device says otherwise. `memory`: the file of an
     endpoint's replies."""
     if is_verifier(args):
@@ -107,13 +106,13 @@ def judging(args: argparse.Namespace, device: str, memory: Path) -> Judging:
     return AgainstOthers(_endpoint_judge(args, Ledger(memory)), args.unfinished == "drop", args.comparisons, args.seed)
 
 
-def _endpoint_judge(args: argparse.Namespace, memory: Memory) -> EndpointJudge:
+def _endpoint_judge(args: JudgeOptions, memory: Memory) -> EndpointJudge:
     endpoint = Endpoint(**{_ENDPOINT[name]: value for name, value in _given(args, _ENDPOINT).items()})
     options = _given(args, ("unreadable", "refused", "concurrency"))
     return EndpointJudge(endpoint, template_of(args), memory=memory, **options)
 
 
-def _given(args: argparse.Namespace, names: Any) -> dict[str, Any]:
+def _given(args: JudgeOptions, names: Any) -> dict[str, Any]:
     """The fields among these that have a value; the others have the defaults of what they are passed to."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
@@ -123,7 +122,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def verifier_of(args: argparse.Namespace) -> Judge:
+def verifier_of(args: JudgeOptions) -> Judge:
     """The verifier with its parameters.
 
     Raises:
@@ -132,7 +131,7 @@ def verifier_of(args: argparse.Namespace) -> Judge:
     return verifier(args.judge, **(args.judge_arguments or {}))
 
 
-def template_of(args: argparse.Namespace) -> str:
+def template_of(args: JudgeOptions) -> str:
     if args.endpoint_template is None:
         return TEMPLATE
     if not args.endpoint_template.is_file():

@@ -1,7 +1,7 @@
-"""`vrpo train --rounds r`: on-policy rounds. In each the model answers prompts, the answers are judged and paired, and
+"""`vrpo rounds`: on-policy rounds. In each the model answers prompts, the answers are judged and paired, and
 the model is trained on the pairs; then the next one begins from there.
 
-Each stage is a command of its own, with its fields in a mapping of the configuration, its result on disk, and its own
+Each stage is a function of its own, with its fields in a mapping of the configuration, its result on disk, and its own
 way of going on after a stop. What deliberately does not live here: what the stages do.
 """
 
@@ -10,25 +10,26 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
 from xxhash import xxh3_128
 
-from vrpo.commands.arguments import OF_ROUNDS, ModelArguments, PreferenceDataArguments, RoundArguments
-from vrpo.commands.evaluate import checked as evaluate_checked
+from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, made_of
+from vrpo.commands.evaluate import checked as check_evaluation
 from vrpo.commands.evaluate import evaluate
 from vrpo.commands.evaluate_models import files_fingerprint
-from vrpo.commands.generate import checked as generate_checked
-from vrpo.commands.generate import generate_command
+from vrpo.commands.evaluate_plan import EvalArguments
+from vrpo.commands.generate import GenerateArguments, generate_command
+from vrpo.commands.generate import checked as check_generation
 from vrpo.commands.generate_prompts import Prompt
-from vrpo.commands.pairs import checked as pairs_checked
-from vrpo.commands.pairs import pairs
+from vrpo.commands.pairs import PairsArguments, pairs
+from vrpo.commands.pairs import checked as check_pairing
 from vrpo.commands.pairs_judges import is_verifier, verifier_of
+from vrpo.commands.train import check_run, train_on, writing
 from vrpo.diagnostics.report import table
 from vrpo.models.load import load
 from vrpo.rewards.judges import check_truth
@@ -37,33 +38,64 @@ from vrpo.store import differences, write_whole, write_whole_folder
 from vrpo.training.identity import settings_of
 from vrpo.training.preference_config import VRPOConfig
 
-TrainOnce = Callable[[PreferenceDataArguments, ModelArguments, VRPOConfig], None]
+_SAID = {  # what the rounds themselves say to a stage
+    "generate": ("model_name_or_path", "output", "seed"),
+    "pairs": ("samples", "output", "report"),
+    "evaluate": ("models", "output_dir"),
+}
 
 
-def rounds(
-    loop: RoundArguments,
-    data: PreferenceDataArguments,
-    model: ModelArguments,
-    config: VRPOConfig,
-    train_once: TrainOnce,
-) -> None:
+@dataclass(kw_only=True)
+class RoundArguments:
+    """How many rounds, and the fields of each stage."""
+
+    rounds: int = field(
+        metadata={"help": "Number of times to generate, judge, pair and train, into output_dir/round_1, ..."}
+    )
+    generate: dict[str, Any] = field(
+        metadata={"help": "Fields of `vrpo generate` as a mapping: prompts, num_samples, ..."}
+    )
+    pairs: dict[str, Any] = field(metadata={"help": "Fields of `vrpo pairs`, as a mapping: judge, rule."})
+    evaluate: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Fields of `vrpo eval`, as a mapping; before and after, at the end."}
+    )
+    refresh_reference: bool = field(
+        default=False, metadata={"help": "The reference is the model of the round before, not the first one."}
+    )
+    prompts_per_round: int | None = field(
+        default=None,
+        metadata={"help": "Prompts of a round, which later ones do not see again. None: all, in every round."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "prompts_per_round"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for stage, said in _SAID.items():
+            taken = [name for name in said if name in (getattr(self, stage) or {})]
+            if taken:
+                raise ValueError(f"{stage}: {taken[0]} is what the rounds themselves say, leave it out")
+
+
+def rounds(data: PreferenceDataArguments, model: ModelArguments, loop: RoundArguments, config: VRPOConfig) -> None:
     """All rounds that are not done, and the evaluation. What later stages are told is checked before the first one.
 
     Raises:
         ValueError: fields that rounds do not go with; what a stage refuses; a finished round of other settings.
     """
-    assert loop.rounds is not None
-    _check(data, model, config)
-    assert model.model_name_or_path is not None
-    prompts = _checked_stages(loop, config, model.model_name_or_path)
-    try:
-        last = _all_rounds(loop, data, model, config, train_once, prompts)
-        if loop.evaluate is not None:
-            _say(f"evaluation: before, and after round {loop.rounds}")
-            evaluate(_evaluation(loop, config, model.model_name_or_path, last))
-    except KeyboardInterrupt:
-        _say(f"interrupted: what is done is kept in {config.folder}; the same command goes on")
-        raise SystemExit(130) from None
+    with writing(config):
+        _check(data, model, config)
+        check_run(data, model, config)
+        assert model.model_name_or_path is not None
+        prompts = _checked_stages(loop, config, model.model_name_or_path)
+        try:
+            last = _all_rounds(loop, data, model, config, prompts)
+            if loop.evaluate is not None:
+                _say(f"evaluation: before, and after round {loop.rounds}")
+                evaluate(_evaluation(loop, config, model.model_name_or_path, last))
+        except KeyboardInterrupt:
+            _say(f"interrupted: what is done is kept in {config.folder}; the same command goes on")
+            raise SystemExit(130) from None
 
 
 def _all_rounds(
@@ -71,11 +103,9 @@ def _all_rounds(
     data: PreferenceDataArguments,
     model: ModelArguments,
     config: VRPOConfig,
-    train_once: TrainOnce,
     prompts: list[Prompt],
 ) -> str:
     """The model after the last round."""
-    assert loop.rounds is not None
     first = current = model.model_name_or_path
     assert current is not None
     for number in range(1, loop.rounds + 1):
@@ -89,7 +119,7 @@ def _all_rounds(
             _say(f"round {number} of {loop.rounds}: training on the pairs")
             given = None if reference is None else [reference]
             policy = replace(model, model_name_or_path=current, ref_model_name_or_path=given)
-            _train(folder, data, policy, config, train_once)
+            _train(folder, data, policy, config)
             _once(partial(_write, folder / "done.json", json.dumps(made_with, indent=1)))
         current = str(folder / "model")
         _once(partial(_account, config.folder, number))
@@ -136,6 +166,8 @@ def _of_round(loop: RoundArguments, prompts: list[Prompt], number: int) -> list[
 def _check(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing")
+    if config.plan == "exact":
+        raise ValueError("rounds write their answers with masks, which plan=exact has not: make the pairs yourself")
     if data.dataset_name is not None:
         raise ValueError("dataset_name: rounds make their pairs themselves, leave it out")
     if data.reward_model_name_or_path is not None:
@@ -158,13 +190,10 @@ def _checked_stages(loop: RoundArguments, config: VRPOConfig, first: str) -> lis
     Raises:
         ValueError: naming the mapping, and the field or the line.
     """
-    assert loop.rounds is not None
-    for name in OF_ROUNDS:
-        if getattr(loop, name) is not None:
-            _once(partial(_write, _fields(config, name), yaml.safe_dump(getattr(loop, name), sort_keys=False)))
     folder = config.folder / "round_1"
-    with _named(config, "generate"):
-        args, prompts = generate_checked(_generation(folder, first, config, 1))
+    args = _generation(loop, folder, first, config, 1)
+    with _named("generate"):
+        prompts = check_generation(args)
         if loop.prompts_per_round is not None and args.prompts is None:
             raise ValueError("prompts_per_round goes with prompts, a file")
         needed = loop.rounds * (loop.prompts_per_round or 0)
@@ -173,46 +202,46 @@ def _checked_stages(loop: RoundArguments, config: VRPOConfig, first: str) -> lis
                 f"{loop.rounds} rounds of prompts_per_round {loop.prompts_per_round} need {needed} prompts: "
                 f"{args.prompts} has {len(prompts)}"
             )
-    with _named(config, "pairs"):
-        args, _ = pairs_checked(_pairing(folder, config))
-        if is_verifier(args):
+    pairing = _pairing(loop, folder)
+    with _named("pairs"):
+        check_pairing(pairing)
+        if is_verifier(pairing):
             asked = [(prompt.origin, Answer(prompt.content, "", prompt.row)) for prompt in prompts]
-            check_truth(args.judge, verifier_of(args), asked)
+            check_truth(pairing.judge, verifier_of(pairing), asked)
     if loop.evaluate is not None:
-        with _named(config, "evaluate"):
-            evaluate_checked(_evaluation(loop, config, first, first))
+        evaluation = _evaluation(loop, config, first, first)
+        with _named("evaluate"):
+            check_evaluation(evaluation)
     return prompts
 
 
-def _fields(config: VRPOConfig, name: str) -> Path:
-    """Where the fields of a stage are, as the file that its command reads."""
-    return config.folder / f"{name}.yaml"
-
-
 @contextmanager
-def _named(config: VRPOConfig, name: str) -> Iterator[None]:
-    """What a stage refuses is said of its mapping, which is what the user wrote, not of the file made of it."""
+def _named(stage: str) -> Iterator[None]:
+    """What a stage refuses is said of its mapping, which is what the user wrote."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{name}: {str(error).removeprefix(f'{_fields(config, name)}: ')}") from error
+        raise ValueError(f"{stage}: {error}") from error
 
 
-def _generation(folder: Path, policy: str, config: VRPOConfig, number: int) -> list[str]:
-    given = ["--config", str(_fields(config, "generate")), "--model_name_or_path", policy]
-    given += ["--device", "cpu"] if config.use_cpu else []
-    return [*given, "--output", str(folder / "samples.jsonl"), "--seed", str(config.seed + number)]
+def _generation(
+    loop: RoundArguments, folder: Path, policy: str, config: VRPOConfig, number: int, **prompts: str
+) -> GenerateArguments:
+    given = {**loop.generate, **({"device": "cpu"} if config.use_cpu else {}), **prompts}
+    given |= {"model_name_or_path": policy, "output": str(folder / "samples.jsonl"), "seed": config.seed + number}
+    return made_of(GenerateArguments, given, "generate")
 
 
-def _pairing(folder: Path, config: VRPOConfig) -> list[str]:
-    given = ["--config", str(_fields(config, "pairs")), "--samples", str(folder / "samples.jsonl")]
-    return [*given, "--output", str(folder / "pairs.jsonl"), "--report", str(folder / "pairs")]
+def _pairing(loop: RoundArguments, folder: Path) -> PairsArguments:
+    places = {"samples": "samples.jsonl", "output": "pairs.jsonl", "report": "pairs"}
+    given = {**loop.pairs, **{name: str(folder / file) for name, file in places.items()}}
+    return made_of(PairsArguments, given, "pairs")
 
 
-def _evaluation(loop: RoundArguments, config: VRPOConfig, first: str, last: str) -> list[str]:
-    given = ["--config", str(_fields(config, "evaluate")), "--output_dir", str(config.folder / "evaluation")]
-    given += ["--device", "cpu"] if config.use_cpu else []
-    return [*given, "--models", f"before={first}", f"after_round_{loop.rounds}={last}"]
+def _evaluation(loop: RoundArguments, config: VRPOConfig, first: str, last: str) -> EvalArguments:
+    given = {**(loop.evaluate or {}), **({"device": "cpu"} if config.use_cpu else {})}
+    given["models"] = [f"before={first}", f"after_round_{loop.rounds}={last}"]
+    return made_of(EvalArguments, {**given, "output_dir": str(config.folder / "evaluation")}, "evaluate")
 
 
 def _collect(
@@ -223,14 +252,14 @@ def _collect(
     Raises:
         ValueError: there are no pairs.
     """
-    given = _generation(folder, policy, config, number)
+    given = {}
     if loop.prompts_per_round is not None:
         part = [{"prompt": one.content, **one.row} for one in _of_round(loop, prompts, number)]
         text = "\n".join(json.dumps(row, ensure_ascii=False) for row in part)
         _once(partial(_write, folder / "prompts.jsonl", text))
-        given += ["--prompts", str(folder / "prompts.jsonl")]
-    generate_command(given)
-    pairs(_pairing(folder, config))
+        given = {"prompts": str(folder / "prompts.jsonl")}
+    generate_command(_generation(loop, folder, policy, config, number, **given))
+    pairs(_pairing(loop, folder))
     PartialState().wait_for_everyone()
     if not (folder / "pairs.jsonl").stat().st_size:
         raise ValueError(
@@ -239,15 +268,13 @@ def _collect(
         )
 
 
-def _train(
-    folder: Path, data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig, train_once: TrainOnce
-) -> None:
+def _train(folder: Path, data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
     """Train on the pairs of a round; an adapter is merged, so that the next round can begin with a new one."""
     own = copy.copy(config)
     into = folder / ("adapter" if model.use_peft else "model")
     own.output_dir, own.hub_token = str(into), config.hub_token  # a copy has no secrets
     own.resume_from_checkpoint = "auto"
-    train_once(replace(data, dataset_name=str(folder / "pairs.jsonl")), model, own)
+    train_on(replace(data, dataset_name=str(folder / "pairs.jsonl")), model, own)
     if model.use_peft:
         _once(lambda: write_whole_folder(folder / "model", load(into).merged().save_pretrained))
 

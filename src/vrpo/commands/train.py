@@ -16,11 +16,9 @@ from vrpo.commands.arguments import (
     DataArguments,
     ModelArguments,
     PreferenceDataArguments,
-    RoundArguments,
     ScratchArguments,
     SFTDataArguments,
 )
-from vrpo.commands.rounds import rounds
 from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns, shown, supervised_columns
 from vrpo.data.json_rows import Wanted
@@ -43,17 +41,10 @@ from vrpo.training.saving import check_hub, written
 from vrpo.training.sft import SFTTrainer
 
 
-def train(data: PreferenceDataArguments, model: ModelArguments, loop: RoundArguments, config: VRPOConfig) -> None:
+def train(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
     """Preference optimisation (VRPO) of a diffusion language model."""
-    with writing(config):
-        if loop.rounds is None:
-            with saying_what_is_kept(config):
-                train_on(data, model, config)
-            return
-        if config.plan == "exact":
-            raise ValueError("rounds write their answers with masks, which plan=exact has not: make the pairs yourself")
-        check_run(data, model, config)
-        rounds(loop, data, model, config, train_on)
+    with writing(config), saying_what_is_kept(config):
+        train_on(data, model, config)
 
 
 def train_on(data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import MASK_HELP, SHIFT_HELP, check_device, field_parser, parse
-from vrpo.commands.config_file import Parser
+from vrpo.commands.options import MASK_HELP, SHIFT_HELP, check_device
 from vrpo.commands.variance_models import Models, models_of
 from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.data.collate import PreferenceCollator, tokens_of
@@ -137,13 +136,8 @@ class _Pair:
     tokens: Tokens
 
 
-def flags() -> Parser:
-    return field_parser((VarianceArguments,), "vrpo variance")
-
-
-def variance(argv: Sequence[str]) -> None:
+def variance(args: VarianceArguments) -> None:
     """Measure the noise of the preference gradient of a checkpoint: by budget, allocation and plan; draws or pairs."""
-    (args,) = parse((VarianceArguments,), argv, prog="vrpo variance")
     figure_class()  # refuses now, not after an hour, if there is no matplotlib
     paper = allocations(args.budgets)
     designs = merged([*paper, *named_designs(args.plans, args.plan_draws, max(args.budgets))])

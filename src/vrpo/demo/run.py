@@ -2,15 +2,13 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 
-from vrpo.commands.config_file import Parser
 from vrpo.decoding.decode import generate
 from vrpo.demo.report import paired_difference, results_table, wilson
 from vrpo.demo.task import LENGTH, PARTS, problems, right_bases, student_answers
@@ -24,19 +22,6 @@ from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
 
-_HELP = {
-    "pretrain_steps": "Steps in which the model learns from students' answers.",
-    "pretrain_batch": "Answers in such a step.",
-    "collect": "Problems whose sampled answers become pairs.",
-    "evaluate": "Held-out problems that the models are compared on.",
-    "num_times": "Masking levels drawn per answer.",
-    "batch": "Pairs in a step of alignment, and answers in a step of the control.",
-    "beta": "Inverse temperature of the loss.",
-    "learning_rate": "Peak learning rate of alignment.",
-    "sft_learning_rate": "Peak learning rate of the control.",
-    "sft_coef": "Weight of imitation beside the preference loss.",
-    "seed": "Seed of all random numbers.",
-}
 _MOST = 1_000_000  # steps, rows and draws that a demonstration may be asked for
 
 
@@ -44,17 +29,17 @@ _MOST = 1_000_000  # steps, rows and draws that a demonstration may be asked for
 class Settings:
     """Everything the demo depends on; the defaults come from benchmarks/demo_grid."""
 
-    pretrain_steps: int = 150
-    pretrain_batch: int = 128
-    collect: int = 3000
-    evaluate: int = 1000
-    num_times: int = 4
-    batch: int = 8
-    beta: float = 0.3
-    learning_rate: float = 5e-4
-    sft_learning_rate: float = 1e-3
-    sft_coef: float = 0.0
-    seed: int = 0
+    pretrain_steps: int = field(default=150, metadata={"help": "Steps of imitating students' answers."})
+    pretrain_batch: int = field(default=128, metadata={"help": "Answers in such a step."})
+    collect: int = field(default=3000, metadata={"help": "Problems whose sampled answers become pairs."})
+    evaluate: int = field(default=1000, metadata={"help": "Held-out problems that the models are compared on."})
+    num_times: int = field(default=4, metadata={"help": "Masking levels drawn per answer."})
+    batch: int = field(default=8, metadata={"help": "Pairs in a step, and answers in a step of the control."})
+    beta: float = field(default=0.3, metadata={"help": "Inverse temperature of the loss."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate of alignment."})
+    sft_learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of the control."})
+    sft_coef: float = field(default=0.0, metadata={"help": "Weight of imitation beside the preference loss."})
+    seed: int = field(default=0, metadata={"help": "Seed of all random numbers."})
 
     def __post_init__(self) -> None:
         for name in ("pretrain_steps", "pretrain_batch", "collect", "evaluate", "num_times", "batch"):
@@ -73,18 +58,16 @@ class Settings:
                 raise ValueError(f"--{name} must not be negative, not {getattr(self, name)}")
 
 
-def demo(argv: Sequence[str]) -> None:
+@dataclass
+class DemoArguments:
+    """Where the demo goes."""
+
+    output_dir: str = field(default="demo", metadata={"help": "Where checkpoints, logs, table and picture go."})
+
+
+def demo(place: DemoArguments, settings: Settings) -> None:
     """Train a small model on careless students' work, align it with VRPO on judged pairs of its answers, compare."""
-    given = vars(flags().parse_args(list(argv)))
-    run(Settings(**{field.name: given[field.name] for field in fields(Settings)}), Path(given["output_dir"]))
-
-
-def flags() -> Parser:
-    parser = Parser(prog="vrpo demo", allow_abbrev=False)
-    parser.add_argument("--output_dir", default="demo", help="Where checkpoints, logs, table and picture go.")
-    for field in fields(Settings):
-        parser.add_argument(f"--{field.name}", type=field.type, default=field.default, help=_HELP[field.name])
-    return parser
+    run(settings, Path(place.output_dir))
 
 
 def run(settings: Settings, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A training step with its real shapes and without its numbers: what `vrpo plan` records and charges.
+"""A training step with its real shapes and without its numbers: what `vrpo estimate` records and charges.
 
 The modules are the real ones, built under FakeTensorMode from config.json; a call of the model is the backbone and the
 head's `target_logp`, as in models/hf.py; passes are those of preference.py. Nothing is loaded.
@@ -155,7 +155,7 @@ class _FakeStep:
         self.trained = [p for p in module.parameters() if p.requires_grad]
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(setup.args, module)
         if not optimizer.__module__.startswith("torch.optim"):
-            raise ValueError(f"optim: {setup.args.optim} is no optimizer of torch's, which alone can be planned")
+            raise ValueError(f"optim: {setup.args.optim} is no optimizer of torch's, which alone are estimated")
         self.optimizer = optimizer(self.trained, **options)
         self._buffers: list[Any] = []
 

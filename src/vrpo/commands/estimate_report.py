@@ -1,4 +1,4 @@
-"""What `vrpo plan` found, and how it is shown."""
+"""What `vrpo estimate` found, and how it is shown."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from vrpo.diagnostics.cost import GPUS, KINDS
+from vrpo.store import check_writable
 
 PROCESS = 0.56e9  # bytes of an interpreter with torch and transformers, or of a CUDA context, beside the tensors
 KERNELS = 0.1e9  # of the kernels oneDNN compiles per shape in bf16 on a CPU, soon; 0.2 when 1,024 are kept (step_cost)
 
 
 @dataclass
-class PlanArguments:
-    """What to plan for."""
+class EstimateArguments:
+    """What to estimate."""
 
     device: str | None = field(
         default=None,
@@ -27,23 +28,19 @@ class PlanArguments:
     )
     sample_pairs: int = field(default=64, metadata={"help": "How many training pairs show the lengths."})
     memory_gb: float | None = field(default=None, metadata={"help": "Memory to fit into. None: the device's."})
-    plan_file: str | None = field(default=None, metadata={"help": "Also write the plan to this JSON file."})
+    estimate_file: str | None = field(default=None, metadata={"help": "Also write the estimate to this JSON file."})
 
     def __post_init__(self) -> None:
         if self.sample_pairs < 1:
             raise ValueError(f"sample_pairs must be at least 1, not {self.sample_pairs}")
         if self.memory_gb is not None and self.memory_gb <= 0:
             raise ValueError(f"memory_gb must be above 0, not {self.memory_gb}")
-        if self.plan_file is not None and not Path(self.plan_file).parent.is_dir():
-            raise ValueError(
-                f"plan_file {self.plan_file}: there is no folder {Path(self.plan_file).parent}: make it first"
-            )
-        if self.plan_file is not None and Path(self.plan_file).is_dir():
-            raise ValueError(f"plan_file {self.plan_file} is a folder: name a file in it")
+        if self.estimate_file is not None:
+            check_writable(Path(self.estimate_file), "estimate_file")
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepCost:
     """Bytes by component and seconds of an optimizer step by pass and kind of operation, on one device."""
 
     device: str
@@ -90,8 +87,8 @@ class Plan:
         return next(fits, None) if self.shards else None
 
 
-def show(found: Plan, console: Console) -> None:
-    """The plan as two tables and a verdict."""
+def show(found: StepCost, console: Console) -> None:
+    """The estimate as two tables and a verdict."""
     memory = Table(title=f"peak memory, {found.device}")
     memory.add_column("component")
     memory.add_column("GB", justify="right")
@@ -124,14 +121,14 @@ def show(found: Plan, console: Console) -> None:
     console.print(f"{verdict}: {_gb(found.peak)} of {_gb(found.memory)} GB.")
 
 
-def show_advice(found: Plan, advice: Sequence[tuple[str, Plan]], console: Console) -> None:
-    """What each switch leads to, and where the plan fits."""
+def show_advice(found: StepCost, advice: Sequence[tuple[str, StepCost]], console: Console) -> None:
+    """What each switch leads to, and where the step fits."""
     table = Table(title="switches, each on top of those above it")
     for name in ("switch", "peak, GB", "seconds of a step", "fits", "fits sharded (FSDP2)"):
         table.add_column(name, justify="left" if name == "switch" else "right")
-    for text, plan in [("as given", found), *advice]:
-        many = f"over {plan.devices}, {_gb(plan.sharded(plan.devices))} GB on each" if plan.devices else "no"
-        table.add_row(text, _gb(plan.peak), _figure(plan.step), "yes" if plan.fits else "no", "" if plan.fits else many)
+    for text, cost in [("as given", found), *advice]:
+        many = f"over {cost.devices}, {_gb(cost.sharded(cost.devices))} GB on each" if cost.devices else "no"
+        table.add_row(text, _gb(cost.peak), _figure(cost.step), "yes" if cost.fits else "no", "" if cost.fits else many)
     console.print(table)
     if advice and advice[-1][1].fits:
         console.print(f"On one device, set the switches down to {advice[-1][0]}.")

@@ -1,4 +1,4 @@
-"""`vrpo plan` as a user runs it; and that it counts what the trainer does."""
+"""`vrpo estimate` as a user runs it; and that it counts what the trainer does."""
 
 import json
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vrpo.cli import main
-from vrpo.commands import plan_step
+from vrpo.commands import estimate_step
 from vrpo.commands.arguments import ModelArguments
-from vrpo.commands.plan import plan_of, tokenized
-from vrpo.commands.plan_report import Plan
+from vrpo.commands.estimate import step_cost_of, tokenized
+from vrpo.commands.estimate_report import StepCost
 from vrpo.commands.train import adapter_config
 from vrpo.data.sources import load_rows
 from vrpo.diagnostics.cost import GPUS
@@ -41,16 +41,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(
     workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str, Any]]:
-    """Runs `vrpo plan` on the folder without weights: exit code, stdout, stderr, plan file."""
+    """Runs `vrpo estimate` on the folder without weights: exit code, stdout, stderr, plan file."""
 
     def run(*arguments: str) -> tuple[int, str, str, Any]:
         given = ["--dataset_name", str(workplace / "pairs.jsonl"), "--output_dir", str(tmp_path / "out")]
-        given += ["--model_name_or_path", str(workplace / "bare"), "--plan_file", str(tmp_path / "plan.json")]
+        given += ["--model_name_or_path", str(workplace / "bare"), "--estimate_file", str(tmp_path / "estimate.json")]
         batch = "--per_device_train_batch_size"
         given += ["--report_to", "none", "--use_cpu", "true", *([] if batch in arguments else [batch, "4"])]
         capsys.readouterr()
-        code = main(["plan", *given, *arguments])
-        said, file = capsys.readouterr(), tmp_path / "plan.json"
+        code = main(["estimate", *given, *arguments])
+        said, file = capsys.readouterr(), tmp_path / "estimate.json"
         return code, said.out, said.err, json.loads(file.read_text()) if file.is_file() else None
 
     return run
@@ -111,8 +111,8 @@ def test_what_cannot_be_planned_is_refused_by_name(planned: Callable[..., Any]) 
     for given, named in (
         (("--optim", "adafactor"), "optim"),
         (("--memory_gb", "0"), "memory_gb must be above 0"),
-        (("--loss_type", "kto"), "only masked diffusion on pairs is planned, not kto"),
-        (("--plan", "exact"), "only masked diffusion on pairs is planned, not sigmoid with plan=exact"),
+        (("--loss_type", "kto"), "only masked diffusion on pairs is estimated, not kto"),
+        (("--plan", "exact"), "only masked diffusion on pairs is estimated, not sigmoid with plan=exact"),
         (("--ref_pool", "harmonic"), "ref_pool=harmonic puts several references together, and there is one"),
     ):
         code, _, err, _ = planned("--device", "h100", *given)
@@ -151,7 +151,7 @@ def test_it_counts_the_calls_that_the_trainer_makes(
     denoiser = load(workplace / "whole", dtype=torch.float32)
     assert denoiser.tokenizer is not None
     examples = tokenized(rows, denoiser.tokenizer, args).select(range(7))
-    found: Plan = plan_of(model, args, examples, GPUS["h100"])
+    found: StepCost = step_cost_of(model, args, examples, GPUS["h100"])
     trainer = VRPOTrainer(denoiser, args=args, train_dataset=examples, peft_config=adapter_config(model))
     calls = {True: 0, False: 0}
     for module in {id(m): m for m in (trainer.model, getattr(trainer.ref_model, "module", trainer.model))}.values():
@@ -169,16 +169,16 @@ def test_the_cost_of_a_call_is_fitted_to_what_was_recorded(workplace: Path, tmp_
     other features; a call's fixed cost left out."""
     args = VRPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     loaded: Any = load(workplace / "whole", dtype=torch.float32).module
-    setup = plan_step.Setup(
+    setup = estimate_step.Setup(
         type(loaded), loaded.config, torch.float32, None, args, one_pass=False, copied_reference=True, accumulates=True
     )
-    ends = [plan_step.Call(16, 256, 2000), plan_step.Call(4, 64, 100), plan_step.Call(2, 256, 300)]
-    between = plan_step.Call(8, 128, 500)
+    ends = [estimate_step.Call(16, 256, 2000), estimate_step.Call(4, 64, 100), estimate_step.Call(2, 256, 300)]
+    between = estimate_step.Call(8, 128, 500)
     gpu = GPUS["h100"]
-    points = plan_step.points_of([*ends, plan_step.Call(16, 64, 400)])
-    fitted = plan_step.simulate(setup, points).call_seconds("gradient", gpu)
+    points = estimate_step.points_of([*ends, estimate_step.Call(16, 64, 400)])
+    fitted = estimate_step.simulate(setup, points).call_seconds("gradient", gpu)
     estimate = float((torch.tensor(between.features, dtype=torch.float64) @ fitted).sum())
     truth = sum(
-        plan_step.simulate(setup, [between]).recorder.seconds("gradient 0", gpu, loaded.config.vocab_size).values()
+        estimate_step.simulate(setup, [between]).recorder.seconds("gradient 0", gpu, loaded.config.vocab_size).values()
     )
     assert estimate == pytest.approx(truth, rel=0.05)

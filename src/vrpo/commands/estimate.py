@@ -1,6 +1,6 @@
-"""`vrpo plan`: what a training step will take, in memory and time, before anything is loaded.
+"""`vrpo estimate`: what a training step will take, in memory and time, before anything is loaded.
 
-From the fields of `vrpo train`: config.json, the tokenizer and a sample of the rows say the shapes; plan_step.py
+From the fields of `vrpo train`: config.json, the tokenizer and a sample of the rows say the shapes; estimate_step.py
 records a step of these shapes; diagnostics/cost.py charges it to a machine. No weights are read.
 """
 
@@ -19,8 +19,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.commands.arguments import POLICY, ModelArguments, PreferenceDataArguments
-from vrpo.commands.plan_report import KERNELS, PROCESS, Plan, PlanArguments, show, show_advice
-from vrpo.commands.plan_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
+from vrpo.commands.estimate_report import KERNELS, PROCESS, EstimateArguments, StepCost, show, show_advice
+from vrpo.commands.estimate_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
 from vrpo.commands.train import adapter_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.data.formats import FIELDS, preference_columns
@@ -52,7 +52,9 @@ class Batches:
         return [call for batch in self.calls for call in batch]
 
 
-def plan(wanted: PlanArguments, data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig) -> None:
+def estimate(
+    wanted: EstimateArguments, data: PreferenceDataArguments, model: ModelArguments, config: VRPOConfig
+) -> None:
     """Predict the peak memory and the time of a training step, before anything is loaded."""
     if model.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing")
@@ -65,18 +67,18 @@ def plan(wanted: PlanArguments, data: PreferenceDataArguments, model: ModelArgum
     )
     examples = tokenized(rows.select(range(min(len(rows), wanted.sample_pairs))), tokenizer, config)
     with quiet_transformers():
-        found = plan_of(model, config, examples, machine)
+        found = step_cost_of(model, config, examples, machine)
         show(found, Console())
         advice = [] if found.fits else advise(model, config, examples, machine, found)
     if not found.fits:
         show_advice(found, advice, Console())
-    if wanted.plan_file is not None:
+    if wanted.estimate_file is not None:
         entry = {**asdict(found), "switches": [{"switch": text, **asdict(after)} for text, after in advice]}
-        Path(wanted.plan_file).write_text(json.dumps(entry, indent=1) + "\n")
+        Path(wanted.estimate_file).write_text(json.dumps(entry, indent=1) + "\n")
 
 
-def machine_of(wanted: PlanArguments) -> Machine:
-    """What to plan for, with the memory that was given.
+def machine_of(wanted: EstimateArguments) -> Machine:
+    """What to estimate, with the memory that was given.
 
     Raises:
         ValueError: no such device, or a GPU is here that the table does not have.
@@ -121,8 +123,8 @@ def tokenized(rows: Any, tokenizer: PreTrainedTokenizerBase, config: VRPOConfig)
     return examples
 
 
-def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> Plan:
-    """The plan of one optimizer step on this machine."""
+def step_cost_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine) -> StepCost:
+    """The cost of one optimizer step on this machine."""
     refuse_unknown(model, config)
     model_config, klass = _shape_of(model)
     setup = Setup(
@@ -147,7 +149,7 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
     alive = max(batches.kept, key=lambda calls: sum(call.tokens for call in calls))
     simulation = simulate(setup, points_of(batches.all), alive)
     at = max(simulation.peak, key=lambda part: simulation.peak[part])
-    return Plan(
+    return StepCost(
         device=machine.name,
         memory=machine.memory,
         floor=not isinstance(machine, Measured),
@@ -171,18 +173,18 @@ def plan_of(model: ModelArguments, config: VRPOConfig, examples: Any, machine: M
 def refuse_unknown(model: ModelArguments, config: VRPOConfig) -> None:
     """
     Raises:
-        ValueError: the step would be another one than is planned here.
+        ValueError: the step would be another one than is estimated here.
     """
     if not config.share_draws:
-        raise ValueError("share_draws=false is for comparison and cannot be planned: leave it out")
+        raise ValueError("share_draws=false is for comparison and is not estimated: leave it out")
     if config.structure != "pairs" or config.plan == "exact":
         names = ", ".join(name for _, name in config.losses)
-        raise ValueError(f"only masked diffusion on pairs is planned, not {names} with plan={config.plan}")
+        raise ValueError(f"only masked diffusion on pairs is estimated, not {names} with plan={config.plan}")
     given, causal = model.ref_model_name_or_path or [], model.causal_ref_model_name_or_path or []
     check_references(config, len(given), len(causal), adapted=model.use_peft)
     if len(given) + len(causal) > 1 or causal:
         raise ValueError(
-            "several references, and causal ones, are not planned: plan with one of ref_model_name_or_path, and add "
+            "several references, and causal ones, are not estimated: give one ref_model_name_or_path, and add "
             "for each other one its weights and its passes (of a causal one, a pass for each answer)"
         )
 
@@ -193,7 +195,7 @@ def _shape_of(model: ModelArguments) -> tuple[Any, Any]:
     if issubclass(klass, BlockDiffusion):
         raise ValueError(
             f"{model.model_name_or_path} is a block diffusion model, whose calls run clean text and noised blocks: "
-            "what they cost is not planned yet (docs/block_diffusion.md says how many tokens it is)"
+            "what they cost is not estimated yet (docs/block_diffusion.md says how many tokens it is)"
         )
     check_tensors(model.model_name_or_path, config_fields(model.model_name_or_path))
     config = klass.config_class.from_pretrained(model.model_name_or_path)
@@ -259,18 +261,20 @@ def _seconds(simulation: Simulation, batches: Batches, machine: Machine, micro: 
 
 
 def advise(
-    model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine, at_first: Plan
-) -> list[tuple[str, Plan]]:
-    """Flip one switch after the other, the cheapest first, until the plan fits, and say what each leads to."""
-    found: list[tuple[str, Plan]] = []
+    model: ModelArguments, config: VRPOConfig, examples: Any, machine: Machine, at_first: StepCost
+) -> list[tuple[str, StepCost]]:
+    """Flip one switch after the other, the cheapest first, until the step fits, and say what each leads to."""
+    found: list[tuple[str, StepCost]] = []
     for text, model, config in switches(model, config, at_first):  # noqa: B020
-        found.append((text, plan_of(model, config, examples, machine)))
+        found.append((text, step_cost_of(model, config, examples, machine)))
         if found[-1][1].fits:
             break
     return found
 
 
-def switches(model: ModelArguments, config: VRPOConfig, now: Plan) -> Iterator[tuple[str, ModelArguments, VRPOConfig]]:
+def switches(
+    model: ModelArguments, config: VRPOConfig, now: StepCost
+) -> Iterator[tuple[str, ModelArguments, VRPOConfig]]:
     """What saves memory, in the order of what it costs, each on top of those before."""
     model, config = copy.copy(model), copy.copy(config)
     if config.max_tokens_per_forward is None or config.max_tokens_per_forward > now.longest:
