@@ -214,7 +214,7 @@ def test_parameters_that_make_no_sense_are_refused() -> None:
         for leaf in (Sigmoid, Robust, ReverseKL):
             with pytest.raises(ValueError, match="label_smoothing"):
                 leaf(wrong)
-    with pytest.raises(ValueError, match="dmpo_alpha"):
+    with pytest.raises(ValueError, match="epsilon"):
         ReverseKL(0.0)
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from vrpo.commands.arguments import ModelArguments
-from vrpo.training.objectives import _NOT_OFFERED, LOSSES
+from vrpo.losses.named import LOSSES, NOT_OFFERED
 from vrpo.training.preference_config import VRPOConfig
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +36,9 @@ def test_the_page_names_every_loss_and_every_refusal() -> None:
     offered, refused = PAGE.read_text().split("\n## What is refused, and why\n")
     rows = [line.split("|")[1] for line in offered.split("\n## What is offered\n")[1].split("\n## ")[0].splitlines()
             if line.startswith("| `")]  # fmt: skip
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(LOSSES) | {"loss_type"}
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {*LOSSES, "sft", "loss_type"}
     rows = [line.split("|")[1] for line in refused.splitlines() if line.startswith("| `")]
-    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(_NOT_OFFERED) | {
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(NOT_OFFERED) | {
         "loss_type"
     }  # its head
 
@@ -53,7 +53,7 @@ def test_examples_of_the_page_are_legal(block: str, tmp_path: Path) -> None:
     assert values.keys() <= {field.name for part in (VRPOConfig, ModelArguments) for field in fields(part)}
     ours = {name: value for name, value in values.items() if name in {field.name for field in fields(VRPOConfig)}}
     config = VRPOConfig(output_dir=str(tmp_path), **ours)
-    assert config.training_objective(config._assumed_references) is not None
+    assert config.make_recipe().objective is not None
 
 
 def test_intervals_in_the_text_are_measured(stored: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def held(objective: Objective, policy: Tensor, reference: Tensor, structure: Str
         def mixture(found: Terms, structure: Structures) -> Tensor:
             leaf, theirs = found.policy, found.reference
             each = [one(of(leaf, theirs[:, k : k + 1]), structure) for k, one in enumerate(alone)]
-            return sum(weight * loss for weight, loss in zip(objective.weights, each, strict=True))
+            return sum(weight * loss for weight, loss in zip(objective.weights.weights, each, strict=True))
 
         return mixture
     return objective

@@ -175,7 +175,7 @@ REORDERED = [2, 0, 1]
         lambda weights: Preference(Sigmoid(), BETA, Pooled(harmonic, Fixed(weights))),
         lambda weights: Preference(Sigmoid(), BETA, Pooled(geometric, Fixed(weights))),
         lambda weights: Preference(Sigmoid(), BETA, Pooled(harmonic, Confidence())),
-        lambda weights: Mixture(DPO(0.7), weights),
+        lambda weights: Mixture(DPO(0.7), Fixed(weights)),
     ],
 )
 def test_references_with_their_weights_have_no_order(make: Callable[[tuple[float, ...]], Preference | Mixture]) -> None:
@@ -198,9 +198,9 @@ def test_a_mixture_is_a_sum_of_losses() -> None:
     alone = [DPO(0.7).items(of(policy, reference[:, k : k + 1]), PAIRS) for k in range(3)]
     expected = sum(a * items for a, items in zip(THREE, alone, strict=True))
     torch.testing.assert_close(
-        Mixture(DPO(0.7), THREE).items(of(policy, reference), PAIRS), expected, rtol=1e-14, atol=0
+        Mixture(DPO(0.7), Fixed(THREE)).items(of(policy, reference), PAIRS), expected, rtol=1e-14, atol=0
     )
-    one = Mixture(DPO(0.7), (1.0,))(of(policy, reference[:, :1]), PAIRS)
+    one = Mixture(DPO(0.7), Fixed((1.0,)))(of(policy, reference[:, :1]), PAIRS)
     assert torch.equal(one, DPO(0.7)(of(policy, reference[:, :1]), PAIRS))
 
 
@@ -270,6 +270,9 @@ def test_a_clip_is_a_share(clip: float) -> None:
 
 def test_there_are_as_many_weights_as_references() -> None:
     """Kills: the last reference dropped in silence."""
-    for objective in (Preference(Sigmoid(), BETA, Pooled(harmonic, Fixed((0.5, 0.5)))), Mixture(DPO(), (0.5, 0.5))):
+    for objective in (
+        Preference(Sigmoid(), BETA, Pooled(harmonic, Fixed((0.5, 0.5)))),
+        Mixture(DPO(), Fixed((0.5, 0.5))),
+    ):
         with pytest.raises(ValueError, match="2 weights for 3 references"):
             objective(of(*terms(3)), PAIRS)

@@ -101,7 +101,7 @@ def test_wrong_numbers_are_refused(wrong: float) -> None:
         Constant(wrong)
     with pytest.raises(ValueError, match="beta"):
         RewardScaling(wrong, 1.0)
-    with pytest.raises(ValueError, match="reward_scale"):
+    with pytest.raises(ValueError, match="scale"):
         RewardScaling(0.2, wrong)
 
 

@@ -1,8 +1,10 @@
 """The losses that TRL has, in its settings and in ours, and our side of the comparison: given terms, or whole runs."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,9 +17,9 @@ from tests.training.runs import settings
 from tests.trl_side import TEXTS
 from vrpo.models.causal import as_causal
 from vrpo.structures import Labels
-from vrpo.training.objectives import ObjectiveConfig
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.recipe import preference_recipe
 from vrpo.types import Pairs
 
 
@@ -82,9 +84,8 @@ def rows_of(case: Case) -> list[dict[str, str]]:
 
 
 def objective(**fields: Any) -> Any:
-    config = ObjectiveConfig(**fields)
-    config.check_objective()
-    return config.objective()
+    defaults = {each.name: each.default for each in dataclasses.fields(VRPOConfig)}
+    return preference_recipe(SimpleNamespace(**{**defaults, "loss_type": "sigmoid", **fields})).plain  # no device here
 
 
 def pairs_given(terms: Mapping[str, Tensor], lengths: Mapping[str, Sequence[int]], **fields: Any) -> Tensor:

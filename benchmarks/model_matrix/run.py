@@ -69,7 +69,7 @@ def bounds(denoiser: Any, examples: Dataset) -> torch.Tensor:
     """Estimated bounds of the rows, on draws that are the same for every model."""
     batch = PreferenceCollator(denoiser.pad_id)([examples[n] for n in range(8)])
     tokens = tokens_of(batch, seed=0, epoch=0)
-    plan = vrpo.VRPOConfig(output_dir="unused", report_to="none", num_times=4).sampling_plan(4, denoiser.block_size)
+    plan = vrpo.VRPOConfig(output_dir="unused", report_to="none", num_times=4).make_recipe(denoiser.block_size).plan
     with torch.no_grad():
         return vrpo.elbo(denoiser, tokens, plan(tokens, pairs_of(batch))).value
 

@@ -34,7 +34,11 @@ DRAWS = 8 * PAIRS  # draws per answer and run in protocol (b) and in pairs_vs_n
 FEW = 128  # distinct pairs of pairs_vs_n, repeated
 GAP = 3  # a pair's answers differ by at least so many right cells
 PAPER = {"plan": "fixed_count"}
-OURS = {"plan": "balanced", "count_exponent": 0.5, "pair_coupling": "aligned"}  # groups: 2 for n >= 4, else 1
+OURS = {
+    "plan": "balanced",
+    "plan_kwargs": {"exponent": 0.5},
+    "pair_coupling": "aligned",
+}  # groups: 2 for n >= 4, else 1
 SETTINGS: dict[str, dict[str, Any]] = {
     "naive": {**PAPER, "num_times": 1, "share_draws": False},
     **{f"paper{n}": {**PAPER, "num_times": n} for n in (1, 2, 4, 8, 16)},

@@ -6,15 +6,18 @@ Three decisions, each exact by itself: how many tokens the draws of a row mask (
 paper's own plan and the hash (draws.py).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vrpo.coupling import Paired
-from vrpo.draws import check_budget, fold, mask_bits, orders, times, uniform
+from vrpo.draws import FixedCount, check_budget, fold, mask_bits, orders, times, uniform
+from vrpo.leaves import chosen, made
 from vrpo.types import Draws, Plan, Structure, Tokens
 
 _BLOCK = 4  # a purpose of the hash, beside those of draws.py
@@ -256,3 +259,56 @@ class PerBlock:
 def within_blocks(plan: Plan, block_size: int | None) -> Plan:
     """The plan as a model with this size of a block needs it; None: one that sees everything at once."""
     return plan if block_size is None else PerBlock(plan, block_size)
+
+
+# By name --------------------------------------------------------------------------------------------------------------
+
+EXPONENT = 0.5  # benchmarks/variance_frontier
+
+
+def automatic_groups(num_times: int) -> int:
+    """The smallest number of equal groups that is above 1 and leaves each at least two draws; 1 if there is none."""
+    return next((groups for groups in range(2, num_times // 2 + 1) if num_times % groups == 0), 1)
+
+
+def _levels(num_times: int, num_groups: int | None, exponent: float) -> Levels:
+    return Levels(num_times, automatic_groups(num_times) if num_groups is None else num_groups, exponent)
+
+
+def stratified(num_times: int, num_groups: int | None = None, exponent: float = EXPONENT) -> IndependentMasks:
+    """`IndependentMasks` with `automatic_groups`, unless their number is given."""
+    return IndependentMasks(_levels(num_times, num_groups, exponent))
+
+
+def balanced(num_times: int, num_groups: int | None = None, exponent: float = EXPONENT) -> BalancedMasks:
+    """`BalancedMasks`, likewise."""
+    return BalancedMasks(_levels(num_times, num_groups, exponent))
+
+
+def exact(num_times: int) -> Exact:
+    """`Exact`, in which there is nothing to draw, however many times are asked for."""
+    return Exact()
+
+
+PLANS: dict[str, Callable[..., Plan]] = {  # of num_times, and of what `plan_kwargs` holds
+    "fixed_count": FixedCount,
+    "bernoulli": Bernoulli,
+    "stratified": stratified,
+    "balanced": balanced,
+    "exact": exact,
+}
+
+
+def plan_named(name: str, num_times: int, given: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of this name.
+
+    >>> plan_named("fixed_count", 4, {"num_masks": 2})
+    FixedCount(num_times=4, num_masks=2)
+    """
+    return made("plan_kwargs", chosen("plan", PLANS, name), given or {}, f"plan={name}", num_times=num_times)
+
+
+def groups_of(plan: Plan) -> int:
+    """How many independent groups of draws a plan makes of each answer."""
+    row = torch.arange(5)[None]
+    return int(plan(Tokens(row, row > 0, row >= 0, row[:, 0])).group.max()) + 1

@@ -72,7 +72,7 @@ def test_other_answers_are_those_of_the_next_prompt():
     assert with_other_answers(rows)["other_completion_ids"][:] == [[2], [2], [3], [5], [5], [2], [2]]
     turned = with_other_answers(rows.select([5, 0, 1, 2]))
     assert turned["other_completion_ids"][:] == [[2], [2], [2], [5]]
-    with pytest.raises(ValueError, match="all rows have the same prompt: set it to batch_mean"):
+    with pytest.raises(ValueError, match=r"all rows have the same prompt\. Give more rows, or set loss_kwargs"):
         with_other_answers(rows.select([0, 1, 5]))
 
 

@@ -84,7 +84,7 @@ def test_a_parser_changes_no_type(fields: Callable[..., Any], tmp_path: Path) ->
     """In Python, after a command line was read. Kills: types of fields as HfArgumentParser leaves them."""
     fields("")
     for kind in (VRPOConfig, SFTConfig):
-        assert kind(output_dir=str(tmp_path), use_cpu=True, report_to="none").count_exponent is None
+        assert kind(output_dir=str(tmp_path), use_cpu=True, report_to="none").plan_kwargs is None
 
 
 def test_one_value_is_no_list(fields: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tests.causal import causal
 from tests.training.runs import tiny
 from vrpo.cli import main
 from vrpo.commands import train as commands
-from vrpo.training.objectives import LOSSES
+from vrpo.losses.named import LOSSES
 
 Combination = tuple[str, ...]
 TOO_FEW = 2
@@ -35,18 +35,18 @@ _PAIRED: dict[str, dict[str, Any]] = {
     "apo_zero": {},
     "apo_down": {},
     "exo_pair": {"label_smoothing": 0.1},
-    "dmpo_rkl": {"dmpo_alpha": 0.02},
+    "dmpo_rkl": {"loss_kwargs": {"epsilon": 0.02}},
     "several": {"loss_type": ["simpo", "sigmoid", "sft"], "loss_weights": [0.5, 1.0, 0.05]},
 }
 _LOSS = {
     **_PAIRED,
     "kto": {"undesirable_weight": 0.5},
-    "elbo_kto": {"loss_type": "kto", "kto_baseline": "batch_mean", "sft_coef": 0.1},
+    "elbo_kto": {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}, "sft_coef": 0.1},
     "plackett_luce": {},
 }
 _TEMPERATURE = {
     "constant": {},
-    "reward_scaling": {"temperature": "reward_scaling", "reward_scale": 2.0, "reward_scaling_k": 0.4},
+    "reward_scaling": {"temperature": "reward_scaling", "temperature_kwargs": {"scale": 2.0, "k": 0.4}},
 }
 _TWO = {"ref_model_name_or_path": ["policy", "other"]}
 _REFERENCE: dict[str, dict[str, Any]] = {
@@ -57,16 +57,21 @@ _REFERENCE: dict[str, dict[str, Any]] = {
     "cached": {"precompute_ref_log_probs": True},
     "moving": {"sync_ref_model": True, "ref_model_sync_steps": 1},
     "causal": {"causal_ref_model_name_or_path": ["causal"]},
-    "harmonic": {**_TWO, "ref_pool": "harmonic", "ref_weights": [0.7, 0.3], "causal_ref_model_name_or_path": None},
+    "harmonic": {
+        **_TWO,
+        "ref_pool": "harmonic",
+        "ref_pool_kwargs": {"weights": [0.7, 0.3]},
+        "causal_ref_model_name_or_path": None,
+    },
     "geometric": {**_TWO, "ref_pool": "geometric", "causal_ref_model_name_or_path": ["causal"]},
-    "arwc": {**_TWO, "ref_pool": "harmonic", "ref_weighting": "arwc", "ref_clip": 0.1},
+    "arwc": {**_TWO, "ref_pool": "harmonic", "ref_pool_kwargs": {"weights": "arwc", "clip": 0.1}},
     "mixture": {**_TWO, "ref_pool": "mixture", "precompute_ref_log_probs": True},
 }
-_GROUPED = {"num_times": 4, "num_groups": 2}
+_GROUPED = {"num_times": 4, "plan_kwargs": {"num_groups": 2}}
 _PLAN: dict[str, dict[str, Any]] = {
-    "fixed_count": {"num_times": 2, "num_masks": 2},
-    "bernoulli": {"num_times": 2, "t_min": 0.05},
-    "stratified": {**_GROUPED, "count_exponent": 0.0},
+    "fixed_count": {"num_times": 2, "plan_kwargs": {"num_masks": 2}},
+    "bernoulli": {"num_times": 2, "plan_kwargs": {"t_min": 0.05}},
+    "stratified": {"num_times": 4, "plan_kwargs": {"num_groups": 2, "exponent": 0.0}},
     "balanced": _GROUPED,
     "exact": {},
 }
@@ -96,13 +101,12 @@ def refusal(loss: str, rows: str, temperature: str, reference: str, plan: str, s
         NO_SUCH: not free and reference == "none",
         "scales by the rewards of a pair's two answers": temperature == "reward_scaling" and loss in _WHOLE,
         "single log-ratios with 0": reference == "free" and loss in ("apo_zero", "apo_down", "kto"),
-        "compares the two answers of a pair": reference == "arwc" and loss in _WHOLE,
+        "compares the two answers of a pair": reference == "arwc" and (loss in _WHOLE or rows == "lists"),
         "needs independent groups of draws": plan == "exact" and slope != "plain",
         "orpo takes odds of a likelihood": loss == "orpo" and slope in ("jackknife", "halves"),
         "set loss_type to kto": loss in _PAIRED and rows == "labels",
         "does not take ranked lists": _ABOUT.get(loss) == "labels" and rows == "lists",
         "does not take": loss == "plackett_luce" and rows != "lists",
-        "is about the two answers of a pair": loss in _PAIRED and reference == "arwc" and rows == "lists",
     }
     return next((said for said, true in wrong.items() if true), None)
 
@@ -218,7 +222,7 @@ def test_the_set_covers() -> None:
     found = covering()
     assert set().union(*map(twos, allowed())) == set().union(*map(twos, found))
     names = [fields.get("loss_type", name) for name, fields in _LOSS.items()]
-    assert {name for each in names for name in ([each] if isinstance(each, str) else each)} == set(LOSSES)
+    assert {name for each in names for name in ([each] if isinstance(each, str) else each)} == {*LOSSES, "sft"}
     values = {(axis, value) for axis, some in enumerate(AXES.values()) for value in some}
     assert {two for one in found[:FIRST] for two in enumerate(one)} == values
 
@@ -302,11 +306,11 @@ def test_an_illegal_one_is_refused(
 ILLEGAL: list[tuple[dict[str, Any], str]] = [
     ({"loss_type": "nca_pair"}, "loss_type 'nca_pair' is not offered: apo_zero"),
     ({"loss_type": ["sigmoid", "kto"]}, "only sft goes beside them"),
-    ({"loss_type": "exo_pair"}, "must lie in (0, 0.5), not 0.0"),
+    ({"loss_type": "exo_pair", "label_smoothing": 0.5}, "must lie in (0, 0.5), not 0.5"),
     ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
     ({"ld_alpha": 0.5}, "a bound has no terms of single places"),
-    ({"temperature": "math:pi"}, "temperature must be constant or reward_scaling"),
-    ({"temperature": "reward_scaling"}, "needs reward_scale"),
+    ({"temperature": "math:pi"}, "temperature must be one of constant, reward_scaling"),
+    ({"temperature": "reward_scaling"}, "reward_scaling needs scale"),
     ({"ref_pool": "harmonic"}, "and there is one"),
     ({"reference_free": True, "share_draws": False}, "there is no reference"),
     ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "sync_ref_model would move"),

@@ -115,7 +115,7 @@ def test_supervised(run: Callable[..., Any], tmp_path: Path) -> None:
         ("sft", "--completion_column chosen --model_name_or_path {work}/model", "plan=exact"),
         ("train", "--plan exact --model_name_or_path {work}/model --sample_steps 1", "sample_steps"),
         ("train", "--plan exact --model_name_or_path {work}/model --mask_token_id 5", "mask_token_id"),
-        ("train", "--plan exact --model_name_or_path {work}/model --num_masks 2", "num_masks"),
+        ("train", '--plan exact --model_name_or_path {work}/model --plan_kwargs {{"num_masks":2}}', "num_masks"),
         ("train", "--plan exact --model_name_or_path {work}/model --slope cross_fit", "slope"),
         ("train", "--plan exact --model_name_or_path {work}/model --share_draws false", "share_draws"),
         ("sft", "--plan exact --from_scratch", "from_scratch"),

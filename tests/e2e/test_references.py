@@ -65,7 +65,7 @@ def test_several_from_yaml(run: Callable[..., Any], work: Path, monkeypatch: pyt
 
     monkeypatch.setattr(commands, "load", counting)
     yaml = "ref_model_name_or_path: [policy, '{work}/other', '{work}/other']\nref_pool: harmonic\n"
-    yaml += "causal_ref_model_name_or_path: '{work}/causal'\nref_weights: [0.4, 0.2, 0.2, 0.2]\n"
+    yaml += "causal_ref_model_name_or_path: '{work}/causal'\nref_pool_kwargs: {{weights: [0.4, 0.2, 0.2, 0.2]}}\n"
     yaml += "eval_strategy: steps\neval_steps: 1\neval_dataset_name: '{work}/test.jsonl'\n"
     code, err, lines = run(yaml)
     assert code == 0, err
@@ -116,8 +116,8 @@ REFUSED = [
     ("ref_pool: geometric\nref_model_name_or_path: a\n", "ref_pool=geometric puts several references together"),
     ("ref_pool: mixture\n", "and there is one"),
     (
-        "ref_pool: harmonic\nref_weights: [0.5, 0.5]\nref_model_name_or_path: [a, b, c]\n",
-        "ref_weights has 2 weights for 3 references",
+        "ref_pool: harmonic\nref_pool_kwargs: {{weights: [0.5, 0.5]}}\nref_model_name_or_path: [a, b, c]\n",
+        "2 weights for 3 references",
     ),
     ("loss_type: simpo\nref_model_name_or_path: a\n", "ref_model: simpo has no reference here"),
     ("sync_ref_model: true\nuse_peft: true\n", "beside an adapter the reference is the frozen weights"),

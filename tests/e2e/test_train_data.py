@@ -21,7 +21,7 @@ from vrpo.training.preference_config import VRPOConfig
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--max_steps", "1"]
 QUIET += ["--logging_steps", "1", "--output_dir"]
-SCALING = "temperature: reward_scaling\nreward_scale: 0.5\n"
+SCALING = "temperature: reward_scaling\ntemperature_kwargs: {scale: 0.5}\n"
 ROWS: dict[str, list[dict[str, Any]]] = {
     "pairs": [{"prompt": f"{n}?", "chosen": "blue", "rejected": str(n)} for n in range(6)],
     "rewarded": [
@@ -75,7 +75,7 @@ def train(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> C
     ("rows", "yaml"),
     [
         ("pairs", "loss_type: kto\n"),
-        ("labels", "loss_type: kto\nkto_baseline: batch_mean\nuse_peft: true\n"),
+        ("labels", "loss_type: kto\nloss_kwargs: {baseline: batch_mean}\nuse_peft: true\n"),
         ("ranked", "loss_type: plackett_luce\neval_fraction: 0.4\neval_strategy: steps\neval_steps: 1\n"),
         ("ranked", f"loss_type: hinge\n{SCALING}"),
         ("rewarded", f"loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.1]\n{SCALING}"),
@@ -116,7 +116,9 @@ def test_rewards_of_a_reward_model(models: Path, tmp_path: Path, monkeypatch: py
     """Of messages and of strings, kept on disk, made anew for other rows. Kills: rewards of the wrong answer; a file of
     other rows that is taken for theirs; rewards computed again; a default for what could not be judged."""
     name = str(models / "reward")
-    config = VRPOConfig(output_dir=str(tmp_path), temperature="reward_scaling", reward_scale=1.0, use_cpu=True)
+    config = VRPOConfig(
+        output_dir=str(tmp_path), temperature="reward_scaling", temperature_kwargs={"scale": 1.0}, use_cpu=True
+    )
     data = PreferenceDataArguments(reward_model_name_or_path=name, reward_model_label=1, reward_model_form="text")
     rows = [{"prompt": f"{n}?", "chosen": "blue", "rejected": str(n)} for n in range(70)]
     rows[3]["rejected"] = "blue"
@@ -145,7 +147,9 @@ def test_rewards_of_a_reward_model(models: Path, tmp_path: Path, monkeypatch: py
 
 def test_interrupted_rewards_go_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: parts that are made again; a row's rewards at another row."""
-    config = VRPOConfig(output_dir=str(tmp_path), temperature="reward_scaling", reward_scale=1.0, use_cpu=True)
+    config = VRPOConfig(
+        output_dir=str(tmp_path), temperature="reward_scaling", temperature_kwargs={"scale": 1.0}, use_cpu=True
+    )
     data = PreferenceDataArguments(reward_model_name_or_path=str(models / "reward"), reward_model_label=0)
     rows = Dataset.from_list([{"prompt": f"{n}?", "chosen": "blue", "rejected": str(n)} for n in range(130)])
     judged, calls = train_rewards._judged, []

@@ -1,6 +1,7 @@
 """What Python callers give a trainer that is no argument of it: refused by name, with what to do instead."""
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingA
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, vrpo_config
 from vrpo.models.adapter import with_adapter
 from vrpo.training.config import SFTConfig
+from vrpo.training.not_offered import MOVED, NOT_OFFERED, PAGE
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer
@@ -44,6 +46,20 @@ def test_every_field_of_trl_is_known(tmp_path: Path) -> None:
         for name in sorted(missing):
             with pytest.raises(ValueError, match=f"TRL's field '{name}' is not offered"):
                 ours(output_dir=str(tmp_path), **{name: None})
+
+
+def test_the_page_about_trl_is_the_table(tmp_path: Path) -> None:
+    """docs/coming_from_trl.md. Kills: a remedy that changed; a field that moved and is only unknown."""
+    page = (Path(__file__).parents[2] / PAGE).read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", page.split("## Fields that are not offered")[1], re.MULTILINE)
+    assert {name: said[0].lower() + said[1:] for name, said in rows} == {
+        name: said[0].lower() + said[1:] for name, said in NOT_OFFERED.items()
+    }
+    same = page.split("## Fields that are the same")[1].split("##")[0].split("The losses")[0]
+    assert set(re.findall(r"`(\w+)`", same)) <= set(VRPOConfig.__dataclass_fields__)
+    for name, instead in MOVED.items():
+        with pytest.raises(ValueError, match=re.escape(f"unknown field '{name}': write {instead}")):
+            VRPOConfig(output_dir=str(tmp_path), **{name: None})
 
 
 def test_the_routers_loss_may_be_none(tmp_path: Path) -> None:

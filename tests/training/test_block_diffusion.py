@@ -69,7 +69,7 @@ def test_plans_are_of_blocks(golden: Path, tmp_path: Path) -> None:
         VRPOTrainer, vrpo_config(tmp_path / "a", **fields), small(pairs(4)), denoiser=denoiser,
         eval_dataset=small(pairs(2)),
     )  # fmt: skip
-    for plan in (trainer.training_plan, trainer.evaluation_plan):
+    for plan in (trainer.recipe.plan, trainer.recipe.eval_plan):
         assert isinstance(plan, Paired)
         assert isinstance(plan.plan, PerBlock)
         assert isinstance(plan.plan.plan, BalancedMasks)
@@ -77,7 +77,7 @@ def test_plans_are_of_blocks(golden: Path, tmp_path: Path) -> None:
     trainer.create_model_card()
     assert "PerBlock(" in (tmp_path / "a" / "README.md").read_text()
     supervised, path = train(SFTTrainer, sft_config(tmp_path / "b"), small(answers(4)), denoiser=denoiser)
-    assert supervised.training_plan == PerBlock(FixedCount(2), 4)
+    assert supervised.recipe.plan == PerBlock(FixedCount(2), 4)
     assert moved(path) > 0
     judged = [replace(each, tokenizer=tiny().tokenizer) for each in (denoiser, load(golden / "llada_dense"))]
     assert VRPOLM(judged[0], num_draws=8).plan == PerBlock(FixedCount(8), 4)
@@ -96,7 +96,7 @@ def test_reference_terms_belong_to_blocks(golden: Path, tmp_path: Path) -> None:
     for one, other in zip(paths[0][1], paths[1][1], strict=True):
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, atol=1e-9, rtol=0)
-    settings = paths[1][0]._terms_settings(paths[1][0].training_plan)
+    settings = paths[1][0]._terms_settings(paths[1][0].recipe.plan)
     assert "PerBlock" in settings["plan"]
 
 

@@ -31,23 +31,19 @@ BAD = [
         {"plan": "t_form"},
         "plan must be one of fixed_count, bernoulli, stratified, balanced, exact, not",
     ),
-    ({"plan": "bernoulli"}, "plan=bernoulli needs t_min"),
-    ({"plan": "bernoulli", "t_min": 0.0}, "t_min must lie in (0, 1)"),
-    ({"t_min": 0.1}, "t_min belongs to plan=bernoulli"),
-    ({"plan": "balanced", "t_min": 0.1}, "t_min belongs to plan=bernoulli"),
+    ({"plan": "bernoulli"}, "plan_kwargs: plan=bernoulli needs t_min"),
+    ({"plan": "bernoulli", "plan_kwargs": {"t_min": 0.0}}, "t_min must lie in (0, 1)"),
+    ({"plan": "balanced", "plan_kwargs": {"t_min": 0.1}}, "plan=balanced has no parameter 't_min', only num_groups"),
+    ({"plan": "exact", "plan_kwargs": {"num_masks": 2}}, "plan=exact has no parameter 'num_masks'"),
+    ({"plan": "fixed_count", "plan_kwargs": {"num_masks": 2.5}}, "num_masks is 2.5, of type float, and takes int"),
+    ({"plan": "fixed_count", "plan_kwargs": {"num_times": 2}}, "plan=fixed_count has no parameter 'num_times'"),
     (
-        {"plan": "balanced", "num_masks": 2},
-        "num_masks belongs to plan=fixed_count or bernoulli; plan=balanced has none",
+        {"plan": "balanced", "num_times": 6, "plan_kwargs": {"num_groups": 4}},
+        "6 draws cannot form num_groups = 4 groups",
     ),
-    (
-        {"plan": "fixed_count", "num_groups": 2},
-        "num_groups belongs to plan=stratified or balanced; plan=fixed_count has none",
-    ),
-    ({"plan": "fixed_count", "count_exponent": 0.5}, "count_exponent belongs to plan=stratified"),
-    ({"plan": "balanced", "num_times": 6, "num_groups": 4}, "num_times = 6 draws cannot form num_groups = 4 groups"),
-    ({"plan": "balanced", "num_times": 4, "num_groups": 4, "eval_num_times": 6}, "eval_num_times = 6: num_times = 6"),
+    ({"plan": "balanced", "num_times": 4, "plan_kwargs": {"num_groups": 4}, "eval_num_times": 6}, "eval_num_times = 6"),
     ({"num_times": 0}, "num_times must be from 1 to 65,536, not 0"),
-    ({"plan": "fixed_count", "num_masks": 0}, "num_masks must be from 1"),
+    ({"plan": "fixed_count", "plan_kwargs": {"num_masks": 0}}, "num_masks must be"),
     ({"eval_num_times": 0}, "eval_num_times must be from 1"),
     ({"sample_steps": 0}, "sample_steps must be at least 1, not 0"),
     ({"max_tokens_per_forward": 0}, "max_tokens_per_forward must be at least 1, not 0"),
@@ -57,7 +53,7 @@ BAD = [
 BAD_PREFERENCE = [
     ({"beta": 0.0}, "beta must be positive"),
     ({"beta": -1.0}, "beta must be positive"),
-    ({"loss_type": "apo_one"}, "loss_type must be of sigmoid, "),
+    ({"loss_type": "apo_one"}, "loss_type must be one of sigmoid, "),
     ({"sft_coef": -0.1}, "sft_coef must not be negative"),
     ({"gradient_passes": "three"}, "gradient_passes must be auto, one or two"),
     ({"gradient_passes": "one", "share_draws": False}, "gradient_passes=one goes with shared draws only"),
@@ -82,22 +78,22 @@ def test_bad_preference_settings(tmp_path: Path, fields: dict[str, Any], message
 
 def test_defaults_are_the_papers(tmp_path: Path) -> None:
     config = VRPOConfig(output_dir=str(tmp_path))
-    assert (config.beta, config.num_times, config.num_masks, config.share_draws) == (0.2, 8, 1, True)
+    assert (config.beta, config.num_times, config.share_draws) == (0.2, 8, True)
     assert config.learning_rate == 5e-7
-    assert config.objective() == WeightedSum(((1.0, DPO(0.2)),))
+    assert config.make_recipe().plain == WeightedSum(((1.0, DPO(0.2)),))
     with_sft = VRPOConfig(output_dir=str(tmp_path), sft_coef=0.05)
-    assert with_sft.objective() == WeightedSum(((1.0, DPO(0.2)), (0.05, SFT())))
+    assert with_sft.make_recipe().plain == WeightedSum(((1.0, DPO(0.2)), (0.05, SFT())))
     assert config.draw_seed == config.seed
 
 
 PLANS = [
     ({"plan": "fixed_count"}, FixedCount(8, 1)),
-    ({"plan": "fixed_count", "num_masks": 2}, FixedCount(8, 2)),
-    ({"plan": "bernoulli", "t_min": 0.1, "num_masks": 2}, Bernoulli(0.1, 8, 2)),
-    ({"plan": "stratified", "num_groups": 8, "count_exponent": 0.5}, IndependentMasks(Levels(8, 8, 0.5))),
+    ({"plan": "fixed_count", "plan_kwargs": {"num_masks": 2}}, FixedCount(8, 2)),
+    ({"plan": "bernoulli", "plan_kwargs": {"t_min": 0.1, "num_masks": 2}}, Bernoulli(0.1, 8, 2)),
+    ({"plan": "stratified", "plan_kwargs": {"num_groups": 8, "exponent": 0.5}}, IndependentMasks(Levels(8, 8, 0.5))),
     ({"plan": "balanced"}, BalancedMasks(Levels(8, 2, 0.5))),
-    ({"plan": "balanced", "num_groups": 1, "count_exponent": 0.0}, BalancedMasks(Levels(8, 1))),
-    ({"plan": "stratified", "count_exponent": 0.25}, IndependentMasks(Levels(8, 2, 0.25))),
+    ({"plan": "balanced", "plan_kwargs": {"num_groups": 1, "exponent": 0.0}}, BalancedMasks(Levels(8, 1))),
+    ({"plan": "stratified", "plan_kwargs": {"exponent": 0.25}}, IndependentMasks(Levels(8, 2, 0.25))),
 ]
 
 
@@ -107,24 +103,24 @@ def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> No
     plan under another's name; evaluation by another plan."""
     fields = {"num_times": 8, "eval_num_times": 8, **fields}
     for config in (sft_config(tmp_path, **fields), vrpo_config(tmp_path, pair_coupling="none", **fields)):
-        assert config.training_plan() == config.sampling_plan(config.eval_num_times) == plan
+        assert config.make_recipe().plan == config.make_recipe().eval_plan == plan
     for coupling, align in (("quantile", False), ("aligned", True)):
         config = vrpo_config(tmp_path, pair_coupling=coupling, **fields)
-        assert config.training_plan() == config.sampling_plan(config.eval_num_times) == Paired(plan, align=align)
+        assert config.make_recipe().plan == config.make_recipe().eval_plan == Paired(plan, align=align)
 
 
 @pytest.mark.parametrize(("num_times", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1), (9, 3), (12, 2)])
 def test_two_groups_where_they_can_be(tmp_path: Path, num_times: int, groups: int) -> None:
     """Kills: one group, which leaves score/variance without an estimate; groups of one draw."""
     config = vrpo_config(tmp_path, plan="balanced", num_times=num_times, pair_coupling="none")
-    assert config.training_plan() == BalancedMasks(Levels(num_times, groups, 0.5))
+    assert config.make_recipe().plan == BalancedMasks(Levels(num_times, groups, 0.5))
 
 
 SLOPE_GROUPS = [
     ({"plan": "fixed_count"}, 8),
-    ({"plan": "fixed_count", "num_masks": 2}, 8),
+    ({"plan": "fixed_count", "plan_kwargs": {"num_masks": 2}}, 8),
     ({"plan": "balanced"}, 2),
-    ({"plan": "stratified", "num_groups": 4}, 4),
+    ({"plan": "stratified", "plan_kwargs": {"num_groups": 4}}, 4),
 ]
 
 
@@ -134,20 +130,22 @@ def test_slopes_leave_out_the_plan_s_own_groups(tmp_path: Path, fields: dict[str
     slope of the evaluation's groups."""
     for slope, kind in (("cross_fit", CrossFit), ("jackknife", Jackknife)):
         config = vrpo_config(tmp_path, slope=slope, **{"num_times": 8, "eval_num_times": 4, **fields})
-        assert config.training_objective() == kind(config.objective(), groups)
+        assert config.make_recipe().objective == kind(config.make_recipe().plain, groups)
         index = torch.arange(1)
         tokens = make_tokens([Row((0,), (1, 2, 1)), Row((0,), (2, 1))])
-        draws = config.training_plan()(tokens, Pairs(index, index + 1, tokens.length))
+        draws = config.make_recipe().plan(tokens, Pairs(index, index + 1, tokens.length))
         assert draws.group.unique_consecutive(dim=1).shape[1] == groups
-    assert vrpo_config(tmp_path).training_objective() == vrpo_config(tmp_path).objective()
+    assert vrpo_config(tmp_path).make_recipe().objective == vrpo_config(tmp_path).make_recipe().plain
 
 
 def test_the_default_is_the_quietest_plan_and_the_paper_s_has_its_name(tmp_path: Path) -> None:
     """docs/methods.md says what is shared. Kills: the paper's plan with answers coupled; a default nobody measured."""
     quiet = VRPOConfig(output_dir=str(tmp_path))
-    assert quiet.training_plan() == Paired(BalancedMasks(Levels(8, 2, 0.5)), align=True)
-    assert VRPOConfig(output_dir=str(tmp_path), plan="fixed_count").training_plan() == FixedCount(8)
-    assert VRPOConfig(output_dir=str(tmp_path), plan="bernoulli", t_min=0.1).training_plan() == Bernoulli(0.1, 8)
+    assert quiet.make_recipe().plan == Paired(BalancedMasks(Levels(8, 2, 0.5)), align=True)
+    assert VRPOConfig(output_dir=str(tmp_path), plan="fixed_count").make_recipe().plan == FixedCount(8)
+    assert VRPOConfig(
+        output_dir=str(tmp_path), plan="bernoulli", plan_kwargs={"t_min": 0.1}
+    ).make_recipe().plan == Bernoulli(0.1, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

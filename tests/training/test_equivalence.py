@@ -171,7 +171,7 @@ def test_a_wrapper_hides_no_reference(tmp_path: Path, adapter: bool) -> None:
     options: dict[str, Any] = {"peft_config": lora()} if adapter else {}
     trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path, max_steps=1), pairs(4), **options)
     tokens, structure = trainer._rows(list(pairs(4)), 0)
-    draws = trainer.training_plan(tokens, structure)
+    draws = trainer.recipe.plan(tokens, structure)
     wrapped = Wrapped(trainer.model)
     expected, found = (trainer.reference(each)(tokens, draws, structure) for each in (trainer.model, wrapped))
     assert torch.equal(expected, found)
@@ -205,8 +205,8 @@ class AllGraphs(VRPOTrainer):
 
     def batch_backward(self, policy: Any, batch: Any, scale: float) -> Tensor:
         tokens, structure = self.tokens(batch, epoch=self.draw_epoch), pairs_of(batch)
-        draws = self.args.sampling_plan(self.args.num_times)(tokens, structure)
-        step = preference_loss(policy, self.reference(policy), tokens, structure, draws, self.args.objective())
+        draws = self.args.make_recipe().plan(tokens, structure)
+        step = preference_loss(policy, self.reference(policy), tokens, structure, draws, self.recipe.plain)
         (scale * step.loss).backward()
         return step.loss.detach()
 

@@ -118,7 +118,7 @@ ALONE: list[tuple[dict[str, Any], int, int | None, int, str | None]] = [
     ({"per_device_train_batch_size": 2, "dataloader_drop_last": True}, 5, None, 1, None),
     ({"per_device_train_batch_size": 2}, 4, None, 1, None),
     ({"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}, 4, 3, 1, "eval"),
-    ({"per_device_train_batch_size": 1, "kto_baseline": "mismatched"}, 4, None, 1, None),
+    ({"per_device_train_batch_size": 1, "loss_kwargs": {"baseline": "mismatched"}}, 4, None, 1, None),
 ]
 
 
@@ -127,7 +127,7 @@ def test_one_label_is_no_batch(
     tmp_path: Any, fields: dict[str, Any], count: int, held_out: int | None, processes: int, refused: str | None
 ) -> None:
     """Kills: a loss of 0.5 for ever, of one label a micro-batch, or of the last one of an epoch."""
-    given = {"loss_type": "kto", "kto_baseline": "batch_mean", **fields}
+    given = {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}, **fields}
     data = PreferenceData(VRPOConfig(**settings(tmp_path, **given)), "labels")
     rows = (labelled(count), None if held_out is None else {"one": labelled(held_out)})
     if refused is None:
@@ -138,7 +138,9 @@ def test_one_label_is_no_batch(
 
 
 def test_a_pair_is_two_labels(tmp_path: Any) -> None:
-    config = vrpo_config(tmp_path, loss_type="kto", kto_baseline="batch_mean", per_device_train_batch_size=1)
+    config = vrpo_config(
+        tmp_path, loss_type="kto", loss_kwargs={"baseline": "batch_mean"}, per_device_train_batch_size=1
+    )
     PreferenceData(config, "pairs").check_baseline(1, pairs(4), None)
 
 

@@ -119,10 +119,10 @@ def test_a_window_spans_logging_steps(tmp_path: Path) -> None:
 
 def test_variance_is_absent_where_it_cannot_be_estimated(tmp_path: Path) -> None:
     """Kills: a variance of 0 (or NaN) reported for a single draw, or from masks drawn at one common time."""
-    for name, fields in (("a", {"num_times": 1}), ("b", {"num_times": 1, "num_masks": 3})):
+    for name, fields in (("a", {"num_times": 1}), ("b", {"num_times": 1, "plan_kwargs": {"num_masks": 3}})):
         _, log = standing(tmp_path / name, tiny(seed=1), **fields)
         assert not {"score/variance", "score/relative_error"} & log[0].keys()
-        assert log[0]["draws/per_pair"] <= 2 * fields.get("num_masks", 1)
+        assert log[0]["draws/per_pair"] <= 2 * fields.get("plan_kwargs", {}).get("num_masks", 1)
 
 
 def test_variance_of_independent_draws(tmp_path: Path) -> None:
@@ -228,13 +228,13 @@ def test_variance_over_groups(tmp_path: Path, plan: str, coupling: str) -> None:
     fields = {"plan": plan, "pair_coupling": coupling, "num_times": 4, "per_device_train_batch_size": 6}
     trainer, log = standing(tmp_path, policy, **fields)
     tokens, structure, _ = all_pairs(6, 4, policy)
-    draws = trainer.args.training_plan()(tokens, structure)
+    draws = trainer.recipe.plan(tokens, structure)
     with torch.no_grad():
         change = elbo(policy, tokens, draws).terms - elbo(reference, tokens, draws).terms
     half = (change[structure.chosen] - change[structure.rejected]).unflatten(1, (2, 2)).sum(-1)
     expected_variance = BETA**2 * (half[:, 0] - half[:, 1]).square()  # 2 * the sample variance of two numbers
     assert log[0]["score/variance"] == pytest.approx(float(expected_variance.mean()), rel=1e-9)
-    _, log = standing(tmp_path / "one", policy, **{**fields, "num_groups": 1})
+    _, log = standing(tmp_path / "one", policy, **{**fields, "plan_kwargs": {"num_groups": 1}})
     assert "score/variance" not in log[0]
 
 

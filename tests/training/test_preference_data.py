@@ -31,11 +31,14 @@ from vrpo.training.preference import VRPOTrainer
 TOLERANCE = 1e-9
 REWARDS = {"chosen_reward": lambda at: 3 + at, "rejected_reward": lambda at: 2.0}
 WEIGHT = {"weight": lambda at: at % 3 / 2}
-SCALING = {"temperature": "reward_scaling", "reward_scale": 2.0}
+SCALING = {"temperature": "reward_scaling", "temperature_kwargs": {"scale": 2.0}}
 RUNS: dict[str, tuple[Dataset, dict[str, Any]]] = {
     "kto of pairs": (pairs(8), {"loss_type": "kto"}),
     "kto of labels": (labelled(8), {"loss_type": "kto"}),
-    "kto, batch_mean": (with_numbers(labelled(8), **WEIGHT), {"loss_type": "kto", "kto_baseline": "batch_mean"}),
+    "kto, batch_mean": (
+        with_numbers(labelled(8), **WEIGHT),
+        {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}},
+    ),
     "plackett_luce": (with_numbers(ranked(8, rewards=True), **WEIGHT), {"loss_type": "plackett_luce"}),
     "sigmoid of lists": (with_numbers(ranked(8), **WEIGHT), {"loss_type": ["sigmoid", "sft"]}),
     "scaled lists": (ranked(8, rewards=True), SCALING),
@@ -58,7 +61,7 @@ def test_each_kind_trains(name: str, tmp_path: Path) -> None:
     assert all(math.isfinite(float(value)) for value in numbers)
     assert {"eval_loss", "eval_rewards/accuracies", "eval_elbo/chosen_change"} < found.keys()
     structure = structure_of(trainer.data_collator(list(trainer.train_dataset)))
-    assert isinstance(trainer.training_plan, Paired) == (not isinstance(structure, Labels | Rankings))
+    assert isinstance(trainer.recipe.plan, Paired) == (not isinstance(structure, Labels | Rankings))
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if "kto" not in name])
@@ -137,8 +140,12 @@ REFUSED: list[tuple[dict[str, Any], Dataset, str]] = [
     (SCALING, pairs(2), "no chosen_reward and no rejected_reward"),
     (SCALING, with_numbers(pairs(2), chosen_reward=float), "the rows have no rejected_reward:"),
     (SCALING, ranked(2), "the rows have no rewards:"),
-    ({"pair_coupling": "quantile"}, ranked(2), "pair_coupling=quantile is about the two answers"),
-    ({"ref_pool": "harmonic", "ref_weighting": "arwc"}, ranked(2), "ref_weighting=arwc is about the two answers"),
+    ({"pair_coupling": "quantile"}, ranked(2), "pair_coupling=quantile couples the two answers"),
+    (
+        {"ref_pool": "harmonic", "ref_pool_kwargs": {"weights": "arwc"}},
+        ranked(2),
+        "weights arwc compares the two answers",
+    ),
     ({}, Dataset.from_list([{"prompt": "a", "completion": "b"}]), "preference rows need"),
 ]
 
@@ -192,7 +199,7 @@ def test_evaluation_of_labels_is_by_label(tmp_path: Path) -> None:
     """Means and errors over the desirable answers and over the others, in batches that hold one label only or both.
     Kills: means over batches; a column that is left out where a batch lacks a label; zeros that count."""
     rows = labelled(8, desirable=(True, True, True, False))
-    fields = {"loss_type": "kto", "kto_baseline": "batch_mean", "num_train_epochs": 1}
+    fields = {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}, "num_train_epochs": 1}
     trainer, _ = train(VRPOTrainer, vrpo_config(tmp_path, **fields, per_device_eval_batch_size=2), labelled(4))
     whole = trainer.evaluate(rows)
     assert "eval_rewards/rejected" not in trainer.evaluate(rows.select([0, 1]))

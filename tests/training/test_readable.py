@@ -56,7 +56,7 @@ DROPPED: dict[str, tuple[Dataset, str]] = {
 def test_what_text_is_asked_for_is_asked_of_ids(case: str, tmp_path: Path) -> None:
     """Dropped and counted, or raised on request. Kills: each check left out; another row dropped."""
     rows, reason = DROPPED[case]
-    loss = {"loss_type": "kto", "kto_baseline": "batch_mean"} if "label" in rows.column_names else {}
+    loss = {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}} if "label" in rows.column_names else {}
     with pytest.warns(UserWarning, match=rf"kept 3 of 4 rows; dropped 1: {reason} \(first: row 1\)"):
         trainer = VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **loss), train_dataset=rows)
     assert trainer.train_dataset["example_id"][:] == [0, 2, 3]
@@ -68,7 +68,7 @@ def test_what_text_is_asked_for_is_asked_of_ids(case: str, tmp_path: Path) -> No
 def test_tables_of_ids_without_a_prompt(rows: Dataset, tmp_path: Path) -> None:
     """As of text. Kills: answers trained without a question. Texts to learn have none."""
     empty = Dataset.from_dict({**{name: rows[name][:] for name in rows.column_names}, "prompt_ids": [[]] * 4})
-    loss = {"loss_type": "kto", "kto_baseline": "batch_mean"} if "label" in rows.column_names else {}
+    loss = {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}} if "label" in rows.column_names else {}
     with pytest.raises(ValueError, match="prompt: it is empty in all 4 usable rows"):
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, **loss), train_dataset=empty)
     SFTTrainer(
@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[Dataset, str]] = {
 def test_what_no_tokenizer_writes_is_refused(case: str, tmp_path: Path) -> None:
     """Kills: an id that reads another row's embedding, or ends in an IndexError at some step."""
     rows, said = REFUSED[case]
-    loss = {"loss_type": "kto", "kto_baseline": "batch_mean"} if "label" in rows.column_names else {}
+    loss = {"loss_type": "kto", "loss_kwargs": {"baseline": "batch_mean"}} if "label" in rows.column_names else {}
     with pytest.raises(ValueError, match=said):
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, max_length=50, **loss), train_dataset=rows)
     if case == "beyond":

@@ -87,8 +87,8 @@ def test_all_weight_on_one_is_that_one(tmp_path: Path, pool: str) -> None:
     """Kills: references in another order than their weights; the initial policy in place of a given one."""
     other = tiny(seed=5)
     alone = run(tmp_path / "alone", ref_model=other)
-    first = run(tmp_path / "first", ref_model=[other, None], ref_pool=pool, ref_weights=[1.0, 0.0])
-    last = run(tmp_path / "last", ref_model=[None, other], ref_pool=pool, ref_weights=[0.0, 1.0])
+    first = run(tmp_path / "first", ref_model=[other, None], ref_pool=pool, ref_pool_kwargs={"weights": [1.0, 0.0]})
+    last = run(tmp_path / "last", ref_model=[None, other], ref_pool=pool, ref_pool_kwargs={"weights": [0.0, 1.0]})
     assert distance(alone, first) < TOLERANCE
     assert distance(alone, last) < TOLERANCE
     assert distance(alone, run(tmp_path / "policy")) > 1e-6
@@ -99,8 +99,16 @@ def test_the_order_does_not_matter(tmp_path: Path) -> None:
     exact reference's place taken by another one."""
     plan = {"plan": "balanced", "num_times": 4, "eval_num_times": 4, **HARMONIC}
     two = [tiny(seed=5), None]
-    one = run(tmp_path / "a", ref_model=two, causal_ref_model=causal(), ref_weights=[0.2, 0.3, 0.5], **plan)
-    other = run(tmp_path / "b", ref_model=two[::-1], causal_ref_model=causal(), ref_weights=[0.3, 0.2, 0.5], **plan)
+    one = run(
+        tmp_path / "a", ref_model=two, causal_ref_model=causal(), ref_pool_kwargs={"weights": [0.2, 0.3, 0.5]}, **plan
+    )
+    other = run(
+        tmp_path / "b",
+        ref_model=two[::-1],
+        causal_ref_model=causal(),
+        ref_pool_kwargs={"weights": [0.3, 0.2, 0.5]},
+        **plan,
+    )
     equal = run(tmp_path / "c", ref_model=two, causal_ref_model=causal(), **plan)
     assert distance(one, other) < TOLERANCE
     assert distance(one, equal) > 1e-6
@@ -110,18 +118,20 @@ def test_arwc_and_clipping_run(tmp_path: Path) -> None:
     """Kills: fields that stop at the configuration: all runs differ."""
     found = [
         run(tmp_path / str(index), ref_model=[None, tiny(seed=5)], **HARMONIC, **fields)
-        for index, fields in enumerate(({}, {"ref_weighting": "arwc"}, {"ref_clip": 0.01}))
+        for index, fields in enumerate(
+            ({}, {"ref_pool_kwargs": {"weights": "arwc"}}, {"ref_pool_kwargs": {"clip": 0.01}})
+        )
     ]
     assert all(distance(one, other) > 1e-9 for i, one in enumerate(found) for other in found[:i])
 
 
 def test_the_reward_of_a_mixture(tmp_path: Path) -> None:
     """What metrics call so: the mean of the log-ratios, by weights. Kills: that of the first reference."""
-    config = vrpo_config(tmp_path, ref_pool="mixture", ref_weights=[0.25, 0.75])
+    config = vrpo_config(tmp_path, ref_pool="mixture", ref_pool_kwargs={"weights": [0.25, 0.75]})
     policy = torch.tensor([[-1.0], [-2.0]], dtype=torch.float64)
     references = torch.tensor([[[-3.0], [-7.0]], [[-4.0], [-2.0]]], dtype=torch.float64)
     structure = pairs_of(PreferenceCollator(0)(list(pairs(1))))
-    found = config.judged(2).values(of(policy, references), structure)
+    found = config.make_recipe().judged.values(of(policy, references), structure)
     assert found.tolist() == [0.25 * 2 + 0.75 * 6, 0.25 * 2 + 0.75 * 0]
 
 
@@ -174,7 +184,7 @@ def test_a_causal_reference_is_exact(tmp_path: Path) -> None:
     config = vrpo_config(tmp_path, plan="balanced", num_times=4, eval_num_times=4)
     trainer = VRPOTrainer(tiny(), causal_ref_model=causal(), args=config, train_dataset=pairs(3))
     tokens, structure = trainer._rows(list(pairs(3)), 0)
-    draws = trainer.training_plan(tokens, structure)
+    draws = trainer.recipe.plan(tokens, structure)
     terms = trainer.reference(trainer.model)(tokens, draws, structure)
     exact = elbo(causal().module, tokens, Exact()(tokens)).value
     assert terms.shape == (6, 1, draws.group.shape[1])
@@ -189,7 +199,7 @@ def test_a_causal_reference_in_one_pass(tmp_path: Path, slope: str) -> None:
     found = []
     for passes in ("one", "two"):
         fields = {"num_times": 4, "slope": slope, "gradient_passes": passes, "plan": "stratified", **HARMONIC}
-        fields["num_groups"] = 2
+        fields["plan_kwargs"] = {"num_groups": 2}
         found.append(run(tmp_path / passes, ref_model=[None], causal_ref_model=causal(), peft_config=lora(), **fields))
     assert distance(*found) < 1e-5  # as in test_one_pass_is_two
 
@@ -201,7 +211,7 @@ def test_a_causal_reference_in_one_pass(tmp_path: Path, slope: str) -> None:
 def test_replayed_is_live(tmp_path: Path, adapter: bool) -> None:
     """Of three references. Kills: terms of one for another; a folder that does not know which references it holds."""
     given: dict[str, Any] = {"ref_model": [None, tiny(seed=5)], "causal_ref_model": causal(), **HARMONIC}
-    given["ref_weights"] = [0.2, 0.3, 0.5]
+    given["ref_pool_kwargs"] = {"weights": [0.2, 0.3, 0.5]}
     options = [{"peft_config": lora()} if adapter else {} for _ in range(3)]
     terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path / "terms")}
     live = run(tmp_path / "live", **given, **options[0])
@@ -323,9 +333,9 @@ def test_a_moved_reference_resumes(tmp_path: Path) -> None:
         (HARMONIC, {"ref_model": "a"}, "ref_pool=harmonic puts several references together, and there is one"),
         (HARMONIC, {}, "and there is one"),
         (
-            {**HARMONIC, "ref_weights": [0.5, 0.5]},
+            {**HARMONIC, "ref_pool_kwargs": {"weights": [0.5, 0.5]}},
             {"ref_model": ["a"] * 3},
-            "has 2 weights for 3 references",
+            "2 weights for 3 references",
         ),
         ({"loss_type": "simpo"}, {"ref_model": "a"}, "ref_model: simpo has no reference here"),
         ({"loss_type": "orpo"}, {"causal_ref_model": True}, "causal_ref_model: orpo has no reference here"),
@@ -348,8 +358,8 @@ def test_what_does_not_go_together_is_refused_before_loading(
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha belongs to sync_ref_model, which is off"),
-        ({"ref_model_sync_steps": 5}, "ref_model_sync_steps belongs to sync_ref_model, which is off"),
+        ({"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha goes with sync_ref_model, which is off"),
+        ({"ref_model_sync_steps": 5}, "ref_model_sync_steps goes with sync_ref_model, which is off"),
         ({"sync_ref_model": True, "loss_type": "simpo"}, "sync_ref_model moves a reference, and there is none"),
         ({"sync_ref_model": True, **HARMONIC}, "not with ref_pool"),
         ({"sync_ref_model": True, "precompute_ref_log_probs": True}, "precompute_ref_log_probs replays"),

@@ -52,7 +52,7 @@ def test_the_loss_of_a_step_is_coef_times_the_mean_over_tokens(tmp_path: Path) -
         layer.mlp.gate.register_forward_hook(lambda gate, given, found: heard.append(Routing(found[0], found[2])))
     batch = next(iter(trainer.get_train_dataloader()))
     tokens = trainer.tokens(batch, epoch=0)
-    draws = trainer.args.training_plan()(tokens, None)
+    draws = trainer.recipe.plan(tokens, None)
     masked = draws.masked[:, 0]
     module(input_ids=tokens.ids, attention_mask=tokens.attention, masked=masked, scored=masked)
     loss = torch.stack([balance_loss(one, tokens.attention.flatten()) for one in heard]).mean()

@@ -148,7 +148,7 @@ SCENARIOS: dict[str, Callable[[Path, int], Result]] = {
     ),
     "apart": lambda folder, world: trained(folder, world, loss_type="kto"),
     "labels": lambda folder, world: labels(folder, world, rows=labelled(5)),
-    "batch_mean": lambda folder, world: labels(folder, world, rows=labelled(6), kto_baseline="batch_mean"),
+    "batch_mean": lambda folder, world: labels(folder, world, rows=labelled(6), loss_kwargs={"baseline": "batch_mean"}),
     "ranked": lambda folder, world: trained(folder, world, rows=ranked(8), held_out=ranked(5)),
     "sft": lambda folder, world: supervised(folder, world),
     "filled": lambda folder, world: trained(folder, world, rows=pairs(11), batch=2),

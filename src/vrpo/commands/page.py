@@ -71,7 +71,6 @@ _TITLES = {  # by the class that declares a field
     "ModelArguments": "model",
     "ScratchArguments": "new model",
     "RoundArguments": "rounds",
-    "ObjectiveConfig": "loss",
     "DiffusionConfig": "trainer",
     "VRPOConfig": "draws",
     "TrainingArguments": "trainer",
@@ -87,11 +86,12 @@ _NAMED = {  # by name, in pages that have the group
     "experts_implementation mask_token_id shift_logits",
     "LoRA": "use_peft lora_r lora_alpha lora_dropout lora_target_modules load_in_4bit load_in_8bit "
     "bnb_4bit_quant_type use_bnb_nested_quant",
-    "loss": "precompute_ref_log_probs ref_terms_dir sync_ref_model ref_model_mixup_alpha ref_model_sync_steps "
-    "warn_displacement",
+    "loss": "loss_type loss_weights loss_kwargs beta label_smoothing simpo_gamma desirable_weight undesirable_weight "
+    "sft_coef temperature temperature_kwargs reference_free ref_pool ref_pool_kwargs precompute_ref_log_probs "
+    "ref_terms_dir sync_ref_model ref_model_mixup_alpha ref_model_sync_steps warn_displacement",
     "likelihoods": "num_draws enumerate_short check_greedy",
     "report": "num_resamples",
-    "draws": "plan num_times num_masks t_min num_groups count_exponent eval_num_times draw_seed max_tokens_per_forward",
+    "draws": "plan plan_kwargs num_times eval_num_times draw_seed max_tokens_per_forward",
     "reward model": "reward_model reward_form reward_label batch_size max_length too_long dtype device",
     "endpoint": "endpoint_url endpoint_model endpoint_key_variable endpoint_extra endpoint_template unreadable refused "
     "comparisons concurrency timeout retries",

@@ -214,7 +214,7 @@ def _dtype(model: ModelArguments, model_config: Any) -> torch.dtype:
 
 def calls_of(examples: Any, config: VRPOConfig, one_pass: bool) -> Batches:
     """The calls of the model that batches of these examples need."""
-    collate, size, draws_of = PreferenceCollator(0), config.per_device_train_batch_size, config.training_plan()
+    collate, size, draws_of = PreferenceCollator(0), config.per_device_train_batch_size, config.make_recipe().plan
     calls, kept, real, computed = [], [], 0, 0
     engine = Engine(config.max_tokens_per_forward)
     for start in range(0, len(examples) - size + 1, size):

@@ -61,7 +61,7 @@ class VarianceArguments:
         default_factory=lambda: [trained_by_default()[0]],
         metadata={
             "help": "Plans beside the paper's, fixed_count, by vrpo train's fields: stratified "
-            "balanced:count_exponent=0.75,num_groups=1 ...; recommended is an n of the first one."
+            "balanced:exponent=0.75,num_groups=1 ...; recommended is an n of the first one."
         },
     )
     plan_draws: list[int] | None = field(

@@ -1,16 +1,17 @@
 """Plans as a user names them, `name` or `name:field=value,field=value`, by the fields of `vrpo train`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from typing import Any
 
-import torch
-
-from vrpo.commands.arguments import parse
 from vrpo.diagnostics.designs import Design
+from vrpo.leaves import chosen, parameters
+from vrpo.plans import PLANS, groups_of, plan_named
 from vrpo.training.preference_config import VRPOConfig
-from vrpo.types import Pairs, Tokens
+from vrpo.training.recipe import coupled
+from vrpo.types import Plan
 
-_FIELDS = ("num_masks", "t_min", "num_groups", "count_exponent", "pair_coupling")
 _BUDGETS = (1, 2, 4, 8)  # enough for an n, and the default among them
 _GROUPED = ("stratified", "balanced")
 
@@ -56,38 +57,44 @@ def trained_by_default() -> tuple[str, int]:
 
 
 def _design(name: str, budget: int, draws: int) -> Design:
-    config = _config(name, budget)
-    per_time = config.num_masks
+    plan, given = _parts(name)
+    per_time = given.get("num_masks", 1)
     if budget % per_time:
         raise ValueError(f"plan {name!r}: num_masks = {per_time} does not divide {budget} draws (--plan_draws)")
     try:
-        groups = _groups(config, budget // per_time)
-        if config.plan in _GROUPED:
-            config.num_groups = groups * draws // budget
-        plan = config.sampling_plan(draws // per_time)
+        groups = groups_of(plan_named(plan, budget // per_time, _own(given)))
+        if plan in _GROUPED:
+            given["num_groups"] = groups * draws // budget
+        made = _plan(plan, draws // per_time, given)
     except ValueError as error:
         raise ValueError(f"plan {name!r} with {budget} draws: {error}") from error
-    return Design(name, plan, draws, budget // groups, (budget,))
+    return Design(name, made, draws, budget // groups, (budget,))
 
 
-def _config(name: str, budget: int) -> VRPOConfig:
-    """The training configuration that the name stands for."""
+def _parts(name: str) -> tuple[str, dict[str, Any]]:
+    """The plan's name and its parameters, with `pair_coupling` among them."""
     plan, _, rest = name.partition(":")
-    given = ["--output_dir", "unused", "--plan", plan]
+    known = [*parameters(chosen("plan", PLANS, plan)), "pair_coupling"]
+    given: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
-        if key not in _FIELDS or not equals:
-            raise ValueError(f"plan {name!r}: {part!r} is not field=value with one of {', '.join(_FIELDS)}")
-        given += [f"--{key}", value]
-    try:
-        return parse((VRPOConfig,), [*given, "--num_times", str(budget)], prog="plan")[0]
-    except ValueError as error:
-        raise ValueError(f"plan {name!r}: {error}") from error
+        if key not in known or key == "num_times" or not equals:
+            having = ", ".join(each for each in known if each != "num_times")
+            raise ValueError(f"plan {name!r}: {part!r} is not field=value with one of {having}")
+        given[key] = value if key == "pair_coupling" else _number(name, key, value)
+    return plan, given
 
 
-def _groups(config: VRPOConfig, num_times: int) -> int:
-    """How many independent groups the plan's draws of one row form; read off a row."""
-    whole = torch.ones(2, 2, dtype=torch.bool)
-    row = Tokens(torch.tensor([[0, 1], [1, 0]]), whole, whole, torch.arange(2))
-    draws = config.sampling_plan(num_times)(row, Pairs(torch.tensor([0]), torch.tensor([1]), row.length))
-    return int(draws.group.max()) + 1
+def _number(name: str, key: str, value: str) -> int | float:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    raise ValueError(f"plan {name!r}: {key} takes a number, not {value!r}")
+
+
+def _plan(name: str, num_times: int, given: Mapping[str, Any]) -> Plan:
+    return coupled(plan_named(name, num_times, _own(given)), name, given.get("pair_coupling"))
+
+
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key != "pair_coupling"}

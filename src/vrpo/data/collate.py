@@ -239,8 +239,8 @@ def _following(prompts: Sequence[bytes]) -> list[int]:
     second time starts from."""
     if len(set(prompts)) < 2:
         raise ValueError(
-            "kto_baseline=mismatched needs answers to other prompts, and all rows have the same prompt: set it to "
-            "batch_mean, or give more rows"
+            "kto compares with answers to other prompts, and all rows have the same prompt. Give more rows, or set "
+            "loss_kwargs: {baseline: batch_mean}"
         )
     count = len(prompts)
     following = [0] * count

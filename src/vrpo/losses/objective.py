@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from vrpo.losses.pools import EQUAL, Fixed
 from vrpo.types import Pairs, Structure, Terms
 
 
@@ -74,14 +75,14 @@ class Mixture:
     """
 
     inner: ItemObjective
-    weights: tuple[float, ...]
+    weights: Fixed = EQUAL
 
     def items(self, terms: Terms, structure: Structure) -> Float[Tensor, " M"]:
-        if terms.reference.shape[1] != len(self.weights):
-            raise ValueError(f"{len(self.weights)} weights for {terms.reference.shape[1]} references")
-        alone = [replace(terms, reference=terms.reference[:, k : k + 1]) for k in range(len(self.weights))]
-        losses = [self.inner.items(each, structure) for each in alone]
-        return (losses[0].new_tensor(self.weights)[:, None] * torch.stack(losses)).sum(0)
+        number = terms.reference.shape[1]
+        alone = [replace(terms, reference=terms.reference[:, k : k + 1]) for k in range(number)]
+        losses = torch.stack([self.inner.items(each, structure) for each in alone])
+        weights = self.weights(losses.new_zeros(1, number), structure)
+        return (weights.T * losses).sum(0)
 
     def __call__(self, terms: Terms, structure: Structure) -> Float[Tensor, ""]:
         return mean(self.items(terms, structure))

@@ -132,7 +132,7 @@ class ReverseKL:
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < 0.5:
-            raise ValueError(f"epsilon (label_smoothing, dmpo_alpha) must lie in (0, 0.5), not {self.epsilon}")
+            raise ValueError(f"epsilon (label_smoothing of exo_pair) must lie in (0, 0.5), not {self.epsilon}")
 
     def __call__(
         self, chosen: Float[Tensor, " P"], rejected: Float[Tensor, " P"], beta: float | Float[Tensor, " P"]

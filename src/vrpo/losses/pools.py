@@ -111,22 +111,28 @@ def geometric(ratio: Float[Tensor, "N R"], weight: Float[Tensor, "N R"]) -> Floa
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same weights for every row, positive or 0, adding up to 1.
+    """The same weights for every row, positive or 0, adding up to 1; None: equal ones.
 
     Raises:
         ValueError: they are not; or there are not as many references.
     """
 
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not (self.weights and min(self.weights) >= 0 and abs(sum(self.weights) - 1) <= 1e-6):
-            raise ValueError(f"weights of references must not be negative and add up to 1, not {self.weights}")
+        given = self.weights
+        if given is not None and not (given and min(given) >= 0 and abs(sum(given) - 1) <= 1e-6):
+            raise ValueError(f"weights of references must not be negative and add up to 1, not {given}")
 
     def __call__(self, bound: Float[Tensor, "N R"], structure: Any) -> Float[Tensor, "N R"]:
-        if bound.shape[1] != len(self.weights):
-            raise ValueError(f"{len(self.weights)} weights for {bound.shape[1]} references")
-        return bound.new_tensor(self.weights).expand_as(bound)
+        number = bound.shape[1]
+        weights = (1 / number,) * number if self.weights is None else self.weights
+        if number != len(weights):
+            raise ValueError(f"{len(weights)} weights for {number} references")
+        return bound.new_tensor(weights).expand_as(bound)
+
+
+EQUAL = Fixed()
 
 
 @dataclass(frozen=True)
@@ -146,3 +152,43 @@ class Confidence:
         total = gap.sum(-1, keepdim=True)
         weight = torch.where(total > 0, gap / total, 1 / gap.shape[1])
         return torch.zeros_like(bound).index_copy(0, rows, torch.cat([weight, weight]))
+
+
+@dataclass(frozen=True)
+class Apart:
+    """References that are not pooled: a loss against each, in the mean by their weights (`objective.Mixture`). Called
+    as a pool, what metrics show of them all: the mean of the log-ratios, likewise."""
+
+    weights: Fixed = EQUAL
+
+    def __call__(self, terms: Terms, structure: Any) -> Float[Tensor, " N"]:
+        return Pooled(geometric, self.weights)(terms, structure)
+
+
+# By name --------------------------------------------------------------------------------------------------------------
+
+
+def _pooled(mean: Mean, weights: list[float] | str | None, clip: float | None) -> Pooled:
+    if isinstance(weights, str) and weights != "arwc":
+        raise ValueError(f"weights must be numbers or arwc, not {weights!r}")
+    fixed = Fixed(None if weights is None else tuple(weights)) if not isinstance(weights, str) else None
+    return Pooled(mean, Confidence() if fixed is None else fixed, clip)
+
+
+def _harmonic(weights: list[float] | str | None = None, clip: float | None = None) -> Pooled:
+    return _pooled(harmonic, weights, clip)
+
+
+def _geometric(weights: list[float] | str | None = None, clip: float | None = None) -> Pooled:
+    return _pooled(geometric, weights, clip)
+
+
+def _apart(weights: list[float] | None = None) -> Apart:
+    return Apart(Fixed(None if weights is None else tuple(weights)))
+
+
+POOLS: dict[str, Callable[..., Pooled | Apart]] = {  # of what `ref_pool_kwargs` holds
+    "harmonic": _harmonic,
+    "geometric": _geometric,
+    "mixture": _apart,
+}

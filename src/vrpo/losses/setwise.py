@@ -46,7 +46,7 @@ class KTO:
         if not (0 <= self.desirable_weight < inf and 0 <= self.undesirable_weight < inf):
             raise ValueError("desirable_weight and undesirable_weight must not be negative, and finite")
         if self.baseline not in ("mismatched", "batch_mean"):
-            raise ValueError(f"baseline (kto_baseline) must be mismatched or batch_mean, not {self.baseline!r}")
+            raise ValueError(f"baseline must be mismatched or batch_mean, not {self.baseline!r}")
 
     def values(self, terms: Terms, structure: Labels) -> Float[Tensor, " N"]:
         """What the loss is about: the log-ratio of each row."""
@@ -70,11 +70,9 @@ class KTO:
         values = ratio[structure.row if mean else structure.mismatched]
         total, count = self.over_processes(torch.stack([values.sum(), values.new_tensor(float(len(values)))]))
         if mean and count < 2:
-            raise ValueError(
-                "kto_baseline=batch_mean needs two labels: compared with itself, an answer teaches nothing"
-            )
+            raise ValueError("baseline=batch_mean needs two labels: compared with itself, an answer teaches nothing")
         if not count:
-            raise ValueError("kto_baseline=mismatched needs answers to other prompts, and the batch has none")
+            raise ValueError("baseline=mismatched needs answers to other prompts, and the batch has none")
         return total / count if mean else (total / count).clamp(min=0)
 
     def __call__(self, terms: Terms, structure: Labels) -> Float[Tensor, ""]:

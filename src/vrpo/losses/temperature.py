@@ -56,7 +56,7 @@ class RewardScaling:
     def __post_init__(self) -> None:
         _check_beta(self.beta)
         if not 0 < self.scale < inf:
-            raise ValueError(f"scale (reward_scale) must be positive and finite, not {self.scale}")
+            raise ValueError(f"scale must be positive and finite, not {self.scale}")
         if not (0 <= self.w < inf and 0 <= self.k < inf):
             raise ValueError(f"w and k must not be negative, and finite, not {self.w} and {self.k}")
 
@@ -101,6 +101,12 @@ def _items(structure: Pairs | Rankings | Labels) -> Tensor:
     if isinstance(structure, Labels):
         return structure.row
     return structure.chosen if isinstance(structure, Pairs) else structure.order
+
+
+TEMPERATURES: dict[str, Callable[..., Temperature]] = {  # of beta, and of what `temperature_kwargs` holds
+    "constant": Constant,
+    "reward_scaling": RewardScaling,
+}
 
 
 def _check_beta(beta: float) -> None:

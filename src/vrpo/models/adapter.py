@@ -1,11 +1,15 @@
 """A trainable adapter on a denoiser, by peft."""
 
 import copy
+import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from vrpo.models.base_model import identity_of
 from vrpo.models.hf import HFDenoiser
@@ -29,7 +33,7 @@ def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HF
 
     Raises:
         ValueError: the denoiser carries an adapter already, which a new one would replace without a word; or the
-            adapter is not on weights.
+            adapter is not on weights, names what the model has not, or would add nothing or numbers that are none.
     """
     if isinstance(denoiser.module, PeftModel):
         raise ValueError(
@@ -41,10 +45,81 @@ def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HF
             f"peft_config: {type(peft_config).__name__} puts tokens of its own before a text, which have no place in "
             "masks and blocks: train a LoRA"
         )
+    _check_learns(peft_config)
+    _check_names(denoiser.module, peft_config)
     config = copy.copy(peft_config)
     if isinstance(config, LoraConfig) and config.target_modules is None:
         config.target_modules = list(denoiser.module.lora_targets)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         base = identity_of(denoiser.module, denoiser.tokenizer)  # some adapters change what they are put on
-        return replace(denoiser, module=get_peft_model(denoiser.module, config), base=base)
+        adapted = get_peft_model(denoiser.module, config)
+    if getattr(config, "use_dora", False):
+        _check_rows(adapted)
+    return replace(denoiser, module=adapted, base=base)
+
+
+def _check_learns(config: Any) -> None:
+    """
+    Raises:
+        ValueError: the adapter would add nothing, whatever it learns, or begins as what only peft's own call makes it.
+    """
+    scales = [getattr(config, "lora_alpha", 1), *(getattr(config, "alpha_pattern", None) or {}).values()]
+    if 0 in scales:
+        raise ValueError("peft_config: a lora_alpha of 0 adds nothing, whatever the adapter learns. Set it above 0")
+    if getattr(config, "init_lora_weights", None) == "eva":
+        raise ValueError(
+            "peft_config: init_lora_weights='eva' begins from data, which no trainer here gives it. Take True, or call "
+            "peft's initialize_lora_eva_weights yourself and give the PeftModel as model"
+        )
+
+
+def _check_names(module: Any, config: Any) -> None:
+    """
+    Raises:
+        ValueError: the configuration names modules, parameters or layers that the model has not. peft passes them over
+            where others are found.
+    """
+    modules, weights = [name for name, _ in module.named_modules()], [name for name, _ in module.named_parameters()]
+    for field in ("target_modules", "modules_to_save", "exclude_modules", "target_parameters"):
+        given = getattr(config, field, None)
+        there = weights if field == "target_parameters" else modules
+        for name in given if isinstance(given, list | set | tuple) else ():
+            if not any(each == name or each.endswith(f".{name}") for each in there):
+                raise ValueError(f"peft_config: {field} names {name!r}, which the model has not{_close(name, there)}")
+    for field in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(config, field, None) or {}:
+            try:
+                pattern = re.compile(rf"(.*\.)?({name})$")
+            except re.error as error:
+                raise ValueError(f"peft_config: {field} names {name!r}, which is no pattern: {error}") from error
+            if not any(map(pattern.match, modules)):
+                raise ValueError(f"peft_config: {field} names {name!r}, which the model has not{_close(name, modules)}")
+    layers = getattr(config, "layers_to_transform", None)
+    known = {int(part) for each in modules for part in each.split(".") if part.isdecimal()}
+    for layer in [layers] if isinstance(layers, int) else layers or ():
+        if layer not in known:
+            raise ValueError(f"peft_config: layers_to_transform names {layer}, and layers are 0 to {max(known)}")
+
+
+def _close(name: str, there: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name.rpartition(".")[2], {each.rpartition(".")[2] for each in there}, n=1)
+    return f". Did you mean {found[0]!r}?" if found else ""
+
+
+def _check_rows(module: Any) -> None:
+    """
+    Raises:
+        ValueError: DoRA divides a weight's rows by their length, and one is 0.
+    """
+    for name, layer in module.named_modules():
+        norms = getattr(layer, "lora_magnitude_vector", None)
+        if (
+            isinstance(layer, BaseTunerLayer)
+            and norms
+            and any(bool((part.weight == 0).any()) for part in norms.values())
+        ):
+            raise ValueError(
+                f"peft_config: use_dora divides by the length of each row of a weight, and {name} has a row of zeros. "
+                "Leave use_dora out, or leave that module out of target_modules"
+            )

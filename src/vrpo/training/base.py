@@ -34,10 +34,11 @@ from vrpo.training.given import check_reached, check_trainable
 from vrpo.training.logs import JSONLogCallback, RowsCallback
 from vrpo.training.metrics import Columns, GradientNoise, Window, as_some, mean_and_error, sums_of
 from vrpo.training.readable import examples_of
+from vrpo.training.recipe import Recipe
 from vrpo.training.samples import SampleCallback
 from vrpo.training.saving import SavingTrainer
 from vrpo.training.sharding import set_up_fsdp
-from vrpo.types import Denoiser, Plan, Tokens
+from vrpo.types import Denoiser, Tokens
 
 EVAL_EPOCH = -1  # evaluation draws: one fixed key set at every evaluation
 Batch = Mapping[str, Tensor]
@@ -60,6 +61,7 @@ class DiffusionTrainer(SavingTrainer):
         if args.n_gpu > 1:
             raise ValueError("several GPUs, one process: start with `accelerate launch -m vrpo ...`, or show one GPU")
         self.denoiser, self.args = model, args
+        self.recipe = self.make_recipe()
         self.routers = routers_of(model.module)
         if args.router_aux_loss_coef and self.routers is None:
             raise ValueError(
@@ -94,6 +96,10 @@ class DiffusionTrainer(SavingTrainer):
         """Without torch_compile, which here is of blocks: accelerate would compile, and wrap, the whole model."""
         given = super()._build_accelerator_args(**kwargs)
         return {name: value for name, value in given.items() if name != "dynamo_plugin"}
+
+    def make_recipe(self) -> Recipe:
+        """What the run is: plans and objectives, made here once."""
+        return self.args.make_recipe(self.denoiser.block_size)
 
     # What subclasses define ------------------------------------------------------------------------------------------
 
@@ -140,15 +146,6 @@ class DiffusionTrainer(SavingTrainer):
     def token_counts(self, examples: Dataset) -> list[int]:
         """Tokens that the model reads of each example."""
         return token_counts(examples, self.token_columns)
-
-    @property
-    def training_plan(self) -> Plan:
-        """How a step's masks are drawn, for the model that is trained."""
-        return self.args.training_plan(self.denoiser.block_size)
-
-    @property
-    def evaluation_plan(self) -> Plan:
-        return self.args.sampling_plan(self.args.eval_num_times, self.denoiser.block_size)
 
     @property
     def draw_epoch(self) -> int:
@@ -395,5 +392,5 @@ class DiffusionTrainer(SavingTrainer):
             base = self.denoiser.module.config.name_or_path
             base = None if Path(base).exists() else base  # the hub refuses a card that names a local folder
             adapted, history = self.denoiser.adapted, self.state.log_history
-            card = model_card(self.method, self.args, self.training_plan, base, adapted, history, self.changes)
+            card = model_card(self.method, self.args, self.recipe.plan, base, adapted, history, self.changes)
             (self.args.folder / "README.md").write_text(card)

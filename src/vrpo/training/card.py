@@ -16,15 +16,15 @@ _SHOWN = (
     "loss_weights",
     "sft_coef",
     "label_smoothing",
+    "loss_kwargs",
     "temperature",
+    "temperature_kwargs",
     "reference_free",
     "ref_pool",
+    "ref_pool_kwargs",
     "plan",
     "num_times",
-    "num_masks",
-    "t_min",
-    "num_groups",
-    "count_exponent",
+    "plan_kwargs",
     "pair_coupling",
     "slope",
     "share_draws",
@@ -41,7 +41,7 @@ _SHOWN = (
     "bf16",
 )
 
-_OF_DRAWS = ("num_times", "num_masks", "t_min", "num_groups", "count_exponent", "pair_coupling")
+_OF_DRAWS = ("num_times", "plan_kwargs", "pair_coupling")
 _KIND = ("A masked diffusion language model", "A causal language model")
 
 

@@ -3,45 +3,31 @@
 import copy
 from dataclasses import dataclass, field, fields
 from math import isfinite
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
-from vrpo.draws import FixedCount
-from vrpo.losses.objective import Objective
+from vrpo.leaves import check_type, name_of
 from vrpo.losses.setwise import SFT
-from vrpo.plans import BalancedMasks, Bernoulli, Exact, IndependentMasks, Levels, within_blocks
 from vrpo.training.inherited import check_inherited, check_resolved
 from vrpo.training.not_offered import unknown_field
-from vrpo.types import Plan
+from vrpo.training.recipe import Recipe, plans_of
 
 _RANGES = {  # least and greatest values of numbers, those of transformers among them; None of them is infinite
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, 1 << 20)),
-    **dict.fromkeys(("gradient_accumulation_steps", "num_masks"), (1, 1 << 20)),
+    **dict.fromkeys(("gradient_accumulation_steps",), (1, 1 << 20)),
     **dict.fromkeys(("num_times", "eval_num_times"), (1, 1 << 16)),
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), (0, 1e9)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 0.999999999)),
     **dict.fromkeys(("max_length", "max_prompt_length", "eos_padding", "sample_max_new_tokens"), (1, 1 << 24)),
-    **dict.fromkeys(("count_exponent",), (-1, 1)),
     **dict.fromkeys(("seed", "data_seed", "draw_seed"), (0, (1 << 32) - 1)),
     **dict.fromkeys(("dataloader_num_workers", "dataset_num_proc"), (0, 512)),
     **dict.fromkeys(("ddp_timeout", "ddp_bucket_cap_mb", "dataloader_prefetch_factor"), (1, 1 << 30)),
     **dict.fromkeys(("save_total_limit",), (1, 1 << 30)),
     **dict.fromkeys(("eval_delay",), (0, 1 << 30)),
 }
-_LEVELS = {"num_groups", "count_exponent"}
-_PLAN_FIELDS = {  # what each plan is configured by, besides num_times
-    "fixed_count": {"num_masks"},
-    "bernoulli": {"num_masks", "t_min"},
-    "stratified": _LEVELS,
-    "balanced": _LEVELS,
-    "exact": set[str](),
-}
-_NEUTRAL = {"num_masks": 1, "t_min": None, "num_groups": None, "count_exponent": None}
-COUNT_EXPONENT = 0.5  # of the plans that have one; benchmarks/variance_frontier
 
 
 @dataclass
@@ -84,31 +70,21 @@ class DiffusionConfig(TrainingArguments):
     plan: str = field(
         default="fixed_count",
         metadata={
-            "help": "How masks are drawn: fixed_count (the paper's), bernoulli (needs t_min), stratified or "
-            "balanced. Of a block diffusion model, in each block. exact: no masks, the likelihood of a "
-            "causal language model."
+            "help": "How masks are drawn: fixed_count (the paper's), bernoulli, stratified or balanced. Of a block "
+            "diffusion model, in each block. exact: no masks, the likelihood of a causal language model."
+        },
+    )
+    plan_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "The plan's own parameters, as JSON, or as a mapping in YAML. fixed_count and bernoulli: num_masks "
+            "drawn per masking level (1). bernoulli: t_min, the smallest masking time (needed). stratified and "
+            "balanced: exponent (0.5), m masked tokens are drawn in proportion to m^-exponent with exact weights; "
+            "num_groups, of independent draws, of which a variance needs two (the fewest of at least two draws each)."
         },
     )
     num_times: int = field(
         default=1, metadata={"help": "Masking levels drawn per response (in SFT, all in memory at once)."}
-    )
-    num_masks: int = field(
-        default=1, metadata={"help": "Masks drawn per masking level, in plan=fixed_count and plan=bernoulli."}
-    )
-    t_min: float | None = field(default=None, metadata={"help": "Smallest masking time of plan=bernoulli."})
-    num_groups: int | None = field(
-        default=None,
-        metadata={
-            "help": "Independent groups of draws in plan=stratified and balanced; a variance needs two. None: "
-            "the fewest that are two or more of at least two draws each, which 2, 3, 5 and 7 draws cannot form: 1."
-        },
-    )
-    count_exponent: float | None = field(
-        default=None,
-        metadata={
-            "help": "Draw m masked tokens in proportion to m^-count_exponent, with exact weights, in plan=stratified "
-            f"and balanced. 0: uniform. None: {COUNT_EXPONENT}."
-        },
     )
     eval_num_times: int = field(
         default=8, metadata={"help": "Draws per response in evaluations: the same ones at every evaluation."}
@@ -214,11 +190,7 @@ class DiffusionConfig(TrainingArguments):
             raise ValueError(
                 "sample_steps fills in masks, which a causal language model (plan=exact) has not: leave it out"
             )
-        for name in ("num_times", "eval_num_times"):  # refuses a bad plan before anything is loaded
-            try:
-                self.sampling_plan(getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"plan={self.plan} with {name} = {getattr(self, name)}: {error}") from error
+        self.make_recipe()  # refuses what does not go together, before anything is loaded
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is secret: a pickle of this, training_args.bin, lies beside the weights."""
@@ -266,65 +238,13 @@ class DiffusionConfig(TrainingArguments):
         options = self.gradient_checkpointing_kwargs
         return bool(self.gradient_checkpointing and isinstance(options, dict) and options["use_reentrant"])
 
-    def training_plan(self, block_size: int | None = None) -> Plan:
-        """The plan of a training step."""
-        return self.sampling_plan(self.num_times, block_size)
-
-    def sampling_plan(self, num_times: int, block_size: int | None = None) -> Plan:
-        """The plan by its configured name, with `num_times` masking levels.
+    def make_recipe(self, block_size: int | None = None) -> Recipe:
+        """What the run is.
 
         Args:
-            block_size: of the model that it is for, if that is a block diffusion model: the plan is then of each block.
+            block_size: of a block diffusion model.
         """
-        return within_blocks(self._named_plan(num_times), block_size)
-
-    def _named_plan(self, num_times: int) -> Plan:
-        self._check_plan_fields()
-        match self.plan:
-            case "fixed_count":
-                return FixedCount(num_times, self.num_masks)
-            case "bernoulli":
-                assert self.t_min is not None
-                return Bernoulli(self.t_min, num_times, self.num_masks)
-            case "stratified":
-                return IndependentMasks(self._levels(num_times))
-            case "balanced":
-                return BalancedMasks(self._levels(num_times))
-            case _:
-                return Exact()
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether the plan has groups and a law of counts to choose."""
-        return "count_exponent" in _PLAN_FIELDS[self.plan]
-
-    def _levels(self, num_times: int) -> Levels:
-        groups = automatic_groups(num_times) if self.num_groups is None else self.num_groups
-        exponent = COUNT_EXPONENT if self.count_exponent is None else self.count_exponent
-        return Levels(num_times, groups, exponent)
-
-    def _check_plan_fields(self) -> None:
-        if self.plan not in _PLAN_FIELDS:
-            raise ValueError(f"plan must be one of {', '.join(_PLAN_FIELDS)}, not {self.plan!r}")
-        for name, neutral in _NEUTRAL.items():
-            if name not in _PLAN_FIELDS[self.plan] and getattr(self, name) != neutral:
-                owners = " or ".join(plan for plan, fields in _PLAN_FIELDS.items() if name in fields)
-                raise ValueError(f"{name} belongs to plan={owners}; plan={self.plan} has none")
-        if self.plan == "bernoulli" and self.t_min is None:
-            raise ValueError("plan=bernoulli needs t_min: without it the estimate has infinite variance")
-
-
-def automatic_groups(num_times: int) -> int:
-    """The smallest number of equal groups that is above 1 and leaves each at least two draws; 1 if there is none."""
-    return next((groups for groups in range(2, num_times // 2 + 1) if num_times % groups == 0), 1)
-
-
-_KINDS: dict[Any, Any] = {int: Integral, float: Real, list: list | tuple}
-
-
-def name_of(function: Any) -> str:
-    """What a function is called where it cannot be written down: module.name."""
-    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+        return Recipe(*plans_of(self, block_size=block_size), SFT(), SFT())
 
 
 def check_types(config: Any) -> None:
@@ -334,13 +254,10 @@ def check_types(config: Any) -> None:
     """
     hints = get_type_hints(type(config))  # a parser of transformers changes `Field.type`
     for name in {each.name for each in fields(config)} - {each.name for each in fields(TrainingArguments)}:
-        value, kind = getattr(config, name), hints[name]
-        kinds = [get_origin(each) or each for each in get_args(kind) or (kind,)]
-        wanted = tuple(_KINDS.get(each, each) for each in kinds if each is bool or not isinstance(value, bool))
-        free = str in kinds and list not in kinds  # whose values are looked up, or are a place
-        if not free and not isinstance(value, wanted) and not (name == "max_length" and value is None):
-            said = " or ".join(each.__name__ for each in kinds).replace("NoneType", "None")
-            raise ValueError(f"{name} is {value!r}, of type {type(value).__name__}, and takes {said}")
+        value, kinds = getattr(config, name), get_args(hints[name]) or (hints[name],)
+        free = str in kinds and not any(get_origin(each) in (list, dict) for each in kinds)  # looked up, or a place
+        if not free and not (name == "max_length" and value is None):
+            check_type(name, value, hints[name])
 
 
 def _check_numbers(config: Any) -> None:
@@ -369,6 +286,3 @@ class SFTConfig(DiffusionConfig):
     chunk_text: bool = field(
         default=True, metadata={"help": "Rows with a text field: cut into pieces of max_length instead of truncating."}
     )
-
-    def objective(self) -> Objective:
-        return SFT()

@@ -55,10 +55,28 @@ NOT_OFFERED = {  # what runs made for TRL's preference trainers and SFTTrainer m
     "use_logits_to_keep": "only scored positions have logits anyway; leave it out",
 }
 
+MOVED = {  # what had a field of its own in earlier versions
+    "num_masks": "plan_kwargs: {num_masks: 1}",
+    "t_min": "plan_kwargs: {t_min: 0.001}",
+    "num_groups": "plan_kwargs: {num_groups: 2}",
+    "count_exponent": "plan_kwargs: {exponent: 0.5}",
+    "dmpo_alpha": "loss_kwargs: {epsilon: 0.01}",
+    "kto_baseline": "loss_kwargs: {baseline: batch_mean}",
+    "reward_scale": "temperature_kwargs: {scale: 1.0}",
+    "reward_scaling_w": "temperature_kwargs: {w: 0.5}",
+    "reward_scaling_k": "temperature_kwargs: {k: 0.5}",
+    "ref_weights": "ref_pool_kwargs: {weights: [0.5, 0.5]}",
+    "ref_weighting": "ref_pool_kwargs: {weights: arwc}",
+    "ref_clip": "ref_pool_kwargs: {clip: 0.1}",
+}
+PAGE = "docs/coming_from_trl.md"
+
 
 def unknown_field(name: str, known: Collection[str]) -> str:
     """What to say of a field that does not exist: TRL's are named as such, others get the closest name."""
     if name in NOT_OFFERED:
-        return f"TRL's field {name!r} is not offered: {NOT_OFFERED[name]}"
+        return f"TRL's field {name!r} is not offered: {NOT_OFFERED[name]} ({PAGE})"
+    if name in MOVED:
+        return f"unknown field {name!r}: write {MOVED[name]}"
     close = difflib.get_close_matches(name, known, n=1)
-    return f"unknown field {name!r}" + (f"; did you mean {close[0]}?" if close else "")
+    return f"unknown field {name!r}" + (f"; did you mean {close[0]}?" if close else f" ({PAGE} lists TRL's)")

@@ -17,7 +17,6 @@ from vrpo.data.collate import counted, structure_of
 from vrpo.draws import FixedCount
 from vrpo.estimator import Engine
 from vrpo.kept_graphs import all_graphs_fit, backward_keeping_graphs
-from vrpo.losses.objective import WeightedSum
 from vrpo.models.adapter import is_small
 from vrpo.models.compiled import compile_blocks
 from vrpo.models.hf import HFDenoiser
@@ -34,6 +33,7 @@ from vrpo.training.metrics import Columns, label_metrics, pair_metrics, per_list
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData
 from vrpo.training.readable import check_known, check_prompts
+from vrpo.training.recipe import Recipe
 from vrpo.training.reference_terms import KnownTerms, Shards, TermStore, entry_names
 from vrpo.training.references import Given, check_references, listed, references_of
 from vrpo.training.sync import MovingReference, check_moved
@@ -132,14 +132,10 @@ class VRPOTrainer(DiffusionTrainer):
     def token_counts(self, examples: Dataset) -> list[int]:
         return self.preference_data.token_counts(examples)
 
-    @property
-    def training_plan(self) -> Plan:
-        return self.args.training_plan(self.denoiser.block_size, self.preference_data.structure)
-
-    @property
-    def evaluation_plan(self) -> Plan:
-        args = self.args
-        return args.sampling_plan(args.eval_num_times, self.denoiser.block_size, self.preference_data.structure)
+    def make_recipe(self) -> Recipe:
+        """As in `DiffusionTrainer`, for rows of the kind at hand."""
+        over_processes = None if self.args.world_size == 1 else self.added_up
+        return self.args.make_recipe(self.denoiser.block_size, self.preference_data.structure, over_processes)
 
     @property
     def ref_model(self) -> HFDenoiser | None:
@@ -175,8 +171,8 @@ class VRPOTrainer(DiffusionTrainer):
             return
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         parts = {
-            "train": (0, self.training_plan, [self.train_dataset]),
-            "eval": (EVAL_EPOCH, self.evaluation_plan, list(evaluated)),
+            "train": (0, self.recipe.plan, [self.train_dataset]),
+            "eval": (EVAL_EPOCH, self.recipe.eval_plan, list(evaluated)),
         }
         known = {}
         for name, (epoch, plan, datasets) in parts.items():
@@ -227,13 +223,12 @@ class VRPOTrainer(DiffusionTrainer):
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, every = self.tokens(batch, epoch=self.draw_epoch), structure_of(batch)
         structure = structure_of(counted(batch))
-        plan = self.training_plan
-        draws = plan(tokens, every)
+        draws = self.recipe.plan(tokens, every)
         reference: Reference = self._known[0](tokens, every) if self._known else self.reference(policy)
         if not self.args.share_draws:
-            reference = IndependentReference(reference, plan)
+            reference = IndependentReference(reference, self.recipe.plan)
         most, around = self.args.max_tokens_per_forward, self.around(self.model_wrapped)
-        objective = self.args.training_objective(len(self.references), self.added_up)
+        objective = self.recipe.objective
         given = (policy, reference, tokens, structure, draws, objective)
         together = self.accelerator.autocast
         alone = Engine(most, around=lambda last: around(False), together=together, scale=scale)
@@ -270,7 +265,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def metrics_of(self, step: Step, structure: Preferences, draws: Draws, *, common: bool) -> Columns:
         """Metrics of the pairs or lists of a batch, or of its labelled answers."""
-        judged = self.args.judged(len(self.references), self.added_up)
+        judged = self.recipe.judged
         if isinstance(structure, Labels):
             return label_metrics(step, structure, draws, judged)
         pairs = structure.pairs
@@ -313,15 +308,11 @@ class VRPOTrainer(DiffusionTrainer):
     def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
         tokens, every = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
         structure = structure_of(counted(batch))
-        draws = self.evaluation_plan(tokens, every)
+        draws = self.recipe.eval_plan(tokens, every)
         step = self._evaluated(policy, tokens, every, structure, draws)
         columns = self.metrics_of(step, structure, draws, common=True)
-        items = self.plain_objective().items(step.terms, structure)
+        items = self.recipe.plain.items(step.terms, structure)
         return {"loss": items, **columns}
-
-    def plain_objective(self) -> WeightedSum:
-        """What is minimised, with its slopes as they are."""
-        return self.args.objective(len(self.references), self.added_up)
 
     def _evaluated(self, policy: Denoiser, tokens: Tokens, rows: Preferences, asked: Preferences, draws: Draws) -> Step:
         """Evaluation draws are the same every time, hence so are a frozen reference's terms: computed once for each
@@ -329,11 +320,11 @@ class VRPOTrainer(DiffusionTrainer):
         engine = Engine(self.args.max_tokens_per_forward, self.agree)
         reference: Reference = self._known[EVAL_EPOCH](tokens, rows) if self._known else self.reference(policy)
         if not self._known:
-            key = (repr(self.evaluation_plan), *entry_names(tokens, rows).tolist())
+            key = (repr(self.recipe.eval_plan), *entry_names(tokens, rows).tolist())
             if self.agree(1 + (key not in self._eval_reference)) > 1:  # processes run a sharded model together
                 self._eval_reference[key] = reference(tokens, draws, rows, engine)
             reference = GivenReference(self._eval_reference[key])
-        return preference_loss(policy, reference, tokens, asked, draws, self.plain_objective(), engine)
+        return preference_loss(policy, reference, tokens, asked, draws, self.recipe.plain, engine)
 
     def on_window(self, statistics: dict[str, tuple[float, float]]) -> None:
         mean, error = statistics.get("elbo/chosen_change", (0.0, 0.0))  # there is none without a reference

@@ -1,26 +1,93 @@
 """What a user can set of preference training: `DiffusionConfig`, the objective, and how gradients are made."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vrpo.coupling import Paired
-from vrpo.losses.corrections import CrossFit, Jackknife
-from vrpo.losses.objective import Objective
+from vrpo.losses.named import LOSSES
 from vrpo.training.config import DiffusionConfig, check_types
-from vrpo.training.objectives import ObjectiveConfig
-from vrpo.types import Plan
+from vrpo.training.recipe import BETA, Kind, Recipe, Sum, compares, losses_of, preference_recipe, structure_of_losses
 
-_COUPLINGS = ("none", "quantile", "aligned")
-_SLOPES: dict[str, Any] = {"plain": None, "cross_fit": CrossFit, "jackknife": Jackknife, "halves": Jackknife}
 MIXUP_ALPHA, SYNC_STEPS = 0.6, 512  # TRL's
-_UNCOUPLED = ("fixed_count", "bernoulli", "exact")  # plans that share nothing between answers by default
+_OFF = {  # fields that another one, which is off, has
+    "ref_terms_dir": (None, "precompute_ref_log_probs"),
+    "ref_model_mixup_alpha": (MIXUP_ALPHA, "sync_ref_model"),
+    "ref_model_sync_steps": (SYNC_STEPS, "sync_ref_model"),
+}
 
 
 @dataclass
-class VRPOConfig(ObjectiveConfig, DiffusionConfig):
+class VRPOConfig(DiffusionConfig):
     """Preference optimisation on likelihood bounds; shaped like TRL's DPOConfig."""
 
+    loss_type: list[str] | str = field(
+        default_factory=lambda: ["sigmoid"],
+        metadata={
+            "help": f"One preference loss or several, by TRL's names where it has one: {', '.join(LOSSES)}, sft."
+        },
+    )
+    loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each loss in loss_type. None: 1 each."}
+    )
+    loss_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "The losses' own parameters that have no field, as JSON, or as a mapping in YAML. dmpo_rkl: "
+            "epsilon (0.01), the share of wrong labels that it assumes. kto: baseline, what it compares with: "
+            "mismatched, answers to other prompts, one more row each (TRL's); or batch_mean, the batch itself."
+        },
+    )
+    beta: float = field(
+        default=BETA,
+        metadata={
+            "help": "Inverse temperature, on scores SUMMED over tokens; of ipo, simpo and orpo, on means per token: "
+            "about 0.1 (its tau), 2 and 0.1 (its lambda)."
+        },
+    )
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "Share of wrong labels that sigmoid, robust and exo_pair assume. exo_pair: 0 means 0.001."},
+    )
+    simpo_gamma: float = field(default=0.5, metadata={"help": "Target margin of simpo, after beta."})
+    desirable_weight: float = field(default=1.0, metadata={"help": "Weight of desirable answers in kto."})
+    undesirable_weight: float = field(default=1.0, metadata={"help": "Weight of undesirable answers in kto."})
+    sft_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the SFT loss on the chosen answer (0.05 in the paper), as loss_type sft has one."},
+    )
+    temperature: str | Callable[..., Any] = field(
+        default="constant",
+        metadata={
+            "help": "What beta is: constant; or reward_scaling, larger for pairs with surer rewards (MM-RLHF). In "
+            "Python also a function from vrpo.Pairs (or Rankings, Labels) to the beta of each."
+        },
+    )
+    temperature_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Parameters of reward_scaling, as JSON, or as a mapping in YAML: scale (needed), the difference of "
+            "rewards that counts as 1; w (0.5), beta grows to at most (1 + w) * beta; k (0.5), how fast."
+        },
+    )
+    reference_free: bool = field(
+        default=False, metadata={"help": "No reference: bounds instead of log-ratios. simpo and orpo never have one."}
+    )
+    ref_pool: str | None = field(
+        default=None,
+        metadata={
+            "help": "What several references are to the loss: harmonic (MRPO), geometric, or mixture (the losses "
+            "against each, multi-DPO)."
+        },
+    )
+    ref_pool_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Its parameters, as JSON, or as a mapping in YAML: weights, numbers that add up to 1 (equal ones), "
+            "or arwc, for each pair by how much a reference tells its answers apart; clip (CTRO), how far, relatively, "
+            "the bounds of further references may be from the first's. mixture: weights only, as numbers."
+        },
+    )
     learning_rate: float = field(default=5e-7, metadata={"help": "Peak learning rate (the paper's)."})
     plan: str = field(
         default="balanced",
@@ -73,7 +140,7 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
     )
     ref_terms_dir: str | None = field(
         default=None,
-        metadata={"help": "Where these terms are kept, for other runs too. None: output_dir/reference_terms."},
+        metadata={"help": "Where these terms are kept, for other runs too. None: output_dir/_reference_terms."},
     )
     sync_ref_model: bool = field(
         default=False,
@@ -96,130 +163,83 @@ class VRPOConfig(ObjectiveConfig, DiffusionConfig):
 
     def __post_init__(self) -> None:
         check_types(self)
-        self.check_objective()
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         super().__post_init__()
-        self._check_together()
-        self._check_moving()
         if self.gradient_passes not in ("auto", "one", "two"):
             raise ValueError(f"gradient_passes must be auto, one or two, not {self.gradient_passes!r}")
-        if self.gradient_passes == "one" and self.router_aux_loss_coef:
-            raise ValueError(
-                "gradient_passes=one multiplies gradients by slopes afterwards, and the routers' loss has none: leave "
-                "it out with router_aux_loss_coef"
-            )
-        if self.gradient_passes == "one" and self.reentrant:
-            raise ValueError(
-                "gradient_passes=one gets no gradients from gradient_checkpointing_kwargs with use_reentrant: set that "
-                "to false, or take two passes"
-            )
-        if self.precompute_ref_log_probs and not self.share_draws:
-            raise ValueError("precompute_ref_log_probs replays the policy's draws, which share_draws=false has not")
-        if self.ref_terms_dir is not None and not self.precompute_ref_log_probs:
-            raise ValueError("ref_terms_dir goes with precompute_ref_log_probs, which is off")
-        if self.gradient_passes == "one" and not self.share_draws:
-            raise ValueError("gradient_passes=one goes with shared draws only: leave it out with share_draws=false")
-        self.training_objective()
+        for name, (default, owner) in _OFF.items():
+            if getattr(self, name) != default and not getattr(self, owner):
+                raise ValueError(f"{name} goes with {owner}, which is off")
+        for wrong, what in self._contradictions().items():
+            if what:
+                raise ValueError(wrong)
 
-    def _check_together(self) -> None:
-        """
-        Raises:
-            ValueError: a loss and a way to draw or to spend that do not go together.
-        """
-        names = [name for _, name in self.losses]
-        if "kto" in names and self.gradient_passes == "one":
-            raise ValueError("gradient_passes=one: kto's baseline couples all rows of a batch; leave it out")
-        if "orpo" in names and self.slope in ("jackknife", "halves"):
-            raise ValueError("orpo takes odds of a likelihood, and jackknife and halves subtract its losses: set slope "
-                             "to plain or cross_fit")  # fmt: skip
-        if self.plan == "exact" and not self.share_draws:
-            raise ValueError("plan=exact draws nothing: leave out share_draws=false")
-        if self.plan == "exact" and self.pair_coupling not in (None, "none"):
-            raise ValueError("plan=exact draws nothing that pair_coupling could share: leave it out")
-        if not self.compares and not self.share_draws:
-            raise ValueError("share_draws=false is about a reference's draws, and there is no reference")
-        if not self.compares and self.precompute_ref_log_probs:
-            raise ValueError("precompute_ref_log_probs computes a reference's terms, and there is no reference")
+    def _contradictions(self) -> dict[str, bool]:
+        """What does not go together, by what is said of it."""
+        one, known, moving = self.gradient_passes == "one", self.precompute_ref_log_probs, self.sync_ref_model
+        alone, unshared = not self.compares, not self.share_draws
+        return {
+            "gradient_passes=one: kto's baseline couples all rows of a batch. Leave it out": (
+                one and self.structure == "labels"
+            ),
+            "gradient_passes=one multiplies gradients by slopes afterwards, and the routers' loss has none. Leave it "
+            "out with router_aux_loss_coef": one and bool(self.router_aux_loss_coef),
+            "gradient_passes=one gets no gradients from gradient_checkpointing_kwargs with use_reentrant. Set that to "
+            "false, or take two passes": one and self.reentrant,
+            "gradient_passes=one goes with shared draws only. Leave it out with share_draws=false": one and unshared,
+            "share_draws=false: plan=exact draws nothing. Leave it out": unshared and self.plan == "exact",
+            "share_draws=false is about a reference's draws, and there is no reference": unshared and alone,
+            "precompute_ref_log_probs computes a reference's terms, and there is no reference": known and alone,
+            "precompute_ref_log_probs replays the policy's draws, which share_draws=false has not": known and unshared,
+            "precompute_ref_log_probs replays the terms of a reference that sync_ref_model would move": known
+            and moving,
+            "sync_ref_model moves a reference, and there is none": moving and alone,
+            "sync_ref_model moves the one reference: not with ref_pool, which is about several": (
+                moving and self.ref_pool is not None
+            ),
+            f"ref_model_mixup_alpha must lie in (0, 1], not {self.ref_model_mixup_alpha}": (
+                not 0 < self.ref_model_mixup_alpha <= 1
+            ),
+            f"ref_model_sync_steps must be at least 1, not {self.ref_model_sync_steps}": self.ref_model_sync_steps < 1,
+        }
 
-    def _check_moving(self) -> None:
-        """
-        Raises:
-            ValueError: a reference that moves, and fields that it does not go with.
-        """
-        given = {"ref_model_mixup_alpha": MIXUP_ALPHA, "ref_model_sync_steps": SYNC_STEPS}
-        changed = [name for name, neutral in given.items() if getattr(self, name) != neutral]
-        if changed and not self.sync_ref_model:
-            raise ValueError(f"{changed[0]} belongs to sync_ref_model, which is off")
-        if not self.sync_ref_model:
-            return
-        if not self.compares:
-            raise ValueError("sync_ref_model moves a reference, and there is none")
-        if self.ref_pool is not None:
-            raise ValueError("sync_ref_model moves the one reference: not with ref_pool, which is about several")
-        if self.precompute_ref_log_probs:
-            raise ValueError("precompute_ref_log_probs replays the terms of a reference that sync_ref_model would move")
-        if not 0 < self.ref_model_mixup_alpha <= 1:
-            raise ValueError(f"ref_model_mixup_alpha must lie in (0, 1], not {self.ref_model_mixup_alpha}")
-        if self.ref_model_sync_steps < 1:
-            raise ValueError(f"ref_model_sync_steps must be at least 1, not {self.ref_model_sync_steps}")
+    @property
+    def losses(self) -> list[tuple[float, str]]:
+        """Weight and name of each loss; sft_coef is one of them."""
+        return losses_of(self)
+
+    @property
+    def structure(self) -> Literal["pairs", "labels", "rankings"]:
+        """What the losses are about: pairs, labels or rankings. Losses of pairs take rankings, too."""
+        return structure_of_losses(self)
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a reference."""
+        return compares(self)
+
+    def make_recipe(
+        self, block_size: int | None = None, kind: Kind | None = None, over_processes: Sum | None = None
+    ) -> Recipe:
+        """What the run is: `recipe.preference_recipe`."""
+        return preference_recipe(self, kind, block_size, over_processes)
 
     def one_pass(self, *, small: bool) -> bool:
         """Whether a step pushes each row back as it comes (`preference.backward_in_one_pass`), where the trained
         parameters are few. A function of the configuration, so that processes agree on it without a word."""
         if self.gradient_passes != "auto":
             return self.gradient_passes == "one"
-        several = self.num_times * self.num_masks > 1 or self.max_tokens_per_forward is not None
+        several = self.num_draws > 1 or self.max_tokens_per_forward is not None
         possible = self.share_draws and not self.fp16 and not self.router_aux_loss_coef and not self.reentrant
         possible &= self.structure != "labels"  # whose rows are all one family, with a buffer each
         return small and several and possible
 
-    def training_plan(self, block_size: int | None = None, structure: str | None = None) -> Plan:
-        """The plan of a training step. `structure`: as in `sampling_plan`."""
-        return self.sampling_plan(self.num_times, block_size, structure)
-
-    def sampling_plan(self, num_times: int, block_size: int | None = None, structure: str | None = None) -> Plan:
-        """The plan by its configured name, with `num_times` masking levels, coupled as configured.
-
-        Args:
-            structure: what the loss is about in the data at hand: pairs, rankings or labels. None: `self.structure`,
-                as a loss of pairs has it with a data set of pairs.
-        """
-        plan, coupling = super().sampling_plan(num_times, block_size), self.pair_coupling
-        paired = (structure or self.structure) == "pairs"
-        if coupling is None:
-            coupling = "none" if self.plan in _UNCOUPLED or not paired else "aligned"
-        if coupling not in _COUPLINGS:
-            raise ValueError(f"pair_coupling must be one of {', '.join(_COUPLINGS)}, not {coupling!r}")
-        if coupling != "none" and not paired:
-            raise ValueError(
-                f"pair_coupling={coupling} couples the two answers of a pair: leave it out with kto, plackett_luce and "
-                "ranked rows"
-            )
-        return plan if coupling == "none" else Paired(plan, align=coupling == "aligned")
+    @property
+    def num_draws(self) -> int:
+        """Draws of each answer in a training step."""
+        return self.num_times * int((self.plan_kwargs or {}).get("num_masks", 1))
 
     @property
     def terms_folder(self) -> Path:
-        """Where precomputed reference terms are."""
-        return self.folder / "reference_terms" if self.ref_terms_dir is None else Path(self.ref_terms_dir)
-
-    def training_objective(self, references: int = 1, over_processes: Any = None) -> Objective:
-        """The objective with its slope where `slope` says; evaluations use `objective`.
-
-        Raises:
-            ValueError: the plan's draws form one group, of which nothing is left without it.
-        """
-        if self.slope not in _SLOPES:
-            raise ValueError(f"slope must be one of {', '.join(_SLOPES)}, not {self.slope!r}")
-        if self.slope == "plain":
-            return self.objective(references, over_processes)
-        groups = self._training_groups()
-        if groups < 2:
-            raise ValueError(f"slope={self.slope} needs independent groups of draws: raise num_times, or num_groups")
-        if self.slope == "halves" and groups % 2:
-            raise ValueError(f"slope=halves needs an even number of independent groups of draws, not {groups}")
-        return _SLOPES[self.slope](self.objective(references, over_processes), 2 if self.slope == "halves" else groups)
-
-    def _training_groups(self) -> int:
-        """Independent groups of draws that a training step's plan makes of an answer."""
-        if self.plan == "exact":
-            return 1
-        return self._levels(self.num_times).num_groups if self.has_levels else self.num_times
+        """Where precomputed reference terms are. transformers uploads nothing whose name begins with a line."""
+        return self.folder / "_reference_terms" if self.ref_terms_dir is None else Path(self.ref_terms_dir)

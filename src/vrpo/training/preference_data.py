@@ -54,8 +54,7 @@ class PreferenceData:
         refused = _TAKES[self.config.structure].get(self.kind)
         if refused is not None:
             raise ValueError(f"loss_type {names} does not take {_SAID[self.kind]}: {refused}")
-        if self.kind == "rankings":
-            _check_lists(self.config)
+        self.config.make_recipe(kind=self.structure)  # refuses what is about other rows, before a model is loaded
 
     @classmethod
     def of(cls, config: VRPOConfig, *datasets: Any) -> "PreferenceData":
@@ -100,7 +99,7 @@ class PreferenceData:
     @property
     def mismatched(self) -> bool:
         """Whether batches have rows with answers to other prompts."""
-        return self.labelled and self.config.kto_baseline == "mismatched"
+        return self.labelled and (self.config.loss_kwargs or {}).get("baseline", "mismatched") == "mismatched"
 
     @property
     def items_per_example(self) -> int:
@@ -125,7 +124,7 @@ class PreferenceData:
     def check_baseline(self, processes: int, rows: Any, eval_rows: Any) -> None:
         """
         Raises:
-            ValueError: kto_baseline=batch_mean, and a batch with a single label, which would be compared with itself.
+            ValueError: baseline batch_mean, and a batch with a single label, which would be compared with itself.
         """
         if not self.labelled or self.mismatched:
             return
@@ -139,9 +138,9 @@ class PreferenceData:
             last = 0 if drops or part is None else len(part) % size
             if 1 in (size * self.items_per_example, last * self.items_per_example):
                 raise ValueError(
-                    f"kto_baseline=batch_mean compares each answer with the mean of its batch, and a batch of "
+                    f"kto with baseline batch_mean compares each answer with the mean of its batch, and a batch of "
                     f"{name}_dataset has one label, over all processes: set per_device_{name}_batch_size so that none "
-                    "has, or kto_baseline to mismatched (gradient_accumulation_steps does not help)"
+                    "has, or the baseline to mismatched (gradient_accumulation_steps does not help)"
                 )
 
     def collator(self, pad_id: int) -> Collator:
@@ -202,17 +201,3 @@ def _check_order(lists: Iterable[Sequence[float]]) -> None:
                 f"row {index}: field 'rewards' must fall from answer to answer for plackett_luce, and is {rewards}: "
                 "put the best answer first, and leave out tied ones"
             )
-
-
-def _check_lists(config: VRPOConfig) -> None:
-    """
-    Raises:
-        ValueError: something that is about the two answers of a pair.
-    """
-    given = {
-        "ref_weighting=arwc": config.ref_weighting == "arwc",
-        f"pair_coupling={config.pair_coupling}": config.pair_coupling not in (None, "none"),
-    }
-    for name, wrong in given.items():
-        if wrong:
-            raise ValueError(f"{name} is about the two answers of a pair, and the rows are ranked lists: leave it out")

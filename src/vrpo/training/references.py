@@ -21,6 +21,7 @@ from vrpo.reference import ExactReference, FrozenReference, NoReference, Referen
 from vrpo.training.given import as_denoiser
 from vrpo.training.initial import Before, Frozen, initially
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.recipe import reference_weights
 from vrpo.types import Denoiser, Plan
 
 Given = HFDenoiser | nn.Module | str
@@ -210,8 +211,8 @@ def check_references(config: VRPOConfig, given: int, causal: int, *, adapted: bo
             f"ref_pool={config.ref_pool} puts several references together, and there is one: leave it out, or name "
             "others in ref_model_name_or_path (ref_model) or causal_ref_model_name_or_path (causal_ref_model)"
         )
-    if config.ref_weights is not None and len(config.ref_weights) != number:
-        raise ValueError(f"ref_weights has {len(config.ref_weights)} weights for {number} references")
+    if reference_weights(config) not in (None, number):
+        raise ValueError(f"ref_pool_kwargs: {reference_weights(config)} weights for {number} references")
     if config.sync_ref_model and causal:
         raise ValueError("sync_ref_model moves the reference towards the policy, and causal_ref_model is no such model")
     if config.sync_ref_model and adapted:

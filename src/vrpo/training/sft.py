@@ -98,7 +98,7 @@ class SFTTrainer(DiffusionTrainer):
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
         tokens, rows = self.tokens(batch, epoch=self.draw_epoch), rows_of(counted(batch))
-        draws = self.training_plan(tokens, rows)
+        draws = self.recipe.plan(tokens, rows)
         asked = torch.zeros_like(rows.length, dtype=torch.bool).index_fill(0, rows.imitated, True)
         self.weigh_routers(tokens, draws.in_use & asked[:, None], scale)
         step = self._step(policy, tokens, rows, draws)
@@ -115,12 +115,12 @@ class SFTTrainer(DiffusionTrainer):
             tokens,
             rows,
             draws,
-            self.args.objective(),
+            self.recipe.objective,
             Engine(self.args.max_tokens_per_forward, self.agree),
         )
 
     def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
         tokens, rows = self.tokens(batch, epoch=EVAL_EPOCH), rows_of(counted(batch))
-        draws = self.evaluation_plan(tokens, rows)
+        draws = self.recipe.eval_plan(tokens, rows)
         per_token = row_metrics(self._step(policy, tokens, rows, draws), rows)
         return {"loss": -per_token["elbo/per_token"], **per_token}
