@@ -94,10 +94,9 @@ def tokenize_preferences(
     Strings stay raw, messages go through the chat template (`encode.Encoder`). `example_id` is the row's index in its
     source: it survives selection and dropped rows.
 
-    A row is unusable if a field is missing or of the wrong type, if it is no JSON object, if an answer is empty or not
-    the assistant's, if the answers are equal (also once rendered, or cut), if its prompt is too long, if the chat
-    template refuses it, if its text spells the mask token, or if a reward or weight is missing or not finite, or a
-    weight negative.
+    A row is unusable if a field is missing or of the wrong type, an answer empty or not the assistant's, the answers
+    equal (also once rendered, or cut), its prompt too long, a number not finite or a weight negative, if the chat
+    template refuses it, or if its text spells the mask token.
 
     Args:
         options: fields of `Options`.
