@@ -66,7 +66,7 @@ class DataReport:
         for reason, drop in self.dropped.items():
             parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){_REMEDIES.get(reason, '')}")
         noted = [(getattr(self, name), text) for name, (_, text) in _NOTED.items() if text]
-        return "; ".join([*parts, *(text.format(count) for count, text in noted if count)])
+        return "; ".join([*parts, *(text.format(count) for count, text in noted[-1:] + noted[:-1] if count)])
 
     @property
     def total(self) -> int:

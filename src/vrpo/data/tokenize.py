@@ -155,8 +155,8 @@ def tokenize_ranked(
     """
     numbers = _numbers_of_kind(rows, "rankings", ("prompt", "completions"))
     rewarded, messages = "rewards" in rows.column_names, _holds_messages(rows, "completions")
-    features = {"completions_ids": List(IDS), "places": List(Value("int64")), **dict.fromkeys(numbers, REAL)}
-    features |= {"rewards": List(REAL)} if rewarded else {}
+    features = {"completions_ids": List(IDS), "places": List(Value("int64"))}
+    features |= ({"rewards": List(REAL)} if rewarded else {}) | dict.fromkeys(numbers, REAL)
     read = partial(_ranking, numbers, rewarded, ties)
     return _tokenized(rows, tokenizer, messages, read, features, Options(**options))
 
