@@ -47,10 +47,6 @@ class Store:
     remedy: str
     pattern: str
 
-    @property
-    def begun(self) -> Path:
-        return self.folder / "settings.json"
-
     def open(self) -> "Store":
         """Make the folder, or find it made with these settings. They bind once there is a part: a run that failed early
         can be corrected.
@@ -58,11 +54,12 @@ class Store:
         Raises:
             ValueError: its parts were made with other settings, or with unknown ones.
         """
+        begun = self.folder / "settings.json"
         if any(self.folder.glob(self.pattern)):
-            check_settings(self.begun, self.settings, self.folder, self.remedy)
+            check_settings(begun, self.settings, self.folder, self.remedy)
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_settings(self.begun, self.settings)
+            write_settings(begun, self.settings)
         return self
 
     def path(self, name: str) -> Path:
@@ -179,6 +176,7 @@ class Ledger:
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings, or another JSON object, to a file, to be compared by `check_settings`."""
     write_whole(path, lambda part: part.write_bytes(_json(settings, 1)))
 
 
@@ -229,14 +227,13 @@ def _write(pieces: Iterable[bytes], path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and put it there; on disk when this returns.
+    """Have a file written beside its place and put it there, once its content is on disk.
 
     What a killed process of this machine left of the same file is cleared away, not what a living one is writing.
     """
     part = _begun(path)
     write(part)
-    as_umask(part)
-    _on_disk(part)
+    _settle(part)
     part.replace(path)
 
 
@@ -246,20 +243,16 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
     part.mkdir(parents=True)
     try:
         write(part)
-        for file in part.rglob("*"):
-            if file.is_file():
-                as_umask(file)
-                _on_disk(file)
+        for file in filter(Path.is_file, part.rglob("*")):
+            _settle(file)
     except BaseException:
         shutil.rmtree(part)
         raise
-    if not path.exists():
-        part.replace(path)
-        return
     old = part.with_name(part.name.removesuffix(".part") + ".old.part")
-    path.replace(old)
+    if path.exists():
+        path.replace(old)
     part.replace(path)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_writable(path: Path, field: str, *, folder: bool = False) -> None:
@@ -342,7 +335,8 @@ def _begun(path: Path) -> Path:
     return path.with_name(f"{begun}.{os.getpid()}.part")
 
 
-def _on_disk(file: Path) -> None:
+def _settle(file: Path) -> None:
+    as_umask(file)
     with file.open("rb") as content:
         os.fsync(content.fileno())
 

@@ -45,10 +45,10 @@ def test_padding_is_no_response_even_where_it_is_the_end_token():
     assert batch["attention"].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
 
-@pytest.mark.parametrize(("field", "side"), [("chosen_ids", 0), ("rejected_ids", 1)])
-def test_a_row_without_response(field, side):
-    with pytest.raises(ValueError, match=f"example 4, side {side} has no response token"):
-        PreferenceCollator(pad_id=0)([B, {**A, field: []}])
+def test_a_row_without_response():
+    for field, side in [("chosen_ids", 0), ("rejected_ids", 1)]:
+        with pytest.raises(ValueError, match=f"example 4, side {side} has no response token"):
+            PreferenceCollator(pad_id=0)([B, {**A, field: []}])
 
 
 def test_keys_are_those_of_the_draws():

@@ -61,23 +61,23 @@ TEMPLATES = {  # -> a prompt, and its answer
 }
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_a_response_is_content_and_end_of_turn(with_template, name):
+def test_a_response_is_content_and_end_of_turn(with_template):
     """Of every answer alike. Kills: a header, an empty thought or what follows the end of turn trained as response."""
-    template, prompt, answer = TEMPLATES[name]
-    tokenizer = with_template(template)
-    rows = {"prompt": said("q"), "chosen": said("a", first="assistant"), "rejected": said("b", first="assistant")}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        examples, _ = preferences(tokenizer, rows)
-    assert texts(tokenizer, examples[0], "prompt", "chosen", "rejected") == [
-        prompt,
-        answer,
-        answer.replace("a", "b", 1),
-    ]
-    assert prompt_ids(tokenizer, [said("q")], mask_id=-1) == [examples[0]["prompt_ids"]], "generate asks alike"
-    asked = tokenizer.apply_chat_template(said("q"), tokenize=False, add_generation_prompt=True)
-    assert ["vrpo asks so, too" in str(each.message) for each in caught] == [True] * (asked != prompt)
+    for name in TEMPLATES:
+        template, prompt, answer = TEMPLATES[name]
+        tokenizer = with_template(template)
+        rows = {"prompt": said("q"), "chosen": said("a", first="assistant"), "rejected": said("b", first="assistant")}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            examples, _ = preferences(tokenizer, rows)
+        assert texts(tokenizer, examples[0], "prompt", "chosen", "rejected") == [
+            prompt,
+            answer,
+            answer.replace("a", "b", 1),
+        ]
+        assert prompt_ids(tokenizer, [said("q")], mask_id=-1) == [examples[0]["prompt_ids"]], "generate asks alike"
+        asked = tokenizer.apply_chat_template(said("q"), tokenize=False, add_generation_prompt=True)
+        assert ["vrpo asks so, too" in str(each.message) for each in caught] == [True] * (asked != prompt)
 
 
 def test_an_answer_with_a_thought_of_its_own(with_template):
@@ -97,19 +97,16 @@ def test_an_answer_with_a_thought_of_its_own(with_template):
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "left_out"),
-    [
+def test_a_template_that_leaves_text_out(with_template):
+    """Kills: thoughts, or a system turn, that rows have and the model is not given."""
+    for change, left_out in [
         (("m['content']", "m['content'].split('</think>')[-1]"), "the assistant says"),
         (("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"), "the system says"),
-    ],
-)
-def test_a_template_that_leaves_text_out(with_template, change, left_out):
-    """Kills: thoughts, or a system turn, that rows have and the model is not given."""
-    tokenizer = with_template(CHATML.replace(*change))
-    whole = [{"role": "system", "content": "Be brief"}, *said("q", "<think>x</think>a")]
-    with pytest.raises(ValueError, match=f"chat template: it does not write what {left_out}"):
-        supervised(tokenizer, {"messages": whole}, on_bad_rows="error")
+    ]:
+        tokenizer = with_template(CHATML.replace(*change))
+        whole = [{"role": "system", "content": "Be brief"}, *said("q", "<think>x</think>a")]
+        with pytest.raises(ValueError, match=f"chat template: it does not write what {left_out}"):
+            supervised(tokenizer, {"messages": whole}, on_bad_rows="error")
 
 
 def test_truncation(tokenizer):
@@ -131,35 +128,32 @@ def test_rows_are_cut_on_the_side_that_trl_cuts():
     assert Options.truncation_mode == SFTConfig.truncation_mode == VRPOConfig.truncation_mode == "keep_start"
 
 
-@pytest.mark.parametrize(
-    ("answer", "prompt"),
-    [(2, 10), (3, 9), (6, 6), (7, 6), (20, 6)],  # tokens of answer and end; of a prompt of 12: what they leave of 12
-)
-def test_keep_end_drops_no_row(answer, prompt):
+def test_keep_end_drops_no_row():
     """A prompt too long for max_length loses its beginning, down to half of it. Kills: rows lost; the answer first."""
-    ids = list(range(12))
-    assert Budget(12, None, "keep_end", None).prompt(ids, answer) == ids[12 - prompt :]
+    for answer, prompt in [(2, 10), (3, 9), (6, 6), (7, 6), (20, 6)]:
+        ids = list(range(12))
+        assert Budget(12, None, "keep_end", None).prompt(ids, answer) == ids[12 - prompt :]
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, POLITE_TEMPLATE])
-@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
-def test_a_cut_prompt_still_opens_the_answer(with_template, template, mode):
+def test_a_cut_prompt_still_opens_the_answer(with_template):
     """Kills: the assistant's header cut off with the prompt's end, and the end of the user's turn."""
-    tokenizer = with_template(template)
-    row = {
-        "prompt": said("abcdefghij" * 3),
-        "chosen": said("b", first="assistant"),
-        "rejected": said("c", first="assistant"),
-    }
-    header = len(tokenizer("<|eot_id|>" + HEADER)["input_ids"])
-    with pytest.warns(UserWarning, match="cut 1 prompts"):
-        examples, _ = preferences(tokenizer, row, max_prompt_length=header + 4, truncation_mode=mode)
-    [prompt] = texts(tokenizer, examples[0], "prompt")
-    assert len(examples[0]["prompt_ids"]) == header + 4
-    assert prompt.endswith("<|eot_id|>" + HEADER)
-    assert prompt.startswith("<|startoftext|><|start_header_id|>" if mode == "keep_start" else "ghij<|eot_id|>")
-    with pytest.raises(ValueError, match=rf"max_prompt_length={header} holds nothing but the {header} tokens"):
-        preferences(tokenizer, row, max_prompt_length=header)
+    for template in [TEMPLATE, POLITE_TEMPLATE]:
+        for mode in ["keep_start", "keep_end"]:
+            tokenizer = with_template(template)
+            row = {
+                "prompt": said("abcdefghij" * 3),
+                "chosen": said("b", first="assistant"),
+                "rejected": said("c", first="assistant"),
+            }
+            header = len(tokenizer("<|eot_id|>" + HEADER)["input_ids"])
+            with pytest.warns(UserWarning, match="cut 1 prompts"):
+                examples, _ = preferences(tokenizer, row, max_prompt_length=header + 4, truncation_mode=mode)
+            [prompt] = texts(tokenizer, examples[0], "prompt")
+            assert len(examples[0]["prompt_ids"]) == header + 4
+            assert prompt.endswith("<|eot_id|>" + HEADER)
+            assert prompt.startswith("<|startoftext|><|start_header_id|>" if mode == "keep_start" else "ghij<|eot_id|>")
+            with pytest.raises(ValueError, match=rf"max_prompt_length={header} holds nothing but the {header} tokens"):
+                preferences(tokenizer, row, max_prompt_length=header)
 
 
 def test_a_long_prompt_is_dropped_with_the_remedy(tokenizer):

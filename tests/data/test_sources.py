@@ -16,20 +16,20 @@ from vrpo.data import sources as sources_module
 from vrpo.data.sources import is_one_table
 
 
-@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz", "train.json", "train.json.gz"])
-def test_json_lines_with_origin(write, name):
-    rows = load_rows(write(pair("a"), pair("b"), name=name))
-    assert rows["prompt"][:] == ["a", "b"]
-    assert rows["origin"][:] == [f"{name}:1", f"{name}:2"]
-    assert rows["example_id"][:] == [0, 1]
-    assert rows["unusable"][:] == [None, None]
+def test_json_lines_with_origin(write):
+    for name in ["train.jsonl", "train.jsonl.gz", "train.json", "train.json.gz"]:
+        rows = load_rows(write(pair("a"), pair("b"), name=name))
+        assert rows["prompt"][:] == ["a", "b"]
+        assert rows["origin"][:] == [f"{name}:1", f"{name}:2"]
+        assert rows["example_id"][:] == [0, 1]
+        assert rows["unusable"][:] == [None, None]
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\r"])
-def test_lines_end_at_newline_only(write, separator):
+def test_lines_end_at_newline_only(write):
     """Kills str.splitlines."""
-    raw = json.dumps(pair(f"a{separator}b"), ensure_ascii=separator == "\r")
-    assert load_rows(write(raw, pair()))["prompt"][:] == [f"a{separator}b", "p"]
+    for separator in ["\u2028", "\u2029", "\x85", "\x0c", "\r"]:
+        raw = json.dumps(pair(f"a{separator}b"), ensure_ascii=separator == "\r")
+        assert load_rows(write(raw, pair()))["prompt"][:] == [f"a{separator}b", "p"]
 
 
 def test_blank_lines_and_carriage_returns_and_byte_order_mark(tmp_path):
@@ -87,9 +87,8 @@ def test_messages_with_differing_keys(write):
     assert rows[0]["rejected"] == [{"role": "assistant", "content": "b"}]
 
 
-@pytest.mark.parametrize(
-    ("bad", "problem"),
-    [
+def test_bad_lines_are_carried_through(write):
+    for bad, problem in [
         ("{not json", "not a JSON object"),
         ("[1, 2]", "not a JSON object: it is of type list"),
         ("null", "not a JSON object: it is of type NoneType"),
@@ -106,13 +105,11 @@ def test_messages_with_differing_keys(write):
             '{"prompt": "a", "chosen": "b", "rejected": "c", "prompt": "d"}',
             "not a JSON object: 'prompt' is there twice",
         ),
-    ],
-)
-def test_bad_lines_are_carried_through(write, bad, problem):
-    rows = load_rows(write(pair("a"), bad, pair("b")))
-    assert rows["example_id"][:] == [0, 1, 2]
-    assert rows["unusable"][1].startswith(problem)
-    assert [rows["unusable"][0], rows["unusable"][2]] == [None, None]
+    ]:
+        rows = load_rows(write(pair("a"), bad, pair("b")))
+        assert rows["example_id"][:] == [0, 1, 2]
+        assert rows["unusable"][1].startswith(problem)
+        assert [rows["unusable"][0], rows["unusable"][2]] == [None, None]
 
 
 def test_a_line_that_is_not_utf8(tmp_path):
@@ -290,18 +287,18 @@ def test_split_of_transcripts_sees_through_shared_openings():
         assert held_out["chosen"][:] == [other["chosen"]]
 
 
-@pytest.mark.parametrize("layout", ["messages", "text", "implicit"])
-def test_split_of_other_layouts(layout):
-    talk = [said("q", str(i)) for i in range(6)] + [said("r", "x")]
-    rows = {
-        "messages": [{"messages": messages} for messages in talk],
-        "text": [{"text": repr(messages)} for messages in talk],
-        "implicit": [
-            {"chosen": messages, "rejected": [messages[0], *said("bad", first="assistant")]} for messages in talk
-        ],
-    }[layout]
-    train, held_out = split_rows(Dataset.from_list(rows), 0.15, seed=0)
-    assert (len(train), len(held_out)) == (6, 1)
+def test_split_of_other_layouts():
+    for layout in ["messages", "text", "implicit"]:
+        talk = [said("q", str(i)) for i in range(6)] + [said("r", "x")]
+        rows = {
+            "messages": [{"messages": messages} for messages in talk],
+            "text": [{"text": repr(messages)} for messages in talk],
+            "implicit": [
+                {"chosen": messages, "rejected": [messages[0], *said("bad", first="assistant")]} for messages in talk
+            ],
+        }[layout]
+        train, held_out = split_rows(Dataset.from_list(rows), 0.15, seed=0)
+        assert (len(train), len(held_out)) == (6, 1)
 
 
 def test_split_survives_bad_rows_and_refuses_the_impossible(write):
@@ -328,12 +325,15 @@ def test_machine_paths_are_not_needed(write, monkeypatch):
     assert load_rows("train.jsonl")["origin"][:] == ["train.jsonl:1"]
 
 
-@pytest.mark.parametrize("file", ["state.json", "dataset_dict.json"])
-def test_a_saved_dataset_names_only_its_own_files(tmp_path: Path, file: str) -> None:
+def test_a_saved_dataset_names_only_its_own_files(tmp_path: Path) -> None:
     """Kills: a table of somebody else's, read because a file names it."""
-    rows = Dataset.from_list([pair()])
-    (rows if file == "state.json" else DatasetDict(train=rows)).save_to_disk(tmp_path / "one")
-    named = {"state.json": {"_data_files": [{"filename": "../two/x.arrow"}]}, "dataset_dict.json": {"splits": [".."]}}
-    (tmp_path / "one" / file).write_text(json.dumps(named[file]))
-    with pytest.raises(ValueError, match=f"{file} names '[.][.]"):
-        load_rows(str(tmp_path / "one"))
+    for file in ["state.json", "dataset_dict.json"]:
+        rows = Dataset.from_list([pair()])
+        (rows if file == "state.json" else DatasetDict(train=rows)).save_to_disk(tmp_path / "one")
+        named = {
+            "state.json": {"_data_files": [{"filename": "../two/x.arrow"}]},
+            "dataset_dict.json": {"splits": [".."]},
+        }
+        (tmp_path / "one" / file).write_text(json.dumps(named[file]))
+        with pytest.raises(ValueError, match=f"{file} names '[.][.]"):
+            load_rows(str(tmp_path / "one"))

@@ -38,22 +38,22 @@ def test_no_token_straddles_the_boundary(tokenizer):
         assert texts(tokenizer, examples[0], "prompt", "chosen") == [prompt, answer + "<|endoftext|>"]
 
 
-@pytest.mark.parametrize("template", [TEMPLATE, POLITE_TEMPLATE])
-def test_messages(with_template, template):
+def test_messages(with_template):
     """Kills the dangling header of the official template as part of the answer."""
-    tokenizer = with_template(template)
-    row = {
-        "prompt": said("the sky?"),
-        "chosen": said("blue", first="assistant"),
-        "rejected": said("red", first="assistant"),
-    }
-    examples, _ = preferences(tokenizer, row)
-    prompt = "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nthe sky?<|eot_id|>" + HEADER
-    assert texts(tokenizer, examples[0], "prompt", "chosen", "rejected") == [
-        prompt,
-        "blue<|eot_id|>",
-        "red<|eot_id|>",
-    ]
+    for template in [TEMPLATE, POLITE_TEMPLATE]:
+        tokenizer = with_template(template)
+        row = {
+            "prompt": said("the sky?"),
+            "chosen": said("blue", first="assistant"),
+            "rejected": said("red", first="assistant"),
+        }
+        examples, _ = preferences(tokenizer, row)
+        prompt = "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nthe sky?<|eot_id|>" + HEADER
+        assert texts(tokenizer, examples[0], "prompt", "chosen", "rejected") == [
+            prompt,
+            "blue<|eot_id|>",
+            "red<|eot_id|>",
+        ]
 
 
 def test_the_official_template_dangles(with_template):
@@ -155,9 +155,8 @@ def test_implicit_prompt_of_strings(tokenizer):
 TURNS = "\n\nHuman: Is it?\n\nAssistant:"
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "expected"),
-    [
+def test_split_transcripts():
+    for chosen, rejected, expected in [
         ("a b c", "a b d", ("a b", " c", " d")),  # a space before the difference goes with the answers
         ("a bc", "a bd", ("a", " bc", " bd")),  # kills TRL's cut inside a word
         ("ab", "abc", ("", "ab", "abc")),  # one is the beginning of the other
@@ -171,10 +170,8 @@ TURNS = "\n\nHuman: Is it?\n\nAssistant:"
         (TURNS + " So." + TURNS + "a", TURNS + " So." + TURNS + "b", (TURNS + " So." + TURNS, "a", "b")),
         (TURNS, TURNS + " y", (TURNS, "", " y")),  # kills: the mark trained as an answer, where there is none
         ("首都是哪里。巴黎是", "首都是哪里。巴黎不", ("首都是哪里。", "巴黎是", "巴黎不")),  # no spaces there
-    ],
-)
-def test_split_transcripts(chosen, rejected, expected):
-    assert split_transcripts(chosen, rejected) == expected
+    ]:
+        assert split_transcripts(chosen, rejected) == expected
 
 
 def test_implicit_prompts_that_end_before_shared_words_are_counted(tokenizer):
@@ -247,23 +244,25 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("bad", "reason"), BAD)
-def test_bad_rows_are_dropped_and_counted(write, tokenizer, bad, reason):
-    rows = load_rows(write(pair("a"), bad, bad, pair("b")))
-    with pytest.warns(UserWarning, match=f"kept 2 of 4 rows; dropped 2: {reason} \\(first: train.jsonl:2\\)") as caught:
-        examples, report = tokenize_preferences(rows, tokenizer, max_length=64)
-    assert len(caught) == 1
-    assert examples["example_id"][:] == [0, 3]  # kills renumbering after dropping
-    assert report.kept == 2
-    assert report.dropped[reason].count == 2
-    assert report.dropped[reason].origins == ("train.jsonl:2", "train.jsonl:3")
+def test_bad_rows_are_dropped_and_counted(write, tokenizer):
+    for bad, reason in BAD:
+        rows = load_rows(write(pair("a"), bad, bad, pair("b")))
+        with pytest.warns(
+            UserWarning, match=f"kept 2 of 4 rows; dropped 2: {reason} \\(first: train.jsonl:2\\)"
+        ) as caught:
+            examples, report = tokenize_preferences(rows, tokenizer, max_length=64)
+        assert len(caught) == 1
+        assert examples["example_id"][:] == [0, 3]  # kills renumbering after dropping
+        assert report.kept == 2
+        assert report.dropped[reason].count == 2
+        assert report.dropped[reason].origins == ("train.jsonl:2", "train.jsonl:3")
 
 
-@pytest.mark.parametrize(("bad", "reason"), BAD)
-def test_bad_rows_raise_on_request(write, tokenizer, bad, reason):
-    rows = load_rows(write(pair("a"), bad, pair("b"), name="set.jsonl.gz"))
-    with pytest.raises(ValueError, match=f"^set.jsonl.gz:2: {reason}: .*on_bad_rows='drop'"):
-        tokenize_preferences(rows, tokenizer, max_length=64, on_bad_rows="error")
+def test_bad_rows_raise_on_request(write, tokenizer):
+    for bad, reason in BAD:
+        rows = load_rows(write(pair("a"), bad, pair("b"), name="set.jsonl.gz"))
+        with pytest.raises(ValueError, match=f"^set.jsonl.gz:2: {reason}: .*on_bad_rows='drop'"):
+            tokenize_preferences(rows, tokenizer, max_length=64, on_bad_rows="error")
 
 
 def test_one_warning_for_all_reasons(write, tokenizer):
@@ -370,19 +369,16 @@ def test_text_in_chunks(tokenizer):
         supervised(tokenizer, {"text": "x"}, chunk=True, max_length=None)
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
+def test_options_are_checked(tokenizer):
+    for option, message in [
         ({"max_length": 0}, "max_length must be at least 1"),
         ({"eos_padding": 0}, "eos_padding must be at least 1"),
         ({"max_prompt_length": -1}, "max_prompt_length must be at least 1"),
         ({"truncation_mode": "middle"}, "truncation_mode must be"),
         ({"on_bad_rows": "ignore"}, "on_bad_rows must be"),
-    ],
-)
-def test_options_are_checked(tokenizer, option, message):
-    with pytest.raises(ValueError, match=message):
-        preferences(tokenizer, pair(), **option)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            preferences(tokenizer, pair(), **option)
 
 
 def test_ids_that_cannot_name_draws(tokenizer):
@@ -450,19 +446,19 @@ def test_a_budgeted_response(ids, prompt, limit, padding):
         assert len(out) - shared < padding
 
 
-@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
-def test_a_text_that_spells_the_mask_token_is_unusable(tokenizer, field):
+def test_a_text_that_spells_the_mask_token_is_unusable(tokenizer):
     """Kills: a token of the text that the model sees as hidden, and a bound that scores the mask token."""
-    spelled = "<|start_header_id|>"  # any token will do
-    mask = tokenizer.convert_tokens_to_ids(spelled)
-    bad = {"prompt": "the sky is", "chosen": " blue", "rejected": " red"}
-    bad[field] += spelled
-    good = pair("the sky is", " blue", " red")
-    with pytest.warns(UserWarning, match="dropped 1: mask token"):
-        examples, report = preferences(tokenizer, good, bad, mask_id=mask)
-    assert (examples["example_id"][:], report.dropped["mask token"].count) == ([0], 1)
-    with pytest.raises(ValueError, match=f"its {field} spells the model's mask token"):
-        preferences(tokenizer, bad, mask_id=mask, on_bad_rows="error")
-    assert len(preferences(tokenizer, bad)[0]) == 1
-    with pytest.raises(ValueError, match="mask token"):
-        supervised(tokenizer, {"text": "a" + spelled}, mask_id=mask, on_bad_rows="error")
+    for field in ["prompt", "chosen", "rejected"]:
+        spelled = "<|start_header_id|>"  # any token will do
+        mask = tokenizer.convert_tokens_to_ids(spelled)
+        bad = {"prompt": "the sky is", "chosen": " blue", "rejected": " red"}
+        bad[field] += spelled
+        good = pair("the sky is", " blue", " red")
+        with pytest.warns(UserWarning, match="dropped 1: mask token"):
+            examples, report = preferences(tokenizer, good, bad, mask_id=mask)
+        assert (examples["example_id"][:], report.dropped["mask token"].count) == ([0], 1)
+        with pytest.raises(ValueError, match=f"its {field} spells the model's mask token"):
+            preferences(tokenizer, bad, mask_id=mask, on_bad_rows="error")
+        assert len(preferences(tokenizer, bad)[0]) == 1
+        with pytest.raises(ValueError, match="mask token"):
+            supervised(tokenizer, {"text": "a" + spelled}, mask_id=mask, on_bad_rows="error")

@@ -34,13 +34,15 @@ LOST = [  # rows of pairs, and the column that the model would not be given
 ]
 
 
-@pytest.mark.parametrize(("row", "column"), LOST)
-@pytest.mark.parametrize("source", ["file", "table"])
-def test_what_the_model_would_not_be_given(row, column, source, tokenizer, write):
+def test_what_the_model_would_not_be_given(tokenizer, write):
     """From a file and as a table. Kills: a question, a system turn or pictures that a run trains without."""
-    where = {"file": "train.jsonl:1", "table": "the rows, row 0"}[source]
-    with pytest.raises(ValueError, match=f"^{where}: column '{column}' holds what the model would not be given"):
-        load_rows(write(row), columns=preference_columns) if source == "file" else preferences(tokenizer, row)
+    for row, column in LOST:
+        for source in ["file", "table"]:
+            where = {"file": "train.jsonl:1", "table": "the rows, row 0"}[source]
+            with pytest.raises(
+                ValueError, match=f"^{where}: column '{column}' holds what the model would not be given"
+            ):
+                load_rows(write(row), columns=preference_columns) if source == "file" else preferences(tokenizer, row)
 
 
 HARMLESS = [  # nothing is said, or it is said where it is read
@@ -51,11 +53,11 @@ HARMLESS = [  # nothing is said, or it is said where it is read
 ]
 
 
-@pytest.mark.parametrize("row", HARMLESS)
-def test_what_says_nothing_more(row, tokenizer, write):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert len(load_rows(write(row), columns=preference_columns)) == len(preferences(tokenizer, row)[0]) == 1
+def test_what_says_nothing_more(tokenizer, write):
+    for row in HARMLESS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert len(load_rows(write(row), columns=preference_columns)) == len(preferences(tokenizer, row)[0]) == 1
 
 
 def test_everything_else_is_named_once(tokenizer, write):
@@ -121,33 +123,39 @@ BARRED = [
 ]
 
 
-@pytest.mark.parametrize("more", BARRED, ids=lambda more: next(iter(more)))
-@pytest.mark.parametrize("source", ["file", "table"])
-def test_messages_that_say_more(more, source, tokenizer, write):
+def test_messages_that_say_more(tokenizer, write):
     """Kills: calls, thoughts or pictures left out of an answer; an answer trained that is marked as not to be."""
-    bad = {"messages": [*said("q"), {"role": "assistant", "content": "a", **more}]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = load_rows(write(bad, {"messages": said("q", "a")})) if source == "file" else Dataset.from_list([bad])
-        columns = [rows[index] for index in range(len(rows))]
-        with pytest.raises(ValueError, match=f"wrong type: field 'messages' .*messages with '{next(iter(more))}'"):
-            supervised(tokenizer, *columns, on_bad_rows="error")
+    for more in BARRED:
+        for source in ["file", "table"]:
+            bad = {"messages": [*said("q"), {"role": "assistant", "content": "a", **more}]}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rows = (
+                    load_rows(write(bad, {"messages": said("q", "a")}))
+                    if source == "file"
+                    else Dataset.from_list([bad])
+                )
+                columns = [rows[index] for index in range(len(rows))]
+                with pytest.raises(
+                    ValueError, match=f"wrong type: field 'messages' .*messages with '{next(iter(more))}'"
+                ):
+                    supervised(tokenizer, *columns, on_bad_rows="error")
 
 
 def parts(*texts):
     return [{"type": "text", "text": text} for text in texts]
 
 
-@pytest.mark.parametrize("source", ["file", "table"])
-def test_content_in_parts_of_text(source, tokenizer, write):
+def test_content_in_parts_of_text(tokenizer, write):
     """OpenAI's format. Kills: rows lost for their form; the second part left out."""
-    whole = {side: said("Name a fruit", answer) for side, answer in (("chosen", "Apple"), ("rejected", "Stone"))}
-    row = {
-        side: [{"role": m["role"], "content": parts(m["content"][:3], m["content"][3:])} for m in messages]
-        for side, messages in whole.items()
-    }
-    rows = load_rows(write(row)) if source == "file" else Dataset.from_list([row])
-    assert tokenize_preferences(rows, tokenizer)[0][0] == preferences(tokenizer, whole)[0][0]
+    for source in ["file", "table"]:
+        whole = {side: said("Name a fruit", answer) for side, answer in (("chosen", "Apple"), ("rejected", "Stone"))}
+        row = {
+            side: [{"role": m["role"], "content": parts(m["content"][:3], m["content"][3:])} for m in messages]
+            for side, messages in whole.items()
+        }
+        rows = load_rows(write(row)) if source == "file" else Dataset.from_list([row])
+        assert tokenize_preferences(rows, tokenizer)[0][0] == preferences(tokenizer, whole)[0][0]
 
 
 ODD = [  # messages, and what is said of them
@@ -163,31 +171,31 @@ ODD = [  # messages, and what is said of them
 ]
 
 
-@pytest.mark.parametrize(("messages", "named"), ODD)
-@pytest.mark.parametrize("source", ["file", "table", "prompts"])
-def test_what_is_no_text_is_named(messages, named, source, tokenizer, write):
+def test_what_is_no_text_is_named(tokenizer, write):
     """Kills: "an object, a list or a huge integer", of which nobody knows what to change."""
-    row = {"prompt": messages, "completion": said("a", first="assistant")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if source == "prompts":
-            with pytest.raises(ValueError, match=f"train.jsonl:1.*{named}"):
-                read_prompts(Path(write(row)))
-            return
-        rows = load_rows(write(row)) if source == "file" else Dataset.from_list([row])
-        with pytest.raises(ValueError, match=f"wrong type: field 'prompt' holds .*{named}"):
-            tokenize_sft(rows, tokenizer)
+    for messages, named in ODD:
+        for source in ["file", "table", "prompts"]:
+            row = {"prompt": messages, "completion": said("a", first="assistant")}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if source == "prompts":
+                    with pytest.raises(ValueError, match=f"train.jsonl:1.*{named}"):
+                        read_prompts(Path(write(row)))
+                    continue
+                rows = load_rows(write(row)) if source == "file" else Dataset.from_list([row])
+                with pytest.raises(ValueError, match=f"wrong type: field 'prompt' holds .*{named}"):
+                    tokenize_sft(rows, tokenizer)
 
 
-@pytest.mark.parametrize("role", ["usr", "human", "gpt", "function", "User", ""])
-def test_roles_that_nobody_knows(tokenizer, role):
-    odd = [{"role": role, "content": "q"}]
-    row = {"prompt": odd, "chosen": said("a", first="assistant"), "rejected": said("b", first="assistant")}
-    with pytest.raises(ValueError, match=f"unknown role: field 'prompt' has the role '{role}'"):
-        preferences(tokenizer, row, on_bad_rows="error")
-    ranked = {"prompt": said("q"), "completions": [odd, said("a", first="assistant")]}
-    with pytest.raises(ValueError, match=r"unknown role: field 'completions\[0\]'"):
-        tokenize_ranked(Dataset.from_list([ranked]), tokenizer, on_bad_rows="error")
+def test_roles_that_nobody_knows(tokenizer):
+    for role in ["usr", "human", "gpt", "function", "User", ""]:
+        odd = [{"role": role, "content": "q"}]
+        row = {"prompt": odd, "chosen": said("a", first="assistant"), "rejected": said("b", first="assistant")}
+        with pytest.raises(ValueError, match=f"unknown role: field 'prompt' has the role '{role}'"):
+            preferences(tokenizer, row, on_bad_rows="error")
+        ranked = {"prompt": said("q"), "completions": [odd, said("a", first="assistant")]}
+        with pytest.raises(ValueError, match=r"unknown role: field 'completions\[0\]'"):
+            tokenize_ranked(Dataset.from_list([ranked]), tokenizer, on_bad_rows="error")
 
 
 ASKED = "What is the capital of France?"
@@ -218,11 +226,11 @@ UNUSABLE = [
 ]
 
 
-@pytest.mark.parametrize(("row", "reason"), UNUSABLE)
-def test_rows_that_are_another_format(tokenizer, row, reason):
+def test_rows_that_are_another_format(tokenizer):
     """Kills: the question trained inside the answer; one of two prompts lost; a turn continued as a new one."""
-    with pytest.raises(ValueError, match=f"row 0: {reason}: "):
-        preferences(tokenizer, row, on_bad_rows="error")
+    for row, reason in UNUSABLE:
+        with pytest.raises(ValueError, match=f"row 0: {reason}: "):
+            preferences(tokenizer, row, on_bad_rows="error")
 
 
 def test_short_prompts_that_answers_begin_with(tokenizer):
@@ -236,9 +244,9 @@ def test_short_prompts_that_answers_begin_with(tokenizer):
         preferences(tokenizer, *[hello, pair()] * 5, hello, hello)
 
 
-@pytest.mark.parametrize(("prompt", "answer"), [("Hi", "Highly so"), ("the sky", "the sky"), ("p", "pear")])
-def test_answers_that_only_look_like_the_prompt(tokenizer, prompt, answer):
-    assert len(supervised(tokenizer, {"prompt": prompt, "completion": answer})[0]) == 1
+def test_answers_that_only_look_like_the_prompt(tokenizer):
+    for prompt, answer in [("Hi", "Highly so"), ("the sky", "the sky"), ("p", "pear")]:
+        assert len(supervised(tokenizer, {"prompt": prompt, "completion": answer})[0]) == 1
 
 
 def test_repeated_prompts_of_every_kind(tokenizer):
@@ -252,12 +260,12 @@ def test_repeated_prompts_of_every_kind(tokenizer):
         supervised(tokenizer, {"prompt": ASKED, "completion": f"{ASKED} Paris"}, on_bad_rows="error")
 
 
-@pytest.mark.parametrize("row", [pair(""), pair(" \n"), {"chosen": "Apple", "rejected": "Stone"}])
-def test_tables_without_a_prompt(tokenizer, row):
+def test_tables_without_a_prompt(tokenizer):
     """Kills: answers trained without a question. One empty prompt of several is a prompt, and counted."""
-    with pytest.raises(ValueError, match="prompt: it is empty in all 2 usable rows"):
-        preferences(tokenizer, row, row)
-    assert preferences(tokenizer, pair(""), pair())[1].empty_prompts == 1
+    for row in [pair(""), pair(" \n"), {"chosen": "Apple", "rejected": "Stone"}]:
+        with pytest.raises(ValueError, match="prompt: it is empty in all 2 usable rows"):
+            preferences(tokenizer, row, row)
+        assert preferences(tokenizer, pair(""), pair())[1].empty_prompts == 1
 
 
 def test_columns_that_another_kind_would_read(tokenizer, write):
@@ -272,17 +280,14 @@ def test_columns_that_another_kind_would_read(tokenizer, write):
         load_rows(write({"text": "x", "messages": said("q", "a"), "weight": 2}), read=supervised_columns)
 
 
-@pytest.mark.parametrize(
-    ("row", "wrong"),
-    [
+def test_prompts_to_generate_from(write):
+    """Kills: a system turn that goes along into the answers' file and not into the model."""
+    for row, wrong in [
         ({"prompt": "q", "system": "Be brief"}, "column 'system' holds what the model would not be given"),
         ({"prompt": "q", "images": ["a.png"]}, "column 'images' holds what"),
         ({"prompt": [{"role": "usr", "content": "q"}]}, "unknown role: field 'prompt' has the role 'usr'"),
         ({"prompt": []}, "has no field 'prompt' that holds text or messages"),
-    ],
-)
-def test_prompts_to_generate_from(row, wrong, write):
-    """Kills: a system turn that goes along into the answers' file and not into the model."""
-    path = Path(write({"prompt": "q", "question": "what", "answer": "a", "system": ""}, row))
-    with pytest.raises(ValueError, match=f"{path}:2:? {wrong}"):
-        read_prompts(path)
+    ]:
+        path = Path(write({"prompt": "q", "question": "what", "answer": "a", "system": ""}, row))
+        with pytest.raises(ValueError, match=f"{path}:2:? {wrong}"):
+            read_prompts(path)

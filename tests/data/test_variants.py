@@ -98,23 +98,23 @@ BAD = [
     ("rankings", {"rewards": None}, "missing field", "'rewards'"),
     ("rankings", {"rewards": [1.0, 2.0]}, "other number of rewards", "has 2, field 'completions' 3"),
     ("rankings", {"rewards": [1.0, None, 2.0]}, "missing number", r"'rewards\[1\]'"),
-    ("rankings", {"rewards": [1.0, 2.0, math.nan]}, "number not finite", r"'rewards\[2\]'"),
+    ("rankings", {"rewards": [1.0, 2.0, math.nan]}, "number not finite", "'rewards'"),
     ("rankings", {"rewards": [1.0, 1.0, 1.0]}, "all answers tied", "'rewards'"),
     ("rankings", {"prompt": None}, "missing field", "'prompt'"),
     ("rankings", {"weight": math.nan}, "number not finite", "'weight'"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "change", "reason", "detail"), BAD)
-def test_unusable_rows_are_counted_by_reason(kind, change, reason, detail, tokenizer):
+def test_unusable_rows_are_counted_by_reason(tokenizer):
     """Each reason, with a detail that names the field. Kills: a default for what is missing; a row kept in silence."""
-    rows = Dataset.from_list([GOOD[kind], {**GOOD[kind], **change}])
-    with pytest.warns(UserWarning, match=f"kept 1 of 2 rows; dropped 1: {reason} .first: row 1"):
-        examples, report = TOKENIZE[kind](rows, tokenizer)
-    assert (report.kept, {name: drop.count for name, drop in report.dropped.items()}) == (1, {reason: 1})
-    assert examples["example_id"][:] == [0]
-    with pytest.raises(ValueError, match=f"row 1: {reason}: .*{detail}"):
-        TOKENIZE[kind](rows, tokenizer, on_bad_rows="error")
+    for kind, change, reason, detail in BAD:
+        rows = Dataset.from_list([GOOD[kind], {**GOOD[kind], **change}])
+        with pytest.warns(UserWarning, match=f"kept 1 of 2 rows; dropped 1: {reason} .first: row 1"):
+            examples, report = TOKENIZE[kind](rows, tokenizer)
+        assert (report.kept, {name: drop.count for name, drop in report.dropped.items()}) == (1, {reason: 1})
+        assert examples["example_id"][:] == [0]
+        with pytest.raises(ValueError, match=f"row 1: {reason}: .*{detail}"):
+            TOKENIZE[kind](rows, tokenizer, on_bad_rows="error")
 
 
 def test_types_of_a_typed_table(tokenizer):
@@ -168,20 +168,22 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("kind", LINES)
-def test_from_a_file(kind, tokenizer, write):
+def test_from_a_file(tokenizer, write):
     """A row of another type is named by its line; other columns may hold anything. Kills: a file that cannot be read
     because of one row, or of a column that this kind does not have."""
-    others = {"label": {"a": 1}, "rewards": {"b": [2]}, "completions": {}, "chosen_reward": [1], "weight": {}}
-    own = preference_columns(list(LINES[kind][0]))
-    later = {"weight", "completions"} if kind == "labels" else {"weight"}
-    idle = {name: value for name, value in others.items() if name not in {*own, *later}}
-    rows = load_rows(write(*[{**idle, **line} for line in LINES[kind]]), columns=preference_columns)
-    assert {*own} <= {*rows.column_names} <= {*own, "origin", "example_id", "unusable"}
-    with pytest.raises(ValueError, match=r"train.jsonl:2: wrong type: field '(chosen_reward|completions|label)' holds"):
-        TOKENIZE[kind](rows, tokenizer, on_bad_rows="error")
-    with pytest.warns(UserWarning, match="dropped 1: wrong type"):
-        assert len(TOKENIZE[kind](rows, tokenizer)[0]) == 1
+    for kind in LINES:
+        others = {"label": {"a": 1}, "rewards": {"b": [2]}, "completions": {}, "chosen_reward": [1], "weight": {}}
+        own = preference_columns(list(LINES[kind][0]))
+        later = {"weight", "completions"} if kind == "labels" else {"weight"}
+        idle = {name: value for name, value in others.items() if name not in {*own, *later}}
+        rows = load_rows(write(*[{**idle, **line} for line in LINES[kind]]), columns=preference_columns)
+        assert {*own} <= {*rows.column_names} <= {*own, "origin", "example_id", "unusable"}
+        with pytest.raises(
+            ValueError, match=r"train.jsonl:2: wrong type: field '(chosen_reward|completions|label)' holds"
+        ):
+            TOKENIZE[kind](rows, tokenizer, on_bad_rows="error")
+        with pytest.warns(UserWarning, match="dropped 1: wrong type"):
+            assert len(TOKENIZE[kind](rows, tokenizer)[0]) == 1
 
 
 def test_lists_of_messages_from_a_file(tokenizer, write):
@@ -192,13 +194,13 @@ def test_lists_of_messages_from_a_file(tokenizer, write):
     assert len(train) == len(held) == 1
 
 
-@pytest.mark.parametrize("column", ["completions", "rewards"])
-def test_empty_lists_from_a_file(column, tokenizer, write):
+def test_empty_lists_from_a_file(tokenizer, write):
     """Kills: good rows that are unusable because most others have an empty list."""
-    good = {"prompt": "p", "completions": ["a", "b"], "rewards": [1, 2]}
-    rows = load_rows(write(good, *[{**good, column: []}] * 2), columns=preference_columns)
-    with pytest.warns(UserWarning, match="kept 1 of 3 rows; dropped 2: (fewer than two answers|other number)"):
-        assert tokenize_ranked(rows, tokenizer)[0]["example_id"][:] == [0]
+    for column in ["completions", "rewards"]:
+        good = {"prompt": "p", "completions": ["a", "b"], "rewards": [1, 2]}
+        rows = load_rows(write(good, *[{**good, column: []}] * 2), columns=preference_columns)
+        with pytest.warns(UserWarning, match="kept 1 of 3 rows; dropped 2: (fewer than two answers|other number)"):
+            assert tokenize_ranked(rows, tokenizer)[0]["example_id"][:] == [0]
 
 
 def test_columns_of_no_kind(write):

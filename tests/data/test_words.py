@@ -94,11 +94,9 @@ def unusual(change: str) -> Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize(
-    "change", ["dropout", "space", "strip", "prefix", "metaspace", "expression", "lower", "nothing"]
-)
-def test_other_tokenizers_are_left_alone(change: str) -> None:
-    assert not encodes_words_alone(unusual(change))
+def test_other_tokenizers_are_left_alone() -> None:
+    for change in ["dropout", "space", "strip", "prefix", "metaspace", "expression", "lower", "nothing"]:
+        assert not encodes_words_alone(unusual(change))
 
 
 def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,8 @@
 """Data: rows -> examples -> Tokens and their structure.
 
 sources.py (files, folders, the hub), json_rows.py (files that may be broken), formats.py (TRL's formats), messages.py
-(chat messages), unread.py (what rows carry beside), encode.py (chat templates, limits), tokenize.py (tables of token
-ids), variants.py (of rows that are no pairs), account.py (dropped and cut rows), cache.py (tables that are kept),
-mismatched.py (answers to other prompts), collate.py (batches).
+(chat messages), unread.py (what rows carry beside), encode.py and words.py (text to ids, limits), tokenize.py (tables
+of token ids), faults.py and account.py (dropped and cut rows), cache.py (tables that are kept), collate.py (batches).
 """
 
 from vrpo.data.account import DataReport, Dropped

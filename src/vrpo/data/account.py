@@ -25,6 +25,13 @@ _REMEDIES = {
     "prompt too long": ": set truncation_mode to keep_end, which cuts the beginning of prompts, or max_prompt_length, "
     "or a larger max_length",
 }
+_NOTED = {  # what a report counts of the rows that are kept, in its table and in its sentence
+    "truncated_prompts": ("prompts cut", "cut {} prompts to max_prompt_length or max_length"),
+    "truncated_responses": ("answers cut (no end token)", "cut {} responses to max_length (they have no end token)"),
+    "shortened_prompts": ("prompts ended before shared words", ""),
+    "empty_prompts": ("empty prompts", ""),
+    "repeated_prompts": ("answers begin with a short prompt", "in {} rows the answers begin with the short prompt"),
+}
 _SHOWN = 3  # origins kept per reason
 
 
@@ -58,12 +65,8 @@ class DataReport:
         parts = [f"kept {self.kept} of {self.total} rows"]
         for reason, drop in self.dropped.items():
             parts.append(f"dropped {drop.count}: {reason} (first: {drop.origins[0]}){_REMEDIES.get(reason, '')}")
-        noted = (
-            (self.repeated_prompts, "in {} rows the answers begin with the short prompt"),
-            (self.truncated_prompts, "cut {} prompts to max_prompt_length or max_length"),
-            (self.truncated_responses, "cut {} responses to max_length (they have no end token)"),
-        )
-        return "; ".join([*parts, *(text.format(count) for count, text in noted if count)])
+        noted = [(getattr(self, name), text) for name, (_, text) in _NOTED.items() if text]
+        return "; ".join([*parts, *(text.format(count) for count, text in noted[-1:] + noted[:-1] if count)])
 
     @property
     def total(self) -> int:
@@ -71,15 +74,8 @@ class DataReport:
 
     def lines(self) -> dict[str, int]:
         """What is counted, by name; dropped rows by reason."""
-        counts = {
-            "rows": self.total,
-            "kept": self.kept,
-            "  prompts cut": self.truncated_prompts,
-            "  answers cut (no end token)": self.truncated_responses,
-            "  prompts ended before shared words": self.shortened_prompts,
-            "  empty prompts": self.empty_prompts,
-            "  answers begin with a short prompt": self.repeated_prompts,
-        }
+        counts = {"rows": self.total, "kept": self.kept}
+        counts |= {f"  {line}": getattr(self, name) for name, (line, _) in _NOTED.items()}
         return counts | {f"dropped: {reason}": drop.count for reason, drop in self.dropped.items()}
 
 

@@ -3,7 +3,6 @@
 What deliberately does not live here: files (sources.py, json_rows.py), tokens and chat templates (encode.py).
 """
 
-import math
 import re
 import unicodedata
 from bisect import bisect
@@ -170,13 +169,11 @@ def _last_word(common: str) -> int:
     """Where the last word of a text begins, white space that is no space before it being left out. Chinese and Japanese
     are written without spaces: their wide punctuation is no part of a word."""
     end = len(common)
-    while end > 0 and not (common[end - 1].isspace() or _is_wide_sign(common[end - 1])):
+    while end > 0 and not common[end - 1].isspace():
+        if unicodedata.east_asian_width(common[end - 1]) in "WF" and unicodedata.category(common[end - 1])[0] == "P":
+            break
         end -= 1
     return end - 1 if common[end - 1 : end] == " " else end
-
-
-def _is_wide_sign(character: str) -> bool:
-    return unicodedata.east_asian_width(character) in "WF" and unicodedata.category(character).startswith("P")
 
 
 def is_shortened(chosen: Text, rejected: Text) -> bool:
@@ -197,12 +194,14 @@ def layout_of(columns: Sequence[str]) -> Layout:
     Raises:
         ValueError: none of the three is there.
     """
-    if "prompt" in columns and "completion" in columns:
-        return "completion"
-    if "messages" in columns:
-        return "messages"
-    if "text" in columns:
-        return "text"
+    layouts: dict[Layout, set[str]] = {
+        "completion": {"prompt", "completion"},
+        "messages": {"messages"},
+        "text": {"text"},
+    }
+    for layout, needed in layouts.items():
+        if needed <= {*columns}:
+            return layout
     raise ValueError(
         "supervised rows need the columns 'prompt' and 'completion', or 'messages', or 'text'; found "
         f"{shown(columns)} (rename the columns; to imitate preferred answers: --completion_column chosen)"
@@ -320,7 +319,7 @@ def _rewards(row: Mapping[str, Any], count: int) -> list[float]:
         raise UnusableRow("wrong type", "field 'rewards' is no list of numbers")
     if len(value) != count:
         raise UnusableRow("other number of rewards", f"field 'rewards' has {len(value)}, field 'completions' {count}")
-    return [_finite(each, f"rewards[{place}]") for place, each in enumerate(value)]
+    return [_number(each, f"rewards[{place}]") for place, each in enumerate(value)]
 
 
 def label_of(row: Mapping[str, Any]) -> bool:
@@ -332,22 +331,13 @@ def label_of(row: Mapping[str, Any]) -> bool:
 
 
 def numbers_of(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """Rewards and weight of a row, of those names that its table has.
-
-    Raises:
-        UnusableRow: a number is missing or not finite, or a weight is negative.
-    """
-    numbers = {name: _finite(row.get(name), name) for name in names}
-    if numbers.get("weight", 0.0) < 0:
-        raise UnusableRow("negative weight", f"field 'weight' is {numbers['weight']}")
-    return numbers
+    """Rewards and weight of a row, of those names that its table has; faults.py looks at what they are."""
+    return {name: _number(row.get(name), name) for name in names}
 
 
-def _finite(value: Any, field: str) -> float:
+def _number(value: Any, field: str) -> float:
     if value is None:
         raise UnusableRow("missing number", f"field '{field}' is absent or null")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnusableRow("wrong type", f"field '{field}' is {value!r}, not a number")
-    if not math.isfinite(value):
-        raise UnusableRow("number not finite", f"field '{field}' is {value}")
     return float(value)

@@ -78,11 +78,6 @@ class Options:
         if self.on_bad_rows not in ("error", "drop"):
             raise ValueError(f"on_bad_rows must be 'error' or 'drop', not {self.on_bad_rows!r}")
 
-    def encoder(self, tokenizer: PreTrainedTokenizerBase, messages: bool) -> tuple[Encoder, Budget]:
-        encoder = encoder_of(tokenizer, chat=self.strings_as_chat or messages)
-        limits = (self.max_length, self.max_prompt_length, self.truncation_mode, self.eos_padding)
-        return encoder, Budget(*limits, encoder.header)
-
 
 def tokenize_preferences(
     rows: Dataset, tokenizer: PreTrainedTokenizerBase, **options: Any
@@ -94,10 +89,9 @@ def tokenize_preferences(
     Strings stay raw, messages go through the chat template (`encode.Encoder`). `example_id` is the row's index in its
     source: it survives selection and dropped rows.
 
-    A row is unusable if a field is missing or of the wrong type, if it is no JSON object, if an answer is empty or not
-    the assistant's, if the answers are equal (also once rendered, or cut), if its prompt is too long, if the chat
-    template refuses it, if its text spells the mask token, or if a reward or weight is missing or not finite, or a
-    weight negative.
+    A row is unusable if a field is missing or of the wrong type, an answer empty or not the assistant's, the answers
+    equal (also once rendered, or cut), its prompt too long, a number not finite or a weight negative, if the chat
+    template refuses it, or if its text spells the mask token.
 
     Args:
         options: fields of `Options`.
@@ -112,7 +106,7 @@ def tokenize_preferences(
             "strings_as_chat needs a column 'prompt': a string transcript is not one user turn (set it False)"
         )
     features = {"chosen_ids": IDS, "rejected_ids": IDS, **dict.fromkeys(numbers, REAL)}
-    return _read_and_tokenized(rows, tokenizer, messages, partial(_pair, explicit, numbers), features, given)
+    return _tokenized(rows, tokenizer, messages, partial(_pair, explicit, numbers), features, given)
 
 
 def tokenize_sft(
@@ -137,10 +131,7 @@ def tokenize_sft(
     if given.strings_as_chat and layout != "completion" and not messages:
         raise ValueError(f"strings_as_chat needs 'prompt' and 'completion'; these rows have the layout {layout!r}")
     features = {"response_ids": IDS, "chunk": Value("int64")}
-    if not chunk:
-        return _read_and_tokenized(rows, tokenizer, messages, partial(_supervised, layout), features, given)
-    encoder, budget = given.encoder(tokenizer, messages)
-    return _tokenized(rows, encoder, partial(_chunks, encoder, budget), features, given)
+    return _tokenized(rows, tokenizer, messages, None if chunk else partial(_supervised, layout), features, given)
 
 
 def tokenize_unpaired(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **options: Any) -> tuple[Dataset, DataReport]:
@@ -149,7 +140,7 @@ def tokenize_unpaired(rows: Dataset, tokenizer: PreTrainedTokenizerBase, **optio
     numbers = _numbers_of_kind(rows, "labels", ("prompt", "completion", "label"))
     messages = _holds_messages(rows, "completion")
     features = {"completion_ids": IDS, "label": Value("bool"), **dict.fromkeys(numbers, REAL)}
-    return _read_and_tokenized(rows, tokenizer, messages, partial(_labelled, numbers), features, Options(**options))
+    return _tokenized(rows, tokenizer, messages, partial(_labelled, numbers), features, Options(**options))
 
 
 def tokenize_ranked(
@@ -164,10 +155,10 @@ def tokenize_ranked(
     """
     numbers = _numbers_of_kind(rows, "rankings", ("prompt", "completions"))
     rewarded, messages = "rewards" in rows.column_names, _holds_messages(rows, "completions")
-    features = {"completions_ids": List(IDS), "places": List(Value("int64")), **dict.fromkeys(numbers, REAL)}
-    features |= {"rewards": List(REAL)} if rewarded else {}
+    features = {"completions_ids": List(IDS), "places": List(Value("int64"))}
+    features |= ({"rewards": List(REAL)} if rewarded else {}) | dict.fromkeys(numbers, REAL)
     read = partial(_ranking, numbers, rewarded, ties)
-    return _read_and_tokenized(rows, tokenizer, messages, read, features, Options(**options))
+    return _tokenized(rows, tokenizer, messages, read, features, Options(**options))
 
 
 def number_columns(rows: Dataset, kind: Kind) -> tuple[str, ...]:
@@ -259,30 +250,30 @@ def _chunks(encoder: Encoder, budget: Budget, row: Mapping[str, Any]) -> Making:
     ]
 
 
-def _read_and_tokenized(
+def _tokenized(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     messages: bool,
-    read: Callable[[Mapping[str, Any]], Reading],
+    read: Callable[[Mapping[str, Any]], Reading] | None,
     features: Mapping[str, Any],
     options: Options,
 ) -> tuple[Dataset, DataReport]:
-    encoder, budget = options.encoder(tokenizer, messages)
-    columns = [name for name in features if name.endswith("_ids")]
-    make = partial(_examples, encoder, budget, options.strings_as_chat, columns, read)
-    return _tokenized(rows, encoder, make, features, options)
+    """The examples of the rows, with these columns, and the account of the unusable ones.
 
+    The table is kept in datasets' cache, named by the rows, how they are read, the tokenizer and this code.
 
-def _tokenized(
-    rows: Dataset, encoder: Encoder, make: Make, features: Mapping[str, Any], options: Options
-) -> tuple[Dataset, DataReport]:
-    """Map `make` over the rows, account for the unusable ones, and keep the columns, of these types, of the others.
-
-    The table is kept in datasets' cache, named by the rows, `make` and its options, the tokenizer and this code.
+    Args:
+        read: None: a text is cut into chunks.
     """
     if not len(rows):
         raise ValueError("the dataset has no rows: check the file, the split and any filter")
     check_example_ids(rows)
+    encoder = encoder_of(tokenizer, chat=options.strings_as_chat or messages)
+    limits = (options.max_length, options.max_prompt_length, options.truncation_mode, options.eos_padding)
+    budget, columns = Budget(*limits, encoder.header), [name for name in features if name.endswith("_ids")]
+    make: Make = partial(_chunks, encoder, budget)
+    if read is not None:
+        make = partial(_examples, encoder, budget, options.strings_as_chat, columns, read)
     every = Features({"prompt_ids": IDS, **features, "example_id": Value("int64"), **ACCOUNT})
     batches = partial(_batch_of_examples, encoder, make, every, options.mask_id)
     key = key_of(rows._fingerprint, batches)

@@ -28,8 +28,7 @@ _EXPRESSIONS = (  # of which it is known: GPT-2, Llama 3, Qwen 2, and Ling, whic
 
 def _classes(first: bytes, second: bytes) -> Any:
     """Of each byte, 1 if it is among the first ones, and 2 if it is among the second ones."""
-    known = [(byte in first) + 2 * (byte in second) for byte in range(256)]
-    return np.array(known, np.uint8)
+    return np.array([(byte in first) + 2 * (byte in second) for byte in range(256)], np.uint8)
 
 
 # A word begins at a space between visible characters (1), and at a stop after a letter (2).
@@ -91,8 +90,7 @@ def encodes_words_alone(tokenizer: Tokenizer) -> bool:
     the usual expressions, and no added token in which a word begins or that takes space from its neighbours."""
     model, normalizer = tokenizer.model, tokenizer.normalizer
     plain = isinstance(model, models.BPE) and not model.dropout
-    plain = plain and (normalizer is None or isinstance(normalizer, normalizers.NFC))
-    if not plain or tokenizer.pre_tokenizer is None:
+    if not (plain and (normalizer is None or isinstance(normalizer, normalizers.NFC)) and tokenizer.pre_tokenizer):
         return False
     added = list(tokenizer.get_added_tokens_decoder().values())
     if any(" " in token.content or token.lstrip or token.rstrip or token.single_word for token in added):
@@ -101,16 +99,12 @@ def encodes_words_alone(tokenizer: Tokenizer) -> bool:
     return len(words) == len(added) and _is_usual(json.loads(tokenizer.pre_tokenizer.__getstate__()))
 
 
-def _is_usual(given: dict[str, object]) -> bool:
-    parts = given["pretokenizers"] if given["type"] == "Sequence" else [given]
-    assert isinstance(parts, list)
-    *cuts, last = parts
-    if last["type"] != "ByteLevel" or last["add_prefix_space"] or last["use_regex"] == bool(cuts):
-        return False
-    return not cuts or (
-        len(cuts) == 1
-        and cuts[0]["type"] == "Split"
-        and cuts[0]["pattern"].get("Regex") in _EXPRESSIONS
-        and cuts[0]["behavior"] in ("Isolated", "Removed")
-        and cuts[0]["invert"] == (cuts[0]["behavior"] == "Removed")
-    )
+def _is_usual(given: dict[str, Any]) -> bool:
+    *cuts, last = given["pretokenizers"] if given["type"] == "Sequence" else [given]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": not cuts}
+    known = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": behavior == "Removed"}
+        for expression in _EXPRESSIONS
+        for behavior in ("Isolated", "Removed")
+    ]
+    return level.items() <= last.items() and (not cuts or (len(cuts) == 1 and cuts[0] in known))
