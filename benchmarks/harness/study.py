@@ -124,7 +124,7 @@ class Study:
 
 
 def names() -> list[str]:
-    return sorted(path.parent.name for path in ROOT.glob("*/run.py"))
+    return sorted(path.parent.name for path in ROOT.glob("*/run.py") if "\nSTUDY = " in path.read_text())
 
 
 def main(argv: Sequence[str]) -> int:

@@ -147,5 +147,5 @@ def stages(run: Run) -> list[Row]:
     return [{"step": step} for step in run.options.steps]
 
 
-TINY = {"steps": [4], "pairs": 2, "replicates": 4}
+TINY = {"steps": [4], "pairs": 3, "replicates": 4}
 STUDY = Study({"columns": Part(stages, columns), "split": Part(stages, split)}, report, TINY, Table2, draw, check)
