@@ -1,14 +1,13 @@
 """Where a prompt ends and a response begins and ends, in the templates of the field; and what is cut of both."""
 
-import inspect
 import warnings
 
 import pytest
 
 from tests.data.data_rows import HEADER, POLITE_TEMPLATE, TEMPLATE, pair, preferences, said, supervised, texts
-from vrpo.data import tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
 from vrpo.data.account import summary
 from vrpo.data.encode import Budget
+from vrpo.data.tokenize import Options
 from vrpo.decoding.text import prompt_ids
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
@@ -129,9 +128,7 @@ def test_truncation(tokenizer):
 
 def test_rows_are_cut_on_the_side_that_trl_cuts():
     """DPOConfig's default of TRL 1.16. Kills: another default in one of the doors."""
-    for tokenize in (tokenize_preferences, tokenize_sft, tokenize_ranked, tokenize_unpaired):
-        assert inspect.signature(tokenize).parameters["truncation_mode"].default == "keep_start"
-    assert SFTConfig.truncation_mode == VRPOConfig.truncation_mode == "keep_start"
+    assert Options.truncation_mode == SFTConfig.truncation_mode == VRPOConfig.truncation_mode == "keep_start"
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_half_of_the_rewards(tokenizer):
 def test_answers_that_are_the_same_once_cut(tokenizer):
     """Kills: a list whose ranked answers became equal tokens."""
     row = {"prompt": "p", "completions": ["abcdef", "abcdeg"]}
-    with pytest.raises(ValueError, match=r"equal answers: .* in max_length=4"):
+    with pytest.raises(ValueError, match="equal answers: "):
         made("rankings", tokenizer, row, max_length=4)
     with pytest.warns(UserWarning, match="cut 1 responses"):
         _, report = made("rankings", tokenizer, {"prompt": "p", "completions": ["xyz" * 9, "b"]}, max_length=6)

@@ -18,8 +18,7 @@ from vrpo.data.collate import (
     tokens_of,
 )
 from vrpo.data.sources import load_rows, split_rows
-from vrpo.data.tokenize import tokenize_preferences, tokenize_sft
-from vrpo.data.variants import tokenize_ranked, tokenize_unpaired
+from vrpo.data.tokenize import tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
 
 __all__ = [
     "DataReport",

@@ -144,7 +144,7 @@ def settled(account: pa.Table, on_bad_rows: str, warning: type[UserWarning]) -> 
     """
     report = _report(account, on_bad_rows)
     if str(report) != f"kept {report.kept} of {report.kept} rows":
-        warnings.warn(str(report), warning, stacklevel=4)
+        warnings.warn(str(report), warning, stacklevel=5)
     return report
 
 

@@ -6,6 +6,7 @@ live here: what a row of text must contain (formats.py), which ids a model knows
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from vrpo.data.formats import SURE, UnusableRow, check_different
+from vrpo.data.formats import SURE, UnusableRow
 
 ANSWERS = ("chosen_ids", "rejected_ids", "completion_ids", "completions_ids", "response_ids")
 _REALS = ("weight", "chosen_reward", "rejected_reward")
@@ -179,10 +180,10 @@ def _equal(table: pa.Table) -> Iterator[Fault]:
             yield row, "all answers tied", "the numbers in field 'rewards' are all the same"
         if answers is None or (rewards is not None and (len(rewards) != len(answers) or None in rewards)):
             continue
-        try:
-            check_different(answers, rewards)
-        except UnusableRow as error:
-            yield row, error.reason, error.detail
+        ranks = range(len(answers)) if rewards is None else rewards  # tied answers are never compared
+        ranked = combinations(zip(answers, ranks, strict=True), 2)
+        if any(one == other and rank != lower for (one, rank), (other, lower) in ranked):
+            yield row, "equal answers", "field 'completions' has the same answer twice, at different ranks"
 
 
 def _numbers(table: pa.Table) -> Iterator[Fault]:

@@ -8,7 +8,6 @@ import re
 import unicodedata
 from bisect import bisect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from vrpo.data.messages import Message, UnusableRow, as_messages, check_messages, kind_of_turns
@@ -287,55 +286,34 @@ def prompt_identity(row: Mapping[str, Any]) -> str:
     return repr((chosen, rejected, fields))
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A prompt and answers, best first: each answer's place in the row's list, and its reward if there are rewards."""
-
-    prompt: Text
-    answers: tuple[Text, ...]
-    places: tuple[int, ...]
-    rewards: tuple[float, ...] | None
-
-
-def ranked_of(row: Mapping[str, Any], *, rewarded: bool, ties: bool) -> Ranked:
-    """The answers of a row of `prompt` and `completions`, as they stand, best first, or sorted by the row's `rewards`;
-    tied ones stay in their order.
+def ranked_of(
+    row: Mapping[str, Any], *, rewarded: bool, ties: bool
+) -> tuple[Text, list[Text], list[int], list[float] | None]:
+    """Prompt and answers of a row of `prompt` and `completions`, best first: as they stand, or sorted by the row's
+    `rewards`, where tied ones stay in their order; and of each answer its place in the list, and its reward.
 
     Args:
         rewarded: the rows have a column `rewards`.
         ties: some answers may be tied, but not all.
 
     Raises:
-        UnusableRow: a field is missing or has the wrong type, there are fewer than two answers or one is empty, two
-            answers are equal without being tied, or answers are tied that must not be.
+        UnusableRow: a field is missing or has the wrong type, there are fewer than two answers or one is empty, or
+            answers are tied that must not be.
     """
     prompt = text_field(row, "prompt")
     answers = _answers(row)
     for place, answer in enumerate(answers):
         check_pair_of(prompt, answer, f"completions[{place}]")
     check_not_repeated(prompt, *answers)
+    places = list(range(len(answers)))
     if not rewarded:
-        check_different(answers, None)
-        return Ranked(prompt, tuple(answers), tuple(range(len(answers))), None)
+        return prompt, answers, places, None
     rewards = _rewards(row, len(answers))
-    places = sorted(range(len(answers)), key=lambda place: -rewards[place])  # stable
-    best = tuple(rewards[place] for place in places)
-    if len(set(best)) == 1:
-        raise UnusableRow("all answers tied", "the numbers in field 'rewards' are all the same")
-    if not ties and len(set(best)) < len(best):
+    places.sort(key=lambda place: -rewards[place])  # stable
+    best = [rewards[place] for place in places]
+    if not ties and 1 < len(set(best)) < len(best):
         raise UnusableRow("tied answers", "field 'rewards' repeats a number, and plackett_luce needs an order")
-    ranked = Ranked(prompt, tuple(answers[place] for place in places), tuple(places), best)
-    check_different(ranked.answers, best)
-    return ranked
-
-
-def check_different(answers: Sequence[Any], rewards: Sequence[float] | None) -> None:
-    """Raise `UnusableRow` if two answers are the same and not tied."""
-    for worse, answer in enumerate(answers):
-        for better in range(worse):
-            tied = rewards is not None and rewards[better] == rewards[worse]
-            if answer == answers[better] and not tied:
-                raise UnusableRow("equal answers", "field 'completions' has the same answer twice, at different ranks")
+    return prompt, [answers[place] for place in places], places, best
 
 
 def _answers(row: Mapping[str, Any]) -> list[Text]:

@@ -17,8 +17,7 @@ from vrpo.data.account import DataReport
 from vrpo.data.collate import LabelCollator, PreferenceCollator, RankingCollator
 from vrpo.data.formats import Kind, kind_of
 from vrpo.data.mismatched import with_other_answers
-from vrpo.data.tokenize import tokenize_preferences
-from vrpo.data.variants import tokenize_ranked, tokenize_unpaired
+from vrpo.data.tokenize import tokenize_preferences, tokenize_ranked, tokenize_unpaired
 from vrpo.training.balance import answer_token_counts, token_counts
 from vrpo.training.preference_config import VRPOConfig
 
