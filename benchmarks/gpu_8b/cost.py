@@ -1,7 +1,7 @@
 """What a preference step costs on paper: floating-point operations and bytes, from shapes and lengths alone.
 
-No torch, no measurement: `run.py` divides these by seconds, `../scaling/model.py` by assumed speeds. One multiply and
-one add are two operations; norms, softmax, rotations and optimizer are left out, being far below one percent.
+No torch, no measurement: `run.py` divides these by seconds. One multiply and one add are two operations; norms,
+softmax, rotations and optimizer are left out, being far below one percent.
 """
 
 from dataclasses import dataclass
@@ -69,9 +69,6 @@ class Work:
     squares: float
     scored: float
 
-    def times(self, factor: float) -> "Work":
-        return Work(factor * self.tokens, factor * self.squares, factor * self.scored)
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -104,20 +101,12 @@ def lora_flops(shape: Shape, work: Work) -> float:
     return 3 * one.blocks + 4 * one.attention + 3 * one.head + 3 * one.adapter
 
 
-def full_flops(shape: Shape, work: Work) -> float:
-    """Operations that a step on all weights NEEDS: 4 W + 4 A + 4 H, the backward being 2 W + 2 A + 2 H."""
+def again_flops(shape: Shape, work: Work, *, checkpointed: bool, value_share: float) -> float:
+    """Operations that a LoRA step does on top: with gradient checkpointing the blocks' forward again; for the share of
+    draws that has a pass of its own for its values, a forward."""
     one = parts(shape, work)
-    return 4 * (one.blocks + one.attention + one.head)
-
-
-def again_flops(shape: Shape, work: Work, *, checkpointed: bool, value_share: float, lora: bool) -> float:
-    """Operations that a step does on top: with gradient checkpointing the blocks' forward again; for the share of draws
-    that has a pass of its own for its values, a forward; for a head that is trained its forward again."""
-    one = parts(shape, work)
-    adapter = one.adapter if lora else 0.0
-    blocks = one.blocks + one.attention + adapter
-    recomputed = blocks * checkpointed + (0.0 if lora else one.head)
-    return recomputed + value_share * (blocks + one.head)
+    blocks = one.blocks + one.attention + one.adapter
+    return blocks * checkpointed + value_share * (blocks + one.head)
 
 
 def kept_bytes(shape: Shape) -> int:
@@ -148,17 +137,3 @@ def lora_memory(shape: Shape, tokens: int, *, checkpointed: bool, chunk: int = 2
         "activations": others + inputs + kept + in_flight if checkpointed else others + kept + in_flight,
         "head chunk": 5 * 4 * chunk * shape.vocabulary,
     }
-
-
-def mean_work(lengths: list[list[int]], draws: int) -> Work:
-    """Work per pair, on average over (prompt, chosen, rejected) token counts, for so many draws per answer.
-
-    Scored: m uniform on 1..L masks (L + 1) / 2 of L response tokens on average.
-    """
-    rows = [(prompt + answer, answer) for prompt, *answers in lengths for answer in answers]
-    each = Work(
-        tokens=sum(length for length, _ in rows),
-        squares=sum(length**2 for length, _ in rows),
-        scored=sum((answer + 1) / 2 for _, answer in rows),
-    )
-    return each.times(draws / len(lengths))

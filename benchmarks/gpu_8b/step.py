@@ -4,18 +4,17 @@ What is timed is what `VRPOTrainer` does with an adapter, without the trainer. c
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from cost import Shape, Work, again_flops, lora_flops
 from peft import LoraConfig
 from torch._dynamo.utils import counters
 
 import vrpo
+from benchmarks.gpu_8b.cost import Shape, Work, again_flops, lora_flops
+from benchmarks.harness.machine import peak_bytes, reset_peak, seconds
 from vrpo.estimator import Engine
 from vrpo.kept_graphs import backward_keeping_graphs
 from vrpo.models.adapter import with_adapter
@@ -121,38 +120,6 @@ def run_step(
     return step, draws
 
 
-def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    value = action()
-    wait()
-    return time.perf_counter() - start, value
-
-
-def matmul_flops(device: torch.device, tiny: bool) -> float:
-    """Operations per second of bf16 [T, D] x [D, I] products of the model's size: median of five tries."""
-    tokens, width, inner, times = (256, 256, 768, 4) if tiny else (4096, 4096, 12288, 50)
-    one, other = (torch.randn(n, m, device=device, dtype=torch.bfloat16) for n, m in ((tokens, width), (width, inner)))
-    tries = [timed(lambda: [one @ other for _ in range(times)], device)[0] for _ in range(6)][1:]
-    return times * 2 * tokens * width * inner / statistics.median(tries)
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, so Linux
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most bytes in tensors since the reset; on a CPU resident bytes of the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().split("\n")
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 @dataclass
 class Bench:
     """The model and what all rows share."""
@@ -165,11 +132,8 @@ class Bench:
     max_tokens: int
     checkpointing: bool
     repeats: int
-    deadline: float
+    left: Callable[[], float]  # seconds
     largest: tuple[float, float] = (0.0, 0.0)  # tokens and seconds of the largest step so far: does the next one fit?
-
-    def left(self) -> float:
-        return self.deadline - time.perf_counter()
 
     def tokens_of(self, case: Case) -> int:
         """Policy tokens of a step."""
@@ -180,7 +144,7 @@ class Bench:
         tokens, pairs = batch(self.workloads[case.workload], self.shape, self.device, number)
         self.model.real = self.model.computed = 0
         arguments = (case, self.model, self.optimizer, tokens, pairs, self.max_tokens)
-        seconds, (step, draws) = timed(lambda: run_step(*arguments), self.device)
+        took, (step, draws) = seconds(run_step, *arguments, device=self.device)
         if not bool(step.loss.isfinite()):
             raise RuntimeError("the loss is not finite")
         length = tokens.size.double()
@@ -191,10 +155,8 @@ class Bench:
         )
         flops = lora_flops(self.shape, work)
         value_share = self.model.real / work.tokens - 2  # beyond one pass of the policy and one of the reference
-        again = again_flops(
-            self.shape, work, checkpointed=self.checkpointing, value_share=max(value_share, 0.0), lora=True
-        )
-        return seconds, {
+        again = again_flops(self.shape, work, checkpointed=self.checkpointing, value_share=max(value_share, 0.0))
+        return took, {
             "tokens": work.tokens,
             "forward_tokens": self.model.real,
             "real_share": self.model.real / self.model.computed,
@@ -216,27 +178,27 @@ class Bench:
             if self.left() < 0:
                 return row | {"skipped": "no time left after the warm-up"}
             reset_peak(self.device)
-            seconds, facts = [], []
+            taken, facts = [], []
             repeats = self.repeats if case.workload == "pairs" else 1
-            while len(seconds) < repeats and (not seconds or self.left() > 1.2 * max(seconds)):
-                taken, found = self.step(case, 1 + len(seconds))
-                seconds.append(taken)
+            while len(taken) < repeats and (not taken or self.left() > 1.2 * max(taken)):
+                took, found = self.step(case, 1 + len(taken))
+                taken.append(took)
                 facts.append(found)
-                self.largest = max(self.largest, (found["tokens"], taken))
+                self.largest = max(self.largest, (found["tokens"], took))
         except RuntimeError as error:  # out of memory among them; the other rows may still be had
             self.optimizer.zero_grad()
             return row | {"failed": str(error).split("\n")[0][:200]}
         total = {name: sum(each[name] for each in facts) for name in facts[0]}
         return row | {
-            "seconds": seconds,
+            "seconds": taken,
             "asked_repeats": repeats,
-            "seconds_per_step": statistics.median(seconds),
-            "seconds_per_pair": statistics.median(seconds) / row["pairs"],
-            "tokens_per_second": total["tokens"] / sum(seconds),
-            "forward_tokens_per_second": total["forward_tokens"] / sum(seconds),
+            "seconds_per_step": statistics.median(taken),
+            "seconds_per_pair": statistics.median(taken) / row["pairs"],
+            "tokens_per_second": total["tokens"] / sum(taken),
+            "forward_tokens_per_second": total["forward_tokens"] / sum(taken),
             "real_share": total["real_share"] / len(facts),
-            "flops_per_second": total["flops"] / sum(seconds),
-            "executed_flops_per_second": total["executed_flops"] / sum(seconds),
+            "flops_per_second": total["flops"] / sum(taken),
+            "executed_flops_per_second": total["executed_flops"] / sum(taken),
             "peak_bytes": peak_bytes(self.device),
             "compiled_graphs": counters["stats"]["unique_graphs"],  # of the whole process so far
         }

@@ -2,10 +2,7 @@
 
 import json
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,24 +34,24 @@ def remembered(ledger: Path) -> set[str]:
     return found
 
 
-@contextmanager
-def endpoint(book: Path) -> Iterator[Served]:
+def endpoint(book: Path) -> Served:
+    """In a process that ends with this one."""
     book.touch()
     reading, writing = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(book))
+        server.timeout = 1
         os.write(writing, str(server.server_address[1]).encode())
         os.close(writing)
-        server.serve_forever()
+        while os.getppid() == parent:
+            server.handle_request()
+        os._exit(0)
     os.close(writing)
     port = int(os.read(reading, 10))
     os.close(reading)
-    try:
-        yield Served(f"http://127.0.0.1:{port}/v1", book)
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    return Served(f"http://127.0.0.1:{port}/v1", book)
 
 
 def _handler(book: Path) -> type[BaseHTTPRequestHandler]:

@@ -1,152 +1,151 @@
-"""The columns of the paper's Table 2 on one checkpoint at a time, at several stages of training.
+"""The columns of the paper's Table 2 on one checkpoint at a time, at several steps of training.
 
-    python benchmarks/table2_same_checkpoint/run.py --task text --base FOLDER --policy FOLDER --pairs FILE
-    python benchmarks/table2_same_checkpoint/run.py --task sudoku ...       then: --report
-
-FOLDER of the policy holds checkpoint-STEP folders of a VRPO run that started from the base; FILE is JSON lines of
-held-out pairs. Every column comes from the same replicates: groups of one draw, of two and of four masks at one level.
+For one policy, reference and set of pairs the score's variance obeys Lemma 5 exactly: V_t / n_t + V_y / (n_t n_y). All
+columns come from the same replicates, of one, two and four masks at a level. The part `split` says what the noise of a
+minibatch gradient is made of, draws or pairs. The model is the one of text that variance_frontier measures.
 """
 
-import argparse
-import json
-import time
-from pathlib import Path
+import math
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from benchmarks.harness.models import held_out, text_base, text_policy
+from benchmarks.harness.picture import panels
+from benchmarks.harness.study import Options, Part, Row, Run, Study, option
+from benchmarks.harness.tables import table
 from vrpo import FixedCount, FrozenReference, load
-from vrpo.data import PreferenceCollator, load_rows, tokenize_preferences, tokens_of
+from vrpo.diagnostics.minibatch import minibatch
 from vrpo.diagnostics.replicates import Replicates, replicate
-from vrpo.diagnostics.statistics import Interval, averaged, noise
+from vrpo.diagnostics.statistics import averaged, noise
 from vrpo.sketch import Sketch
-from vrpo.types import Tokens
 
-HERE = Path(__file__).parent
-COLUMNS = {  # n_t, n_y, shared: as the paper's Table 2 names them, in its order
-    "4 / 1 / yes": (4, 1, True),
-    "1 / 1 / yes": (1, 1, True),
-    "8 / 1 / yes": (8, 1, True),
-    "1 / 4 / yes": (1, 4, True),
-    "2 / 2 / yes": (2, 2, True),
-    "4 / 1 / no": (4, 1, False),
+PAPER = {  # Table 2 of arXiv 2505.19223, in its order: n_t, n_y, shared; variance of score, loss, gradient
+    "4 / 1 / yes": (4, 1, True, 2.2, 3.1e-3, 2.5),
+    "1 / 1 / yes": (1, 1, True, 44.0, 8.7e-2, 13.0),
+    "8 / 1 / yes": (8, 1, True, 1.0, 2.6e-3, 1.6),
+    "1 / 4 / yes": (1, 4, True, 7.3, 3.2e-2, 4.7),
+    "2 / 2 / yes": (2, 2, True, 4.7, 7.3e-3, 2.5),
+    "4 / 1 / no": (4, 1, False, 2183.7, 62.0, 10.6),
 }
-MEASURES = ("score_variance", "loss_variance", "loss_gradient_variance", "score_gradient_variance")
-DRAWS, REPLICATES, BETA = 16, 8, 0.2
-LIMITS = {"max_length": 112, "max_prompt_length": 40, "truncation_mode": "keep_end"}
+FIRST = "4 / 1 / yes"
+MEASURES = {"score_variance": "score", "loss_variance": "loss", "loss_gradient_variance": "gradient of the loss"}
+DRAWS, BETA = 16, 0.2
+COSTS = (1, 10, 100)  # of making a pair, in draws
 
 
-def held_out(path: Path, model: Any, count: int, limits: dict[str, Any]) -> list[Tokens]:
-    examples, _ = tokenize_preferences(load_rows(str(path)), model.tokenizer, **limits)
-    collate = PreferenceCollator(model.pad_id)
-    return [tokens_of(collate([examples[index]]), seed=0, epoch=-2) for index in range(min(count, len(examples)))]
+@dataclass
+class Table2(Options):
+    steps: list[int] = option([10, 40, 160], "Steps of VRPO whose checkpoints are measured.")
+    pairs: int = option(12, "Held-out pairs.")
+    replicates: int = option(8, "Replicates of each pair and column.")
 
 
-def measured(policy: Any, base: Any, pairs: list[Tokens]) -> dict[int, list[Replicates]]:
-    """By the number of masks at one level: replicates of every pair."""
-    found = {}
-    for masks in (1, 2, 4):
-        found[masks] = [
-            replicate(
-                policy,
-                FrozenReference(base),
-                pair,
-                FixedCount(DRAWS // masks, masks),
-                parameters=list(policy.module.parameters()),
-                num_replicates=REPLICATES,
-                sketch=Sketch(),
-                max_tokens=8192,
-            )
-            for pair in pairs
-        ]
-    return found
+@cache
+def measured(run: Run, step: int, masks: int) -> list[Replicates]:
+    """Replicates of every pair, with so many masks at one level."""
+    base = text_base(run)
+    policy, reference = (load(each, dtype=torch.float32) for each in (text_policy(run, step), base))
+    return [
+        replicate(
+            policy,
+            FrozenReference(reference),
+            pair,
+            FixedCount(DRAWS // masks, masks),
+            parameters=list(policy.module.parameters()),
+            num_replicates=run.options.replicates,
+            sketch=Sketch(),
+            max_tokens=8192,
+        )
+        for pair in held_out(base.parent / "data" / "gsm8k.jsonl", policy, run.options.pairs)
+    ]
 
 
-def keep(path: Path, found: dict[int, list[Replicates]]) -> None:
-    """The replicates themselves, for questions that come later."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fields = ("policy", "reference", "gradient")
-    save_file(
-        {
-            f"{masks}/{field}": torch.stack([getattr(one, field) for one in pairs]).float()
-            for masks, pairs in found.items()
-            for field in fields
-        },
-        path,
-    )
+def columns(run: Run, case: Row) -> Row:
+    """Variances of every column, with intervals from replicates."""
+    found: dict[str, Any] = {}
+    for name, (levels, masks, shared, *_) in PAPER.items():
+        every = measured(run, case["step"], masks)
+        pairs = every if shared else [one.independent() for one in every]
+        found[name] = {
+            measure: asdict(averaged(pairs, lambda one, m=measure, n=levels: getattr(noise(one.at(n), BETA), m)))
+            for measure in MEASURES
+        }
+    every = [noise(one.at(8), BETA) for one in measured(run, case["step"], 1)]
+    facts = {"mean_score": sum(one.score_mean for one in every) / len(every)}
+    return {"columns": found, **facts, "correlation": sum(one.correlation for one in every) / len(every)}
 
 
-def column(found: dict[int, list[Replicates]], name: str, measure: str) -> Interval:
-    levels, masks, shared = COLUMNS[name]
-    pairs = found[masks] if shared else [one.independent() for one in found[masks]]
-    return averaged(pairs, lambda one: getattr(noise(one.at(levels), BETA), measure))
+def split(run: Run, case: Row) -> Row:
+    """The variance of a minibatch gradient: what its draws and what its pairs make of it, by n."""
+    pairs, budgets = measured(run, case["step"], 1), (1, 2, 4, 8, 16)
+    found = minibatch({n: [noise(one.at(n), BETA) for one in pairs] for n in budgets}, pair_cost=0.0)
+    kept = ("draws", "pairs", "share", "bias_squared")
+    return {"curves": {name: {str(n): asdict(value) for n, value in found[name].items()} for name in kept}}
 
 
-def lemma5(found: dict[int, list[Replicates]], measure: str) -> dict[str, float]:
-    """V_t and V_y of one level, from levels of one mask and of four: V(n_y) = V_t + V_y / n_y."""
-    one, four = (column(found, name, measure).value for name in ("1 / 1 / yes", "1 / 4 / yes"))
+def lemma5(row: Row, name: str) -> float:
+    """What V_t and V_y, from the columns 1/1 and 1/4, make of another column's score."""
+    one, four = (row["columns"][each]["score_variance"]["value"] for each in ("1 / 1 / yes", "1 / 4 / yes"))
     within = (one - four) * 4 / 3
-    between = one - within
-    return {
-        "between": between,
-        "within": within,
-        **{
-            name: between / levels + within / (levels * masks)
-            for name, (levels, masks, shared) in COLUMNS.items()
-            if shared
-        },
-    }
+    levels, masks, *_ = PAPER[name]
+    return (one - within) / levels + within / (levels * masks)
 
 
-def stage(args: argparse.Namespace, step: int, base: Any, pairs: list[Tokens]) -> dict[str, Any]:
-    start = time.time()
-    policy = load(args.policy / f"checkpoint-{step}", dtype=torch.float32)
-    found = measured(policy, base, pairs)
-    keep(args.runs / f"{args.task}_{step}.safetensors", found)
-    every = [noise(one.at(8), BETA) for one in found[1]]
-    return {
-        "task": args.task,
-        "step": step,
-        "pairs": len(pairs),
-        "replicates": REPLICATES,
-        "mean_score": sum(one.score_mean for one in every) / len(every),
-        "correlation": sum(one.correlation for one in every) / len(every),
-        "columns": {name: {measure: vars(column(found, name, measure)) for measure in MEASURES} for name in COLUMNS},
-        "lemma5": {measure: lemma5(found, measure) for measure in ("score_variance", "score_gradient_variance")},
-        "seconds": round(time.time() - start),
-    }
+def shown(value: Row, form: str = ".3g") -> str:
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=("text", "sudoku"))
-    parser.add_argument("--base", type=Path)
-    parser.add_argument("--policy", type=Path)
-    parser.add_argument("--pairs", type=Path)
-    parser.add_argument("--steps", type=int, nargs="+")
-    parser.add_argument("--num_pairs", type=int, default=16)
-    parser.add_argument("--runs", type=Path, default=Path("runs/table2"))
-    parser.add_argument("--report", action="store_true")
-    args = parser.parse_args()
-    path = HERE / "result.json"
-    results = json.loads(path.read_text()) if path.is_file() else []
-    if args.task:
-        torch.set_num_threads(1)
-        base = load(args.base, dtype=torch.float32)
-        pairs = held_out(args.pairs, base, args.num_pairs, LIMITS)
-        for step in args.steps:
-            if not any(one["task"] == args.task and one["step"] == step for one in results):
-                entry = stage(args, step, base, pairs)
-                results = json.loads(path.read_text()) if path.is_file() else []  # another process may have written
-                results.append(entry)
-                path.write_text(json.dumps(results, indent=1) + "\n")
-                print(args.task, step, entry["seconds"], "s", flush=True)
-    if args.report:
-        from report import report
-
-        report(results)
+def report(run: Run) -> str:
+    rows, head = run.rows("columns"), ["step", *PAPER]
+    lines: list[list[Any]] = [["paper, 8B", *(f"{cells[3] / PAPER[FIRST][3]:.2f}" for cells in PAPER.values())]]
+    for row in rows:
+        score = {name: row["columns"][name]["score_variance"]["value"] / lemma5(row, FIRST) for name in PAPER}
+        law = {name: f" ({lemma5(row, name) / lemma5(row, FIRST):.2f})" if PAPER[name][2] else "" for name in PAPER}
+        lines.append([row["step"], *(f"{score[name]:.2f}{law[name]}" for name in PAPER)])
+    parts = [table(head, lines, f"Variance of the score relative to {FIRST}; in brackets by Lemma 5")]
+    for place, (measure, title) in enumerate(MEASURES.items(), 3):
+        lines = [["paper, 8B", *(f"{cells[place]:g}" for cells in PAPER.values())]]
+        lines += [[row["step"], *(shown(row["columns"][name][measure]) for name in PAPER)] for row in rows]
+        parts.append(table(head, lines, f"Variance of the {title}, mean over pairs [95 %]"))
+    lines = []
+    for row in run.rows("split"):
+        curves = row["curves"]
+        share = [shown(curves["share"][n], ".2f") for n in ("1", "4", "8", "16")]
+        ratio = curves["draws"]["1"]["value"] / curves["pairs"]["1"]["value"]
+        best = [f"{max(1.0, math.sqrt(cost * ratio)):.1f}" if ratio > 0 else "not known" for cost in COSTS]
+        lines.append([row["step"], *share, ", ".join(best)])
+    head = ["step", "share of draws: n = 1", "n = 4", "n = 8", "n = 16", "best n at a pair's cost of 1, 10, 100"]
+    return "\n".join([*parts, table(head, lines, "What the noise of a minibatch gradient is made of")])
 
 
-if __name__ == "__main__":
-    main()
+def draw(run: Run) -> Any:
+    names = ("score_variance", "loss_gradient_variance")
+    figure, axes = panels([MEASURES[name] for name in names], x="step of VRPO", y="variance", log="xy")
+    for axis, measure in zip(axes, names, strict=True):
+        for name in PAPER:
+            rows = run.rows("columns")
+            values = [row["columns"][name][measure]["value"] for row in rows]
+            axis.plot([row["step"] for row in rows], values, label=name)
+    axes[0].legend()
+    return figure
+
+
+def check(run: Run) -> None:
+    """Kills: columns that break what is exact for the score, 1/1 over 4/1 and over 8/1, beyond their intervals."""
+    for row in run.rows("columns"):
+        one = row["columns"]["1 / 1 / yes"]["score_variance"]
+        for name, factor in (("4 / 1 / yes", 4), ("8 / 1 / yes", 8)):
+            other = row["columns"][name]["score_variance"]
+            slack = 2 * ((one["high"] - one["value"]) + factor * (other["high"] - other["value"]))
+            assert abs(factor * other["value"] - one["value"]) <= slack, (name, row["step"], one, other)
+
+
+def stages(run: Run) -> list[Row]:
+    return [{"step": step} for step in run.options.steps]
+
+
+TINY = {"steps": [4], "pairs": 3, "replicates": 4}
+STUDY = Study({"columns": Part(stages, columns), "split": Part(stages, split)}, report, TINY, Table2, draw, check)

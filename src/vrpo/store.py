@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import Any
 
@@ -266,9 +267,8 @@ def check_writable(path: Path, field: str, *, folder: bool = False) -> None:
     within = path if folder else path.parent
     try:
         within.mkdir(parents=True, exist_ok=True)
-        trial = within / f".{os.getpid()}.part"
-        trial.write_bytes(b"")
-        trial.unlink()
+        with TemporaryFile(dir=within) as trial:  # has no name, so a kill leaves nothing
+            trial.write(b"")
     except OSError as error:
         raise ValueError(f"{field} {path}: cannot be written: {error.strerror}. Give another path.") from error
 

@@ -1,11 +1,10 @@
-"""The shapes that gpu.py runs, a family an entry: its class and what its configuration says beyond a Shape."""
+"""The published shapes, a family an entry: its class and what its configuration says beyond a Shape."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cost import Shape
-
+from benchmarks.gpu_8b.cost import Shape
 from vrpo.models.dream import Dream
 from vrpo.models.illada import ILLaDA
 from vrpo.models.llada import LLaDA
@@ -55,7 +54,7 @@ class Family:
         )
 
     def tiny(self, width: int = 64) -> Shape:
-        """Two layers, for the script itself."""
+        """Two layers, for a tiny run."""
         routed = {"experts": 8, "active": 2} if self.shape.experts else {}
         keys = 4 if self.shape.key_heads == self.shape.heads else 2
         small = replace(self.shape, layers=2, width=width, inner=3 * width // 2, vocabulary=512, rank=4)

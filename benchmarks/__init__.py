@@ -1,0 +1,1 @@
+"""Claims about vrpo that are measured: `python -m benchmarks NAME [--tiny]`, one folder a claim."""

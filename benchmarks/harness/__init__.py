@@ -1,0 +1,1 @@
+"""What all studies share: the run and its one JSON file, tables, intervals, pictures, tasks and base models."""
