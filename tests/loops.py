@@ -4,7 +4,8 @@ For cheap cases of one law. A case that takes a second, or has a story of its ow
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -26,9 +27,10 @@ def each(names: str | Sequence[str], values: Sequence[Any], ids: Any = None) -> 
         @wraps(test)
         def run(*args: Any, **kwargs: Any) -> None:
             failed: dict[str, BaseException] = {}
-            for label, case in zip(labels, cases, strict=True):
+            for number, (label, case) in enumerate(zip(labels, cases, strict=True)):
                 try:
-                    test(*args, **kwargs, **dict(zip(fields, case, strict=True)))
+                    with _alone(kwargs, number) as own:
+                        test(*args, **own, **dict(zip(fields, case, strict=True)))
                 except (Exception, pytest.fail.Exception) as error:
                     failed[str(label)] = error
             if failed:
@@ -40,3 +42,17 @@ def each(names: str | Sequence[str], values: Sequence[Any], ids: Any = None) -> 
         return run
 
     return decorate
+
+
+@contextmanager
+def _alone(fixtures: Mapping[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    """The fixtures of one case: a folder of its own, and patches that are undone after it."""
+    own = dict(fixtures)
+    if "tmp_path" in own:
+        own["tmp_path"] = own["tmp_path"] / str(number)
+        own["tmp_path"].mkdir()
+    if "monkeypatch" not in own:
+        yield own
+        return
+    with own["monkeypatch"].context() as patch:
+        yield {**own, "monkeypatch": patch}

@@ -1,5 +1,8 @@
 """Loops that can fail (loops.py)."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from tests.loops import each
@@ -23,5 +26,8 @@ def test_a_loop_runs_every_case_and_names_those_that_fail() -> None:
 
 
 @each("tail", ["x", "y"])
-def test_fixtures_reach_the_cases(tmp_path, tail: str) -> None:
-    assert (tmp_path / tail).parent.is_dir()
+def test_a_case_has_a_folder_and_patches_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: str) -> None:
+    assert not list(tmp_path.iterdir())
+    assert "OF_A_CASE" not in os.environ
+    (tmp_path / tail).write_text("")
+    monkeypatch.setenv("OF_A_CASE", tail)

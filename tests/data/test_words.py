@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
+from tests.loops import each
 from vrpo.data.words import _EXPRESSIONS, Words, encodes_words_alone
 
 TEXTS = ["what colour is the sky? I'll say it's blue, 12 345 times.\r\n\n  - New York\n", "d'été à la plage … ok"]
@@ -54,7 +55,7 @@ def bpe(expression: str | None = None, **options: object) -> Tokenizer:
 KNOWN = [bpe(expression) for expression in (None, *_EXPRESSIONS)]
 
 
-@pytest.mark.parametrize("place", range(len(KNOWN)))
+@each("place", range(len(KNOWN)))
 def test_ids_of_a_text_are_those_of_its_words(place: int) -> None:
     """Kills: a word cut off where a token goes on; words of one batch in another's order; a word remembered wrongly."""
     tokenizer = KNOWN[place]

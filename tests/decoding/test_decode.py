@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import vrpo
 from tests.decoding.oracle import TableDenoiser, oracle
+from tests.loops import each
 from tests.stat import assert_law
 from vrpo.decoding.decode import row_generators
 from vrpo.decoding.sampling import Sampling
@@ -142,7 +143,7 @@ def test_defaults_are_one_block_and_one_token_a_step():
     assert vrpo.generate(denoiser, []) == []
 
 
-@pytest.mark.parametrize("arguments", [{"temperature": 1.0}, {"remasking": "random", "steps": 3}])
+@each("arguments", [{"temperature": 1.0}, {"remasking": "random", "steps": 3}])
 def test_randomness_comes_from_the_generator_alone(arguments):
     """Kills: the global generator, a stream shared by rows, streams that depend on the batch or on later prompts."""
     denoiser = TableDenoiser()
@@ -193,7 +194,7 @@ def test_no_graph_is_built():
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must"),
@@ -220,7 +221,7 @@ def test_errors_name_the_argument(arguments, message):
     assert denoiser.calls == []
 
 
-@pytest.mark.parametrize(("temperature", "demoted"), [(0.0, (6, 7)), (0.5, (7,))])
+@each(("temperature", "demoted"), [(0.0, (6, 7)), (0.5, (7,))])
 def test_which_end_tokens_the_flags_concern(temperature, demoted):
     """Kills: one of the two ends forgotten at temperature 0 (the golden ids would not tell), end-of-turn banned."""
     sampling = Sampling(8, 8, 8, temperature, 0.0, "low_confidence", True, True)
@@ -229,7 +230,7 @@ def test_which_end_tokens_the_flags_concern(temperature, demoted):
     assert off.proposer(8, 6, 7) == Proposer(temperature, "low_confidence", banned=(), demoted=())
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each("seed", range(10))
 def test_demotion_at_temperature_zero(seed):
     """The aliasing semantics on a model that likes end tokens. Kills: demotion of one end token only, or of none."""
     denoiser = TableDenoiser(seed=seed, end_bias=1.5)

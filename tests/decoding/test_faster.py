@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import vrpo
 from tests.decoding.oracle import TableDenoiser
+from tests.loops import each
 from vrpo.models.llada import LLaDA, LLaDAConfig
 from vrpo.models.load import adapt
 
@@ -117,9 +118,9 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("batch_size", [None, 2])
+@each("cache", ["prefix", "dual"])
+@each("way", WAYS)
+@each("batch_size", [None, 2])
 def test_a_cache_is_exact_where_columns_do_not_depend_on_each_other(cache, way, batch_size):
     """Keys and values of a first layer are those of its own token: with one layer nothing is approximated.
 
@@ -135,8 +136,8 @@ def test_a_cache_is_exact_where_columns_do_not_depend_on_each_other(cache, way, 
         assert one.confidence == pytest.approx(other.confidence, abs=1e-9)
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("way", WAYS[2:])
+@each("cache", ["prefix", "dual"])
+@each("way", WAYS[2:])
 def test_a_cache_computed_at_every_step_is_no_cache(cache, way):
     """Kills: logits of another forward than `logits`; a refresh that does not come."""
     denoiser = model(layers=3)
@@ -145,8 +146,8 @@ def test_a_cache_computed_at_every_step_is_no_cache(cache, way):
     assert cached == plain
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("way", WAYS)
+@each("cache", ["prefix", "dual"])
+@each("way", WAYS)
 def test_cached_rows_of_a_batch_equal_rows_alone(cache, way):
     """With layers that do depend on each other, where a wrong row or a wrong moment of the cache would show."""
     denoiser = model(layers=3)
@@ -189,7 +190,7 @@ def test_what_a_cache_computes():
     assert calls == [14, 12, 14, 14, 8, 14, 14, 4, 14]
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         ({"threshold": 0.5, "steps": 8}, "steps and threshold exclude each other"),
@@ -208,7 +209,7 @@ def test_errors_name_the_argument(arguments, message):
     assert denoiser.calls == []
 
 
-@pytest.mark.parametrize("attention", ["flex_attention", "flash_attention_2"])
+@each("attention", ["flex_attention", "flash_attention_2"])
 def test_attention_that_takes_no_cache(attention):
     denoiser = model(layers=1)
     denoiser.module.config._attn_implementation = attention
@@ -241,8 +242,8 @@ def test_the_way_is_recorded():
     ]
 
 
-@pytest.mark.parametrize("way", [{}, {"threshold": 0.5}])  # in this order: without the check, the second does not end
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@each("way", [{}, {"threshold": 0.5}])  # in this order: without the check, the second does not end
+@each("bad", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_refused(way, bad):
     """Kills: a threshold that waits for ever for a confidence that is not there; masks left over without a word."""
 
@@ -256,8 +257,8 @@ def test_logits_that_are_no_numbers_are_refused(way, bad):
         vrpo.generate(Broken(), [[0], [5], [1]], max_new_tokens=4, **way)
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
-@pytest.mark.parametrize("way", [{"temperature": 0.9}, {"remasking": "random"}, {"temperature": 0.7, "threshold": 0.3}])
+@each("cache", ["none", "prefix", "dual"])
+@each("way", [{"temperature": 0.9}, {"remasking": "random"}, {"temperature": 0.7, "threshold": 0.3}])
 def test_samples_do_not_depend_on_the_rows_beside_them(cache, way):
     """Kills: a stream that follows a place in the batch, not the row; a cache of the row that left."""
     denoiser = model(layers=2)

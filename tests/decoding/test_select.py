@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.loops import each
 from tests.stat import assert_law
 from vrpo.decoding.select import Proposer, Quota, Threshold, guided, quotas, rank
 
@@ -23,7 +24,7 @@ def test_quotas(count, steps):
     assert max(shares) - min(shares) <= 1
 
 
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+@each("temperature", [0.4, 1.0, 2.5])
 def test_gumbel_max_draws_from_the_tempered_softmax(temperature):
     """Kills: temperature inverted, ignored or applied to the noise's logarithm twice; exponential or normal noise."""
     propose = Proposer(temperature, measure="low_confidence", banned=(), demoted=())

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import vrpo
 from tests.decoding.oracle import TableDenoiser
+from tests.loops import each
 from vrpo.decoding.text import answer_text, prompt_ids
 
 WORDS = ["a", "b", "c", "d", "user:", "assistant:", "<eos>", "<eot>", "<mask>"]
@@ -49,8 +50,8 @@ def test_generate_with_text(tokenizer):
     assert out[0].ids == vrpo.generate(replace(denoiser, tokenizer=None), [[0, 1]], max_new_tokens=6)[0].ids
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
-@pytest.mark.parametrize("cache", [{}, {"threshold": 0.3}])
+@each("temperature", [0.0, 1.5])
+@each("cache", [{}, {"threshold": 0.3}])
 def test_only_tokens_are_proposed(temperature, cache):
     """Embeddings have more rows than tokens, and tokenizers have holes. Kills: an id that stands for no text."""
     known = {"a": 0, "b": 1, "d": 3, "<eos>": 6}  # the mask and the end of turn are rows without a token
@@ -93,7 +94,7 @@ def test_errors_name_the_prompt(tokenizer, prompts, message):
         prompt_ids(tokenizer, prompts, mask_id=8)
 
 
-@pytest.mark.parametrize("prompt", ["a b", [{"role": "user", "content": "a"}]])
+@each("prompt", ["a b", [{"role": "user", "content": "a"}]])
 def test_text_needs_a_tokenizer(prompt):
     with pytest.raises(ValueError, match=r"prompts\[1\] is text, but the model has no tokenizer"):
         vrpo.generate(TableDenoiser(), [[0], prompt])

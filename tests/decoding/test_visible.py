@@ -1,11 +1,10 @@
 """Texts that are printed move no cursor and colour no terminal."""
 
-import pytest
-
+from tests.loops import each
 from vrpo.decoding.visible import visible
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "shown"),
     [
         ("\x1b]52;c;ZXZpbA==\x07", "␛]52;c;ZXZpbA==␇"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
+from tests.loops import each
 from vrpo.diagnostics.pair_plots import length_picture, reward_by_length
 from vrpo.diagnostics.pair_statistics import (
     distribution,
@@ -19,14 +20,14 @@ from vrpo.rewards.pairing import BestWorst, Candidate, Different, Outcome, Rule,
 from vrpo.rewards.verdict import Verdict
 
 
-@pytest.mark.parametrize(("above", "below"), [(0, 0), (3, 0), (7, 7), (10, 4), (900, 1000), (40000, 40500)])
+@each(("above", "below"), [(0, 0), (3, 0), (7, 7), (10, 4), (900, 1000), (40000, 40500)])
 def test_sign_test(above: int, below: int) -> None:
     """Kills: a one-sided p, more than 1 in the middle, an overflow of binomials."""
     expected = binomtest(above, above + below).pvalue if above + below else 1.0
     assert sign_test(above, below) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (3, 10), (400, 1000)])
+@each(("right", "count"), [(0, 5), (5, 5), (3, 10), (400, 1000)])
 def test_wilson(right: int, count: int) -> None:
     expected = binomtest(right, count).proportion_ci(method="wilson")
     found = wilson(right, count)
@@ -115,7 +116,7 @@ def test_reward_by_length() -> None:
     assert reward_by_length([]) == []
 
 
-@pytest.mark.parametrize("outcomes", [OUTCOMES, OUTCOMES[1:3], []])
+@each("outcomes", [OUTCOMES, OUTCOMES[1:3], []])
 def test_report_and_picture(outcomes: list[Outcome], tmp_path: Path) -> None:
     """Kills: a report that takes pairs for granted, a table broken by a bar in a field."""
     text = pair_report(pair_statistics(outcomes, verified=True), {"judge": {"pattern": "a|b"}}, "characters")

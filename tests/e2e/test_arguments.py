@@ -10,6 +10,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from tests.loops import each
 from vrpo.commands import train as command
 from vrpo.commands.arguments import (
     ModelArguments,
@@ -145,7 +146,7 @@ def commands_of(recipe: Path) -> list[list[str]]:
     return [shlex.split(line) for line in lines if re.match(r"(accelerate launch .* -m )?vrpo ", line)]
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+@each("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their commands parse as they stand, in the repository root. Kills: renamed fields, stale comments."""
     monkeypatch.chdir(RECIPES.parent)
@@ -185,8 +186,8 @@ def test_quantisation_is_refused_by_name(fields: Callable[..., Any], yaml: str, 
         fields(yaml)
 
 
-@pytest.mark.parametrize("name", ["train", "sft"])
-@pytest.mark.parametrize("bits", ["--load_in_4bit", "--load_in_8bit"])
+@each("name", ["train", "sft"])
+@each("bits", ["--load_in_4bit", "--load_in_8bit"])
 def test_the_extra_is_named_if_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, bits: str) -> None:
     """Before the data, of which there are none. Kills: transformers' PackageNotFoundError, after minutes of reading."""
     monkeypatch.setattr(loading, "find_spec", lambda package: None)

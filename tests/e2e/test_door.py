@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.loops import each
 from vrpo.cli import main
 from vrpo.commands.door import COMMANDS, PAGES, RARE, check, page_of
 from vrpo.commands.page import page, parser_of
@@ -13,13 +14,13 @@ from vrpo.commands.page import page, parser_of
 HEAVY = {"torch", "numpy", "transformers", "peft", "datasets", "accelerate", "matplotlib", "rich", "tqdm"}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_pages_are_those_of_the_parsers(name: str) -> None:
     """Kills: a field without its help; a page that tells of a field that has gone."""
     assert (PAGES / f"{name}.txt").read_text(encoding="utf-8") == page(name), "run `make pages`"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_every_field_is_on_the_page_once(name: str) -> None:
     """In a group with a title. Kills: a field in two groups, or under two spellings; one that the page has lost."""
     lines = page_of(name, whole=True).splitlines()
@@ -30,7 +31,7 @@ def test_every_field_is_on_the_page_once(name: str) -> None:
     assert len(titles) >= (3 if name == "export" else 2)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Kills: transformers' hundred fields before ours; help that a broken file of fields prevents."""
     assert main([name, "--config", "nowhere.yaml", "--help"]) == 0
@@ -45,7 +46,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert field not in short
 
 
-@pytest.mark.parametrize("titles", [["data", "model", "LoRA", "loss", "draws", "trainer"]])
+@each("titles", [["data", "model", "LoRA", "loss", "draws", "trainer"]])
 def test_groups(titles: list[str]) -> None:
     """Fields stand where one looks for them. Kills: fields of LoRA under the model's, draws among the loss's."""
     found: dict[str, str] = {}
@@ -98,7 +99,7 @@ def test_a_value_of_the_wrong_kind_needs_the_parser_only() -> None:
     assert "beta must be positive" in done.stderr
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "words"),
     [
         (["--beta", "1", "--beta=2"], "--beta is there twice: keep one"),

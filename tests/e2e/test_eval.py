@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.loops import each
 from tests.rewards.machine import WITHOUT
 from tests.rewards.test_endpoint import Server, said, start  # noqa: F401
 from vrpo.cli import main
@@ -212,7 +213,7 @@ def test_judges_that_cannot_judge_own_prompts(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "message"),
     [
         ([], "give --tasks, or --task name=path"),

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
+from tests.loops import each
 from vrpo import store
 from vrpo.cli import main
 from vrpo.commands.generate import _watched
@@ -89,7 +90,7 @@ def test_mistakes_are_one_line(
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
+@each(
     ("place", "message"),
     [
         ("--output", "is a folder. Give the name of a file"),

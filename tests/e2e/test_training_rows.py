@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from tests.loops import each
 from vrpo.cli import main
 from vrpo.commands import train as commands
 from vrpo.commands.arguments import DataArguments
@@ -96,7 +97,7 @@ def test_no_evaluation(chosen: Callable[..., Any]) -> None:
 TRANSCRIPT = said("hi", "hello")
 
 
-@pytest.mark.parametrize(
+@each(
     ("row", "expected"),
     [
         ({"chosen": TRANSCRIPT}, {"messages": TRANSCRIPT}),
@@ -148,7 +149,7 @@ def test_the_reference_has_the_attention_of_the_policy(
     assert sorted(calls) == [("p", "eager"), ("r", "eager")]
 
 
-@pytest.mark.parametrize("sharded", [True, False])
+@each("sharded", [True, False])
 def test_a_whole_model_is_saved(sharded: bool) -> None:
     """Under FSDP the state is asked for in full, before the model is saved. Kills: FSDP2's default, shards."""
     calls: list[Any] = []

@@ -5,10 +5,11 @@ from itertools import combinations, product
 
 import pytest
 
+from tests.loops import each
 from vrpo.evals.compare import binary, bootstrap, compare, holm, interval, mcnemar, wilson
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 7), (3, 7), (7, 7), (1, 1319), (1000, 1319)])
+@each(("right", "n"), [(0, 7), (3, 7), (7, 7), (1, 1319), (1000, 1319)])
 def test_wilson_solves_its_equation(right: int, n: int) -> None:
     """Both ends p satisfy (share - p)^2 = z^2 p (1 - p) / n. Kills: Wald's interval, z of another level."""
     value = wilson([1] * right + [0] * (n - right))
@@ -19,7 +20,7 @@ def test_wilson_solves_its_equation(right: int, n: int) -> None:
     assert value.low <= value.mean <= value.high
 
 
-@pytest.mark.parametrize("n", range(9))
+@each("n", range(9))
 def test_mcnemar_is_the_law_of_coin_flips(n: int) -> None:
     """Over all 2^n outcomes: the share that is at least as uneven. Kills: one-sided, mid-p, a tail without its end."""
     counts = [sum(flips) for flips in product((0, 1), repeat=n)]
@@ -28,7 +29,7 @@ def test_mcnemar_is_the_law_of_coin_flips(n: int) -> None:
         assert mcnemar(b, n - b) == pytest.approx(uneven / 2**n, rel=1e-12)
 
 
-@pytest.mark.parametrize("n", [5, 12, 40])
+@each("n", [5, 12, 40])
 def test_mcnemar_keeps_its_level(n: int) -> None:
     """P(p <= a) <= a under the null, exactly. Kills: the chi-squared approximation."""
     law = [math.comb(n, b) / 2**n for b in range(n + 1)]
@@ -68,7 +69,7 @@ def test_the_interval_is_that_of_the_enumerated_bootstrap() -> None:
     assert found.mean == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(
+@each(
     ("values", "law", "least", "most"),
     [((-1.0, 0.0, 1.0), (0.1, 0.6, 0.3), 0.93, 0.96), ((0.0, 1.0, 6.0), (0.6, 0.3, 0.1), 0.89, 0.95)],
 )

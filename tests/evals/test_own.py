@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loops import each
 from tests.rewards.machine import WITHOUT
 from vrpo import generate
 from vrpo.evals.answers import cut_left, until, written
@@ -45,7 +46,7 @@ class ByLength:
         return [Verdict(float(len(one.text) % 2 == 0), one.text[:3] or None, "odd") for one in answers]
 
 
-@pytest.mark.parametrize("name", OWN)
+@each("name", OWN)
 def test_prompts_ask_and_do_not_tell(name: str) -> None:
     """The question is in the prompt, the solution is not."""
     prompt = OWN[name].prompt(ROWS[name])
@@ -84,7 +85,7 @@ def test_files_are_read_and_mistakes_named(tmp_path: Path) -> None:
     assert OWN["sudoku"].rows(table) == [ROWS["sudoku"]]
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "row", "message"),
     [
         ("gsm8k", {"question": None, "answer": "3"}, "has no field 'question', which gsm8k needs"),

@@ -2,11 +2,12 @@
 
 import pytest
 
+from tests.loops import each
 from vrpo.decoding.sampling import Sampling
 from vrpo.evals.presets import PRESETS, benchmark_of, setting_of
 
 
-@pytest.mark.parametrize(
+@each(
     ("preset", "task", "expected"),
     [
         ("llada15", "gsm8k", (256, 16, True, 83.8, 83.6)),
@@ -30,7 +31,7 @@ def test_a_setting(preset: str, task: str, expected: tuple[object, ...]) -> None
     assert fields == expected
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@each("preset", PRESETS)
 def test_settings_can_be_decoded_with(preset: str) -> None:
     for one in PRESETS[preset].values():
         Sampling(**one.sampling, steps=one.max_new_tokens)

@@ -8,8 +8,13 @@ from tests.models.families import FAMILIES, Family
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import adapt
 
+DAILY = ("llada", "dream", "sdar", "llada_moe", "llama")  # the others are nightly (`make slow`)
 
-@pytest.fixture(params=FAMILIES, ids=[each.name for each in FAMILIES])
+
+@pytest.fixture(
+    params=[pytest.param(each, marks=[] if each.name in DAILY else pytest.mark.slow) for each in FAMILIES],
+    ids=[each.name for each in FAMILIES],
+)
 def family(request: pytest.FixtureRequest) -> Family:
     return request.param
 

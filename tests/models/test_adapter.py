@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from tests.loops import each
 from tests.training.runs import tiny
 from vrpo.models.adapter import with_adapter
 
@@ -25,7 +26,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=str)
+@each(("fields", "said"), REFUSED, ids=str)
 def test_what_the_model_has_not_or_would_not_learn(fields: dict[str, Any], said: str) -> None:
     """Kills: names passed over where others are found, so that less is trained than was asked for."""
     with pytest.raises(ValueError, match=re.escape(f"peft_config: {said}" if "names" in said else said)):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.build import Row, make_tokens
+from tests.loops import each
 from vrpo.draws import FixedCount
 from vrpo.models.block import Copies
 from vrpo.models.hf import HFDenoiser
@@ -200,7 +201,7 @@ def test_a_row_without_masks_is_run_once(wide: HFDenoiser) -> None:
     torch.testing.assert_close(logp, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(
+@each(
     ("masked", "scored", "cost"),
     [
         ((), (9,), 12),  # blocks 0, 1, 2 once; nothing after the last scored block

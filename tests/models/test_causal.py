@@ -12,6 +12,7 @@ from torch import Tensor
 
 import vrpo
 from tests.causal import PLAIN, VOCAB, causal, causal_folder, tokenizer
+from tests.loops import each
 from tests.models.folders import checkpoint
 from vrpo.models.adapter import with_adapter
 from vrpo.models.causal import CausalDenoiser, as_causal, check_causal, load_causal
@@ -42,7 +43,7 @@ def expected(module: Any, rows: dict[str, Tensor]) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_the_likelihood_and_its_gradient_are_transformers_own(kind: str) -> None:
     """Kills: the shift missing or doubled, padding attended or counted in positions, a head without the scale or bound
     that the model puts on its logits."""
@@ -60,7 +61,7 @@ def test_the_likelihood_and_its_gradient_are_transformers_own(kind: str) -> None
         assert (one.grad - other.grad).abs().max() < 1e-5 * max(1.0, float(one.grad.abs().max())), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each("kind", KINDS)
 def test_logits_exist_at_scored_positions_only(kind: str) -> None:
     """Kills: the head applied to every position and cut afterwards."""
     denoiser, sizes = as_causal(causal(kind), None), []
@@ -94,7 +95,7 @@ def test_nothing_may_be_masked() -> None:
         as_causal(causal(), None)(**rows)
 
 
-@pytest.mark.parametrize(("row", "first"), [(0, 0), (2, 2)])
+@each(("row", "first"), [(0, 0), (2, 2)])
 def test_a_first_token_is_an_error_that_names_the_row(row: int, first: int) -> None:
     """Kills: an empty prompt whose first token is skipped, or said by the padding or the last token of the row."""
     rows = batch()
@@ -128,7 +129,7 @@ def test_without_scored_it_is_the_class_own_forward() -> None:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@each("kind", ["llama", "gpt2"])
 def test_the_official_layout_comes_back(kind: str, tmp_path: Path) -> None:
     """Kills: our class's name in config.json, special tokens of the tokenizer written into it, a tokenizer that is
     written anew."""
@@ -176,7 +177,7 @@ def test_an_adapter_is_the_reference_when_off_and_comes_back(tmp_path: Path) -> 
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "causal"])
+@each("family", ["llada", "dream", "causal"])
 def test_a_diffusion_model_is_refused_before_it_is_read(family: str, tmp_path: Path) -> None:
     """Kills: a masked diffusion checkpoint scored from left to right, which it has never learnt."""
     folder = checkpoint(family, tmp_path / family)
@@ -197,7 +198,7 @@ def test_an_adapter_of_a_diffusion_model_is_refused(tmp_path: Path) -> None:
         check_causal(str(tmp_path / "adapter"))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@each("kind", ["llama", "gpt2"])
 def test_load_names_the_plan_of_a_causal_model(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="plan=exact"):
         load(causal_folder(tmp_path, kind))

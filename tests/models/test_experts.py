@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
+from tests.loops import each
 from tests.moe import tiny_moe
 from vrpo.models import experts as implementations
 
@@ -43,8 +44,8 @@ def computed(made: Any, name: str, dtype: torch.dtype, *, width: int = 16) -> di
     return {name: value.detach().double() for name, value in ({"output": output} | grads).items()}
 
 
-@pytest.mark.parametrize("name", ["auto", "batched_mm"])
-@pytest.mark.parametrize("width", [16, 6])
+@each("name", ["auto", "batched_mm"])
+@each("width", [16, 6])
 def test_values_and_gradients_in_float64(name: str, width: int) -> None:
     """Kills: tokens given back in the order of experts, a weight of another token, an expert without tokens skipped in
     the numbering."""
@@ -54,8 +55,8 @@ def test_values_and_gradients_in_float64(name: str, width: int) -> None:
         torch.testing.assert_close(value, expected[key], atol=1e-12, rtol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize("name", ["auto", "batched_mm", "grouped_mm"])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@each("name", ["auto", "batched_mm", "grouped_mm"])
+@each("checkpointed", [False, True])
 def test_values_and_gradients_in_float32(name: str, checkpointed: bool) -> None:
     """`auto` runs torch's grouped product here. Kills: offsets off by one, the weights not transposed."""
     made = layer(torch.float32)
@@ -88,7 +89,7 @@ def test_grouped_product_is_used_where_it_fits(monkeypatch: pytest.MonkeyPatch) 
     assert calls[2:] == [torch.bfloat16] * 2
 
 
-@pytest.mark.parametrize("name", ["auto", "eager", "batched_mm", "grouped_mm"])
+@each("name", ["auto", "eager", "batched_mm", "grouped_mm"])
 def test_autocast(name: str) -> None:
     """float32 weights under bfloat16 autocast: float32 gradients, values to bfloat16's precision. Kills: a product of
     two dtypes, which torch refuses."""
@@ -101,7 +102,7 @@ def test_autocast(name: str) -> None:
         assert (value - expected[key]).norm() < 0.02 * expected[key].norm(), key
 
 
-@pytest.mark.parametrize("name", ["auto", "grouped_mm", "batched_mm"])
+@each("name", ["auto", "grouped_mm", "batched_mm"])
 def test_whole_model_checkpointed(name: str) -> None:
     """Gradient checkpointing changes no gradient, and equals the eager loop. Kills: routing that differs when a layer
     runs again."""

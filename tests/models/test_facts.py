@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import pytest
-
+from tests.loops import each
 from vrpo.models.facts import TABLE, Facts, table_for_readers
 from vrpo.models.load import _ADAPTERS
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("page", "short"), [("docs/models.md", False), ("README.md", True)])
+@each(("page", "short"), [("docs/models.md", False), ("README.md", True)])
 def test_pages_show_the_table(page: str, short: bool) -> None:
     """Kills: a page that says another id than the code. To write it again: table_for_readers()."""
     text = (ROOT / page).read_text()
@@ -23,7 +22,7 @@ def test_every_adapter_has_its_facts() -> None:
     assert len({entry.architecture for entry in TABLE}) == len(TABLE)
 
 
-@pytest.mark.parametrize("entry", TABLE, ids=[entry.architecture for entry in TABLE])
+@each("entry", TABLE, ids=[entry.architecture for entry in TABLE])
 def test_facts_agree_with_the_class(entry: Facts) -> None:
     """Kills: targets that a class has not; an alignment that the table and the configuration say differently."""
     klass = _ADAPTERS[entry.architecture]

@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from tests.loops import each
 from tests.models.folders import checkpoint
 from vrpo.cli import main
 from vrpo.models import limits
@@ -177,7 +178,7 @@ def test_a_hostile_checkpoint_writes_nothing_elsewhere(
     assert not list((tmp_path / "work").iterdir())
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\..\\x", "link", "deep/x"])
+@each("name", ["../x", "/x", "a/../../x", "a\\..\\x", "link", "deep/x"])
 def test_names_are_resolved_where_files_are_written_too(tmp_path: Path, name: str) -> None:
     """Links that stand in the output count as much. Kills: a check at reading alone."""
     (tmp_path / "out").mkdir()

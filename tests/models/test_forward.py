@@ -8,6 +8,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from tests.build import Row, make_tokens
+from tests.loops import each
 from vrpo.draws import FixedCount, fold, uniform
 from vrpo.models import head
 from vrpo.models.adapter import with_adapter
@@ -33,7 +34,7 @@ def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@each("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_frozen_head_has_the_gradient_of_a_trained_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """With respect to the hidden states, by autograd through all logits at once, in float64. Within the rounding of the
     dtype. Kills: the slope of another chunk; p without the one-hot; upstream gradients left out; bfloat16 sums."""
@@ -59,8 +60,8 @@ def test_a_frozen_head_has_the_gradient_of_a_trained_one(dtype: torch.dtype, mon
         torch.testing.assert_close(gradient.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("autocast", [False, True])
+@each("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@each("autocast", [False, True])
 def test_a_trained_head_has_the_gradients_of_autograd(
     dtype: torch.dtype, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +87,7 @@ def test_a_trained_head_has_the_gradients_of_autograd(
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@each("frozen", [False, True])
 def test_a_tied_head_has_the_gradients_of_autograd(frozen: bool) -> None:
     """Embedding and head in one tensor, in float64, against the logits of all scored positions at once. Kills: a share
     of the gradient lost, or added twice, where the head is the embedding."""
@@ -116,7 +117,7 @@ def test_chunks_of_the_head_on_a_cpu() -> None:
     assert head.chunk_size(126_464, torch.device("cuda")) == 256
 
 
-@pytest.mark.parametrize("kind", ["bias", "hook", "adapter"])
+@each("kind", ["bias", "hook", "adapter"])
 def test_other_heads_are_called(kind: str) -> None:
     """Kills: a bias, a hook (FSDP's, a quantised layer's) or an adapter of the head that is passed over."""
     module: torch.nn.Module = torch.nn.Linear(4, 7, bias=kind == "bias").double().requires_grad_(False)

@@ -9,6 +9,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.loops import each
 from tests.models.folders import tokenizer
 from vrpo.cli import main
 from vrpo.models.adapter import with_adapter
@@ -76,7 +77,7 @@ def test_an_adapter_on_tied_weights_is_merged(tied: Path, tmp_path: Path, on: st
         assert found.module.config.tie_word_embeddings is (on == "blocks")
 
 
-@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "DreamModel", "ILLaDAForCausalLM"])
+@each("architecture", ["Qwen2ForCausalLM", "DreamModel", "ILLaDAForCausalLM"])
 def test_in_other_families(tmp_path: Path, architecture: str) -> None:
     given = adapted(load(saved(tmp_path / "base", architecture)), target_modules=["lm_head"])
     expected = said(given)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loops import each
 from tests.models.folders import checkpoint
 from tests.models.test_load import logp
 from tests.training.runs import answers, pairs, sft_config, vrpo_config
@@ -89,9 +90,7 @@ def test_a_spread_model_is_not_trained(base: Path, tmp_path: Path) -> None:
 # Attention ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("sdpaa", "is none of"), ("flash_attention_2", "flash_attn"), ("flash_attention_3", "needs")]
-)
+@each(("name", "says"), [("sdpaa", "is none of"), ("flash_attention_2", "flash_attn"), ("flash_attention_3", "needs")])
 def test_attention_is_checked_first(name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the model is looked for. Kills: an error after minutes of loading."""
     monkeypatch.setattr(attention, "find_spec", lambda package: None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.loops import each
 from tests.models import folders
 from vrpo.models.dream import DreamConfig
 from vrpo.models.llada import LLaDAConfig
@@ -22,7 +23,7 @@ def changed(folder: Path, without: str = "", **fields: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("token", ["<|eot_id|>", "<|endoftext|>"])
+@each("token", ["<|eot_id|>", "<|endoftext|>"])
 def test_a_mask_token_that_ends_an_answer_is_refused(tmp_path: Path, token: str) -> None:
     """In config.json or as given, before weights are read. Kills: Ling's tokenizer beside LLaDA-MoE, where every answer
     that nothing is written of has ended already."""
@@ -34,7 +35,7 @@ def test_a_mask_token_that_ends_an_answer_is_refused(tmp_path: Path, token: str)
         load(changed(folder, mask_token_id=end))
 
 
-@pytest.mark.parametrize("family", ["llada", "dream", "illada", "llada_moe", "causal"])
+@each("family", ["llada", "dream", "illada", "llada_moe", "causal"])
 def test_a_folder_that_does_not_say_its_mask_token_is_told(tmp_path: Path, family: str) -> None:
     """As given, or as its tokenizer says; and saved, since other code would not know it. Kills: a field that is missed
     before it is looked up elsewhere."""

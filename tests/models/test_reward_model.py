@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.loops import each
 from vrpo.models.reward_model import RewardModel, _longest, load_reward_model
 from vrpo.models.tiny import train_tokenizer
 from vrpo.rewards.verdict import Answer, Judge
@@ -64,8 +65,8 @@ def text_of(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(turn["content"] for turn in prompt)
 
 
-@pytest.mark.parametrize("make", [llama, bert])
-@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@each("make", [llama, bert])
+@each("batch_size", [1, 2, 8])
 def test_batches_do_not_matter(make: Callable[..., Any], batch_size: int) -> None:
     """Kills: pads attended (the classifier that looks both ways sees them), rewards in the order of length, the last
     column read instead of the last token."""
@@ -132,7 +133,7 @@ def test_nothing_is_cut() -> None:
     assert found[1].reward == pytest.approx(alone(module, chat_ids(ANSWERS[1])), abs=1e-5)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@each("value", [math.nan, math.inf])
 def test_rewards_are_numbers(value: float) -> None:
     """Kills: the nan of a model that overflows, taken for an answer that was not judged."""
     module = llama()

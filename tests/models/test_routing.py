@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from tests.build import Row, make_tokens
+from tests.loops import each
 from tests.moe import tiny_moe
 from tests.objectives import of
 from vrpo.draws import FixedCount
@@ -138,9 +139,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 1e
         torch.testing.assert_close(other[name], value, atol=tolerance * scale, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("by_draw", [False, True])
+@each("bias", [False, True])
+@each("checkpointed", [False, True])
+@each("by_draw", [False, True])
 def test_gradient_is_that_of_the_explicit_sum(checkpointed: bool, by_draw: bool, bias: bool) -> None:
     """One item per pack; by draw, one pack keeps its graph and three run twice. Kills: the value pass counted, the loss
     multiplied by a slope, a layer that runs again heard twice, no gradient through the probabilities."""
@@ -226,8 +227,8 @@ def test_rows_without_padding_count_what_fills_them_up_as_nothing() -> None:
     assert module.real_tokens(attention, heard).tolist() == [True] * 5 + [False] * 123
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@each("checkpointed", [False, True])
+@each("wrapper", ["ddp", "fsdp2"])
 def test_wrappers_change_nothing(tmp_path: Path, wrapper: str, checkpointed: bool) -> None:
     """One process, real hooks. Kills: routers not found under a wrapper; weights of a router used while sharded."""
     tokens, draws = drawn()

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from transformers import CONFIG_MAPPING
 
+from tests.loops import each
 from tests.models.folders import AUTO_MAP, CONFIGS, checkpoint, tokenizer
 from tests.models.test_load import logp
 from tests.training.runs import answers, sft_config
@@ -157,7 +158,7 @@ def test_a_model_made_here_saves_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("architecture", [each for each in _ADAPTERS if not each.startswith("A2D")])
+@each("architecture", [each for each in _ADAPTERS if not each.startswith("A2D")])
 def test_a_new_configuration_names_no_code(architecture: str) -> None:
     """Kills: AutoTokenizer asking whether to run a repository's code, of a folder that was made here."""
     klass: Any = _ADAPTERS[architecture]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from tests.loops import each
 from tests.models.folders import checkpoint, tokenizer
 from vrpo.data.encode import encoder_of, render
 from vrpo.models.facts import DREAM, LLADA, LLADA_MOE, Facts, facts_of
@@ -130,7 +131,7 @@ def test_lladas_template_honours_the_header(tmp_path: Path) -> None:
     assert (tmp_path / "saved" / "chat_template.jinja").read_text() == PUBLISHED
 
 
-@pytest.mark.parametrize(
+@each(
     "own",
     [
         PUBLISHED.replace("trim", "upper"),  # other words
@@ -160,7 +161,7 @@ QWEN3 = (  # the same of Qwen3's, which SDAR has: an empty thought before the la
 )
 
 
-@pytest.mark.parametrize(
+@each(
     ("facts", "template"),
     [(LLADA, PUBLISHED), (LLADA_MOE, ROLES), (facts_of("Qwen3ForCausalLM"), QWEN3)],
     ids=["llada", "roles", "qwen3"],

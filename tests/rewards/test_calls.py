@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards import calls
 from vrpo.rewards.calls import Gone, Peer, Remote
 
@@ -288,7 +289,7 @@ FORGED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("data", FORGED)
+@each("data", FORGED)
 def test_forged_messages(data):
     """Kills: an object of the tests' process made, changed or found by what is no message of ours."""
     (read, answer), (_, ask) = os.pipe(), os.pipe()

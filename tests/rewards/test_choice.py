@@ -2,11 +2,12 @@
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.choice import Choice, letter_of
 from vrpo.rewards.verdict import Answer, Judge
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "expected"),
     [
         ("B", "B"),
@@ -44,7 +45,7 @@ def test_letters(text, expected):
     assert letter_of(text, "ABCD") == expected
 
 
-@pytest.mark.parametrize("truth", ["B", "(B)", "b.", 1])
+@each("truth", ["B", "(B)", "b.", 1])
 def test_truths(truth):
     """Kills: indices counted from 1."""
     verdicts = Choice()([Answer("q", text, {"answer": truth}) for text in ("B", "C", "")])
@@ -53,7 +54,7 @@ def test_truths(truth):
     assert [verdict.reason for verdict in verdicts] == [None, "not B", "no choice found"]
 
 
-@pytest.mark.parametrize("truth", ["E", "AB", "", 4, -1, True])
+@each("truth", ["E", "AB", "", 4, -1, True])
 def test_truths_that_are_none(truth):
     assert isinstance(Choice(), Judge)
     with pytest.raises(ValueError, match=r"answer 0: its row's field 'answer'"):

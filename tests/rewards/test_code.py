@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.loops import each
 from tests.rewards.machine import WITHOUT
 from vrpo.rewards.code import HumanEval, Mbpp, borrowed, code_of, continued, defines, taken
 from vrpo.rewards.sandbox import Sandbox
@@ -28,7 +29,7 @@ def human(text):
     return HumanEval(BOX)([Answer("q", text, TASK)])[0]
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "    return sum(xs)\n",
@@ -49,7 +50,7 @@ def test_humaneval_right(text):
     assert (verdict.reward, verdict.reason) == (1, None), verdict
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "reason"),
     [
         ("    return len(xs)\n", "failed: AssertionError"),
@@ -69,7 +70,7 @@ def test_humaneval_wrong(text, reason):
     assert verdict.reason == reason
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "reward"),
     [
         (AREA, 1),
@@ -166,8 +167,8 @@ def test_tricks(code):
     assert [verdict.reward for verdict in verdicts] == [0, 0], verdicts
 
 
-@pytest.mark.parametrize("body", ["len(xs)", "0", "None"])
-@pytest.mark.parametrize("judge", [HumanEval(BOX), Mbpp(BOX)], ids=["humaneval", "mbpp"])
+@each("body", ["len(xs)", "0", "None"])
+@each("judge", [HumanEval(BOX), Mbpp(BOX)], ids=["humaneval", "mbpp"])
 def test_wrong_programs_never_pass(judge, body):
     """Kills: the program's own word that it ended well, which may come first, taken for the tests'."""
     text = f"def total(xs): return {body}"
@@ -227,7 +228,7 @@ def test_what_surrounds_a_right_program(text):
     assert [(one.reward, one.reason) for one in verdicts] == [(1, None)] * 2
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "\ty = sum(xs)\n\treturn y",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.loops import each
 from vrpo.rewards.countdown import Countdown, expression_of, problem_of, value_of
 from vrpo.rewards.verdict import Answer, Judge
 
@@ -19,7 +20,7 @@ def judge(text, row=ROW):
     return Countdown()([Answer("q", text, row)])[0]
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         "<answer>44+19+35</answer>",
@@ -42,7 +43,7 @@ def test_right_answers(text):
     assert verdict.reason is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "reason"),
     [
         ("<answer>98</answer>", "uses [98], not [19, 35, 44]"),
@@ -70,7 +71,7 @@ def test_wrong_answers(text, reason):
     assert verdict.reason == reason
 
 
-@pytest.mark.parametrize(
+@each(
     ("expression", "expected"),
     [
         ("8 \\div 3 \\times 3", 8),
@@ -117,7 +118,7 @@ def test_values_agree_with_python(expression):
     assert used == [int("".join(part)) for digit, part in itertools.groupby(expression, str.isdigit) if digit]
 
 
-@pytest.mark.parametrize(
+@each(
     "row",
     [
         {"extra_info": {"numbers": "[44, 19, 35]"}, "reward_model": {"ground_truth": "98"}},
@@ -131,9 +132,7 @@ def test_formats(row):
     assert isinstance(Countdown(), Judge)
 
 
-@pytest.mark.parametrize(
-    "row", [{}, {"ground_truth": 18.0}, {"ground_truth": "4321"}, {"input": "a,b", "output": "3"}, {"input": "1,2"}]
-)
+@each("row", [{}, {"ground_truth": 18.0}, {"ground_truth": "4321"}, {"input": "a,b", "output": "3"}, {"input": "1,2"}])
 def test_other_rows_are_errors(row):
     with pytest.raises(ValueError, match=r"answer 4: its row is no Countdown problem: .*\[numbers, target\]"):
         problem_of(row, 4)

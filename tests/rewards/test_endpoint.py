@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge, question, read_verdict
 from vrpo.rewards.verdict import Answer, PairwiseJudge
 from vrpo.store import Ledger
@@ -194,7 +195,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("kind", ENDLESS)
+@each("kind", ENDLESS)
 def test_a_reply_without_end(kind: str) -> None:
     """Kills: a reply that fills the memory, and one that holds the run with a byte now and then."""
     begin, more, pause = ENDLESS[kind]
@@ -348,7 +349,7 @@ def test_concurrency(start: Callable[..., Server]) -> None:
     assert 1 < server.most <= 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("reply", "value"),
     [
         ("Verdict: A", 1.0),

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.extract import before_end, boxed, exact, fenced, last_line, marked, numbers, plain, said, tagged
 from vrpo.rewards.fields import field_of, has_fields
 
@@ -44,7 +45,7 @@ def test_other_places():
     assert fenced("x\n```python\na = 1\n```\ny\n```\nb = 2") == ["a = 1\n", "b = 2"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "expected"),
     [
         ("1,234.50 and 7", ["2469/2", "7"]),

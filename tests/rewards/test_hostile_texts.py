@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.choice import Choice
 from vrpo.rewards.code import code_of, continued, defines
 from vrpo.rewards.countdown import Countdown
@@ -94,7 +95,7 @@ ROW["kwargs"] = [ARGUMENTS] * len(ROW["instruction_id_list"])
 JUDGES = (Numeric(), Choice("choice"), Countdown(), Sudoku(), SudokuCells(), Instructions())
 
 
-@pytest.mark.parametrize("piece", PIECES)
+@each("piece", PIECES)
 def test_long_repetitions(piece):
     """30,000 characters of one thing. Kills: patterns and loops whose time grows with the square of the text."""
     for text in (piece * (30_000 // len(piece)), "x " + piece * (30_000 // len(piece)) + " x"):
@@ -118,7 +119,7 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("tail", TAILS)
+@each("tail", TAILS)
 def test_a_tail_changes_no_verdict(tail):
     """Kills: the last box although it is empty, the last line although it says nothing, a cut from the end."""
     for judge, texts in RIGHT:
@@ -126,7 +127,7 @@ def test_a_tail_changes_no_verdict(tail):
             assert judge([Answer("q", text + tail, ROW)])[0].reward == 1, (judge, text)
 
 
-@pytest.mark.parametrize("tail", TAILS)
+@each("tail", TAILS)
 def test_a_tail_changes_no_expression(tail):
     pytest.importorskip("math_verify")
     for text in (r"\boxed{\frac{1}{2}}", r"The answer is $\frac{1}{2}$.", "1/2"):

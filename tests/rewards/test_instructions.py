@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards import instructions
 from vrpo.rewards.instructions import CHECKS, Instructions
 from vrpo.rewards.verdict import Answer, Judge
@@ -142,9 +143,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "right", "wrong"), CASES)
+@each(("name", "arguments", "right", "wrong"), CASES)
 def test_instructions(name, arguments, right, wrong):
     """Kills, for each: "at least", "less than" and "exactly" exchanged, or off by one; parts of words as words."""
+    check(name, arguments, right, wrong)
+
+
+def check(name, arguments, right, wrong):
     row = {"instruction_id_list": [name], "kwargs": [arguments]}
     for texts, reward in ((right, 1), (wrong, 0)):
         for text in texts:
@@ -164,11 +169,11 @@ LANGUAGES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "right", "wrong"), LANGUAGES)
+@each(("name", "arguments", "right", "wrong"), LANGUAGES)
 def test_languages(name, arguments, right, wrong):
     """Kills: capitals given to the detector as they are; digits that crash it."""
     pytest.importorskip("langdetect")
-    test_instructions(name, arguments, right, wrong)
+    check(name, arguments, right, wrong)
 
 
 def test_languages_are_found_the_same_way_each_time():

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.judges import verifier
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
@@ -15,14 +16,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "said"), WRONG)
+@each(("name", "arguments", "said"), WRONG)
 def test_arguments_that_cannot_be_are_named(name: str, arguments: dict[str, Any], said: str) -> None:
     """Kills: a pool of no threads; a column without a name."""
     with pytest.raises(ValueError, match=said):
         verifier(name, **arguments)
 
 
-@pytest.mark.parametrize("seconds", [0, 10**30])
+@each("seconds", [0, 10**30])
 def test_a_judge_of_mathematics_has_a_limit(seconds: int) -> None:
     """Kills: an alarm that cannot be set."""
     pytest.importorskip("math_verify")

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.mathematics import Symbolic, expression_of
 from vrpo.rewards.verdict import Answer, Judge
 
@@ -102,7 +103,7 @@ def judge(text, truth):
     return Symbolic()([Answer("q", text, {"answer": truth})])[0]
 
 
-@pytest.mark.parametrize(("text", "truth", "reward"), [(*e, 1) for e in EQUAL] + [(*e, 0) for e in UNEQUAL])
+@each(("text", "truth", "reward"), [(*e, 1) for e in EQUAL] + [(*e, 0) for e in UNEQUAL])
 def test_equality(text, truth, reward):
     """Kills: texts compared; the first box; a box before a tag; what follows an end token."""
     verdict = judge(text, truth)

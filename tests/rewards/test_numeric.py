@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.numeric import Numeric, number_of, written
 from vrpo.rewards.verdict import Answer, Judge
 
@@ -14,7 +15,7 @@ def judge(text, truth, **kwargs):
     return Numeric(**kwargs)([Answer("q", text, {"answer": truth})])[0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "expected"),
     [
         ("3 eggs\n<answer>\n\\boxed{18}\n</answer><|eot_id|><|endoftext|>", 18),
@@ -42,7 +43,7 @@ def test_the_order_of_places(text, expected):
     assert number_of(text) == expected
 
 
-@pytest.mark.parametrize("text", ["18", "$18.00", "18 eggs", r"\boxed{\$18}", "#### 18", "the answer is 36/2"])
+@each("text", ["18", "$18.00", "18 eggs", r"\boxed{\$18}", "#### 18", "the answer is 36/2"])
 def test_equal_numbers(text):
     assert judge(text, "9 * 2 = 18\n#### 18").reward == 1
     assert judge(text, 18.0).reward == 1

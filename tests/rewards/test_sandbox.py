@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.loops import each
 from tests.rewards.machine import WITHOUT
 from vrpo.rewards import sandbox as module
 from vrpo.rewards.sandbox import Outcome, Sandbox, SandboxUnavailable
@@ -101,7 +102,7 @@ def test_parts():
     assert 'File "program.1.py", line 1' in outcome.error
 
 
-@pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit"])
+@each("leave", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit"])
 def test_leaving_early_is_not_passing(leave):
     """The cheapest way to pass tests is to leave before them. Kills: exit status 0 taken for success."""
     outcome = run(f"{leave}\nassert False")
@@ -124,9 +125,7 @@ def test_deterministic():
     assert run(program).stdout == run(program).stdout
 
 
-@pytest.mark.parametrize(
-    "program", ["while True: pass", "import signal\nsignal.signal(24, lambda *_: 0)\nwhile True: pass"]
-)
+@each("program", ["while True: pass", "import signal\nsignal.signal(24, lambda *_: 0)\nwhile True: pass"])
 def test_infinite_loop(program):
     """Kills: only wall time limited; a limit on CPU time that a handler for its signal survives."""
     outcome = run(program, cpu_seconds=1, wall_seconds=20)
@@ -156,7 +155,7 @@ def test_memory_of_many_mappings():
     assert outcome.peak_bytes <= 256 << 20
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@each("stream", ["stdout", "stderr"])
 def test_huge_output(stream):
     """Kills: output collected without end; one stream forgotten; the watcher stuck when nobody reads."""
     outcome = run(f"import sys\nwhile True: sys.{stream}.write('x' * 10000)")
@@ -224,7 +223,7 @@ def test_files_that_nobody_could_count():
     assert (outcome.status, outcome.stdout) == ("passed", "['a', 'b'] a b\n"), outcome
 
 
-@pytest.mark.parametrize(
+@each(
     "grow",
     [
         "f = os.open(f'f{n}', 66); os.ftruncate(f, 1 << 20); mmap.mmap(f, 1 << 20)[:] = bytes(1 << 20); os.close(f)",
@@ -317,8 +316,8 @@ def test_writing_outside(secret, tmp_path):
     assert secret.stat().st_mtime > 1e9
 
 
-@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET"])
-@pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
+@each("family", ["AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK", "AF_PACKET"])
+@each("kind", ["SOCK_STREAM", "SOCK_DGRAM"])
 def test_sockets(family, kind):
     assert run(f"import socket; socket.socket(socket.{family}, socket.{kind})").status == "forbidden"
 
@@ -415,7 +414,7 @@ def test_fork_bomb():
     assert outcome.status == "forbidden"
 
 
-@pytest.mark.parametrize(
+@each(
     "call",
     [
         "subprocess.run(['/bin/sh', '-c', 'echo x > {marker}'], check=True)",
@@ -504,7 +503,7 @@ def test_limits_cannot_be_raised():
     assert run(again + "x = bytearray(10 << 30)").status == "memory"
 
 
-@pytest.mark.parametrize(
+@each(
     "call",
     [
         "os.setuid(0)",
@@ -574,7 +573,7 @@ def test_refusals_are_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("limits", [{"memory": 0}, {"wall_seconds": float("inf")}, {"without": ("walls",)}])
+@each("limits", [{"memory": 0}, {"wall_seconds": float("inf")}, {"without": ("walls",)}])
 def test_limits_are_checked(limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
         Sandbox(**limits)

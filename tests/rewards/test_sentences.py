@@ -1,11 +1,10 @@
 """The rules for sentences, words and paragraphs, by example."""
 
-import pytest
-
+from tests.loops import each
 from vrpo.rewards.sentences import paragraphs, sentences, words
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "count"),
     [
         ("One. Two! Three?", 3),

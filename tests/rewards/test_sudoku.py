@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from tests.loops import each
 from vrpo.rewards.sudoku import Sudoku, SudokuCells, fault, grid_of, puzzle_of
 from vrpo.rewards.verdict import Answer, Judge
 
@@ -45,7 +46,7 @@ def test_any_valid_completion_counts():
     assert [verdict.reward for verdict in verdicts] == [1, 1]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "reason"),
     [
         (f"<answer>{SOLUTION}</answer>", None),
@@ -65,7 +66,7 @@ def test_verdicts(text, reason):
     assert verdict.reason == reason
 
 
-@pytest.mark.parametrize(
+@each(
     "text",
     [
         SOLUTION,
@@ -92,7 +93,7 @@ def test_partial_credit():
         SudokuCells()([Answer("q", SOLUTION, {"Puzzle": SOLUTION, "Solution": SOLUTION})])
 
 
-@pytest.mark.parametrize(
+@each(
     "row",
     [
         ROW,

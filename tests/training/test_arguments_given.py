@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments
 
+from tests.loops import each
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, vrpo_config
 from vrpo.models.adapter import with_adapter
 from vrpo.training.config import SFTConfig
@@ -30,7 +31,7 @@ FIELDS = {  # of TRL's configurations, and a word of what is said
 }
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@each("field", FIELDS)
 def test_fields_that_do_not_exist(field: str, tmp_path: Path) -> None:
     """Kills: Python's TypeError, which says nothing of what to do."""
     with pytest.raises(ValueError, match=rf"VRPOConfig: .*'{field}'.*{FIELDS[field]}"):
@@ -78,7 +79,7 @@ GIVEN: dict[str, Callable[[], Any]] = {  # rows of another kind; a word of what 
 }
 
 
-@pytest.mark.parametrize("remedy", GIVEN)
+@each("remedy", GIVEN)
 def test_rows_of_another_kind(remedy: str, tmp_path: Path) -> None:
     """Before a model is loaded, and in `evaluate`. Kills: an AttributeError; a stream read as if it were empty."""
     given = GIVEN[remedy]
@@ -109,7 +110,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@each("name", OTHERS)
 def test_arguments_of_other_trainers(name: str, tmp_path: Path) -> None:
     """Kills: an argument that is taken and ignored; a message that names something else."""
     for trainer, config in ((VRPOTrainer, vrpo_config), (SFTTrainer, sft_config)):

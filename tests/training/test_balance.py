@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+from tests.loops import each
 from tests.training.runs import answers, distance, moved, numbers, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.training.balance import balance, balanced, token_counts
 from vrpo.training.preference import VRPOTrainer
@@ -64,8 +65,8 @@ def test_micro_steps_are_alike_and_totals_close(data: st.DataObject, world: int,
     assert totals.max() - totals.min() <= spread
 
 
-@pytest.mark.parametrize(("batch", "accumulation", "most"), [(1, 8, 1.03), (8, 1, 1.03), (2, 4, 1.03), (1, 1, 2.5)])
-@pytest.mark.parametrize("world", [2, 8])
+@each(("batch", "accumulation", "most"), [(1, 8, 1.03), (8, 1, 1.03), (2, 4, 1.03), (1, 1, 2.5)])
+@each("world", [2, 8])
 def test_imbalance_of_realistic_lengths(world: int, batch: int, accumulation: int, most: float) -> None:
     """The busiest process of a step over the mean, over 100 steps: close to 1, and far closer than in random order,
     unless every process has one example. Kills: balance that is none."""
@@ -73,8 +74,8 @@ def test_imbalance_of_realistic_lengths(world: int, batch: int, accumulation: in
     sizes = lognormal(100 * math.prod(shape))
     order = list(range(len(sizes)))
     busiest = []
-    for each in (order, balanced(order, sizes, *shape)):
-        totals = loads(each, sizes, *shape).sum(1)
+    for one in (order, balanced(order, sizes, *shape)):
+        totals = loads(one, sizes, *shape).sum(1)
         busiest.append(float((totals.max(-1).values / totals.mean(-1)).mean()))
     assert busiest[1] <= most
     if batch * accumulation > 1:
@@ -88,8 +89,8 @@ def test_micro_steps_wait_less() -> None:
     sizes = lognormal(6400)
     order = list(range(6400))
     waits = []
-    for each in (order, balanced(order, sizes, 8, 1, 8)):
-        steps = loads(each, sizes, 8, 1, 8)
+    for one in (order, balanced(order, sizes, 8, 1, 8)):
+        steps = loads(one, sizes, 8, 1, 8)
         waits.append(float((steps.max(-1).values.sum(-1) / steps.mean(-1).sum(-1)).mean()))
     assert waits[1] < 1.2 < 1.6 < waits[0]
 
@@ -126,9 +127,9 @@ def counted(each: Any, accumulation: int, left: int) -> list[list[int]]:
     return [sorted(step[: max(left - seen, 0)]) for step, seen in zip(steps, before, strict=False)]
 
 
-@pytest.mark.parametrize("count", [48, 45, 41, 3])
-@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"split_batches": True}], ids=["", "drop", "split"])
-@pytest.mark.parametrize(("world", "batch", "accumulation"), [(2, 2, 3), (1, 2, 3), (2, 4, 1)])
+@each("count", [48, 45, 41, 3])
+@each("options", [{}, {"drop_last": True}, {"split_batches": True}], ids=["", "drop", "split"])
+@each(("world", "batch", "accumulation"), [(2, 2, 3), (1, 2, 3), (2, 4, 1)])
 def test_steps_keep_their_examples(
     count: int, options: dict[str, Any], world: int, batch: int, accumulation: int
 ) -> None:
@@ -207,7 +208,7 @@ def recorded(folder: Path, **fields: Any) -> tuple[list[list[int]], Any]:
     return seen, trajectory
 
 
-@pytest.mark.parametrize(("batch", "accumulation"), [(1, 4), (2, 2), (4, 1)])
+@each(("batch", "accumulation"), [(1, 4), (2, 2), (4, 1)])
 def test_balanced_is_not_balanced(tmp_path: Path, batch: int, accumulation: int) -> None:
     """The same trajectory in float64 to 1e-9, with a short last window; micro-steps from long to short, and a no-op in
     one process that does not accumulate. Kills: other examples in a step; a field that does nothing."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.loops import each
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.commands.train import run
 from vrpo.data.collate import PreferenceCollator, tokens_of
@@ -58,7 +59,7 @@ def test_adapter_loads(tmp_path: Path) -> None:
     assert not torch.equal(bounds(load(tmp_path / "a")), bounds(tiny()))
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@each("adapter", [False, True], ids=["full", "lora"])
 def test_best_model_at_end(tmp_path: Path, adapter: bool) -> None:
     """A run that wants the highest loss ends with its first checkpoint. Kills: transformers' loading, which
     finds none of the official names and silently keeps the last weights."""

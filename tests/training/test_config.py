@@ -12,6 +12,7 @@ from datasets import Dataset
 from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig
 
 from tests.build import Row, make_tokens
+from tests.loops import each
 from tests.training.runs import answers, pairs, settings, sft_config, tiny, vrpo_config
 from vrpo.coupling import Paired
 from vrpo.draws import FixedCount
@@ -63,14 +64,14 @@ BAD_PREFERENCE = [
 ]
 
 
-@pytest.mark.parametrize("kind", [SFTConfig, VRPOConfig])
-@pytest.mark.parametrize(("fields", "message"), BAD, ids=str)
+@each("kind", [SFTConfig, VRPOConfig])
+@each(("fields", "message"), BAD, ids=str)
 def test_bad_settings(tmp_path: Path, kind: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         kind(**settings(tmp_path, **fields))
 
 
-@pytest.mark.parametrize(("fields", "message"), BAD_PREFERENCE, ids=str)
+@each(("fields", "message"), BAD_PREFERENCE, ids=str)
 def test_bad_preference_settings(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         VRPOConfig(**settings(tmp_path, **fields))
@@ -97,7 +98,7 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "plan"), PLANS, ids=str)
+@each(("fields", "plan"), PLANS, ids=str)
 def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> None:
     """In training and, with as many draws, in evaluation; couplings around it. Kills: a field that does not arrive; a
     plan under another's name; evaluation by another plan."""
@@ -109,7 +110,7 @@ def test_plans_by_name(tmp_path: Path, fields: dict[str, Any], plan: Plan) -> No
         assert config.make_recipe().plan == config.make_recipe().eval_plan == Paired(plan, align=align)
 
 
-@pytest.mark.parametrize(("num_times", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1), (9, 3), (12, 2)])
+@each(("num_times", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1), (9, 3), (12, 2)])
 def test_two_groups_where_they_can_be(tmp_path: Path, num_times: int, groups: int) -> None:
     """Kills: one group, which leaves score/variance without an estimate; groups of one draw."""
     config = vrpo_config(tmp_path, plan="balanced", num_times=num_times, pair_coupling="none")
@@ -124,7 +125,7 @@ SLOPE_GROUPS = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "groups"), SLOPE_GROUPS, ids=str)
+@each(("fields", "groups"), SLOPE_GROUPS, ids=str)
 def test_slopes_leave_out_the_plan_s_own_groups(tmp_path: Path, fields: dict[str, Any], groups: int) -> None:
     """The number of groups is the one that the plan really makes. Kills: dependent draws taken for independent ones; a
     slope of the evaluation's groups."""
@@ -148,7 +149,7 @@ def test_the_default_is_the_quietest_plan_and_the_paper_s_has_its_name(tmp_path:
     ).make_recipe().plan == Bernoulli(0.1, 8)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@each("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_masters_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     """Kills: steps of 5e-7 on bfloat16 weights, which change nothing. Frozen ones are fine."""
     for trainer, config, rows in (
@@ -171,7 +172,7 @@ def test_dropout_is_refused(tmp_path: Path) -> None:
         SFTTrainer(denoiser, args=sft_config(tmp_path), train_dataset=answers(4))
 
 
-@pytest.mark.parametrize(
+@each(
     ("config", "said"),
     [
         (LoHaConfig(r=2, rank_dropout=0.5), "set rank_dropout to 0"),
@@ -270,7 +271,7 @@ def test_samples_need_prompts(tmp_path: Path) -> None:
         VRPOTrainer(tiny(), args=vrpo_config(tmp_path, sample_steps=2), train_dataset=pairs(4))
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "said"),
     [
         ({"beta": "0.1"}, "beta is '0.1', of type str, and takes float"),

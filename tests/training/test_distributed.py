@@ -18,6 +18,7 @@ import torch
 from accelerate.state import GradientState
 from accelerate.utils import DistributedType
 
+from tests.loops import each
 from tests.training.runs import distance, log_lines, moved
 from tests.training.worker import SCENARIOS, Result
 from vrpo.training.preference import VRPOTrainer
@@ -130,8 +131,8 @@ def test_a_step_without_work_still_synchronises() -> None:
     assert trainer.agree(3) == 3
 
 
-@pytest.mark.parametrize("kind", [DistributedType.MULTI_CPU, DistributedType.DEEPSPEED])
-@pytest.mark.parametrize("due", [True, False])
+@each("kind", [DistributedType.MULTI_CPU, DistributedType.DEEPSPEED])
+@each("due", [True, False])
 def test_gradients_synchronise_once_a_step(kind: DistributedType, due: bool) -> None:
     """Kills: a synchronisation at every pack (the same gradients, n times the traffic; under DeepSpeed n optimizer
     steps), and a `sync_gradients` that is not put back, which skips the optimizer step."""

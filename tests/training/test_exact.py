@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from tests.causal import causal, tokenizer
+from tests.loops import each
 from tests.training.runs import (
     answers,
     distance,
@@ -76,7 +77,7 @@ def test_empty_prompts_are_refused_before_the_first_step(tmp_path: Path) -> None
     VRPOTrainer(tiny(), args=vrpo_config(tmp_path), train_dataset=rows)
 
 
-@pytest.mark.parametrize("given", [causal, model], ids=["module", "denoiser"])
+@each("given", [causal, model], ids=["module", "denoiser"])
 def test_a_tokenizer_replaces_the_model_s(given: Callable[[], Any]) -> None:
     """Kills: a causal model that becomes a diffusion model when it gets a tokenizer."""
     words = tokenizer()

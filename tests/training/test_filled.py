@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Trainer
 
+from tests.loops import each
 from tests.objectives import of
 from tests.training.runs import answers, labelled, pairs, ranked, settings, vrpo_config
 from vrpo.data.collate import (
@@ -37,7 +38,7 @@ class Stub(VRPOTrainer):
         self.accelerator: Any = SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=last))
 
 
-@pytest.mark.parametrize(
+@each(
     ("examples", "batch", "count"),
     [(11, 1, (1, 0)), (11, 2, (2, 1)), (9, 4, (1, 0)), (12, 2, (2, 2)), (3, 4, (3, 0)), (13, 4, (4, 1))],
 )
@@ -66,8 +67,8 @@ def others(sums: torch.Tensor) -> torch.Tensor:
     return sums + torch.tensor([-3.0, 2.0], dtype=sums.dtype)
 
 
-@pytest.mark.parametrize("some", [0, 2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@each("some", [0, 2, 3])
+@each("kind", KINDS)
 def test_no_loss_is_about_what_fills_up(kind: str, some: int) -> None:
     """It is that of the others alone, 0 if there are none, and still has a gradient for processes to add up. Kills: a
     mean over rows that do not count; the mean of nothing, which is no number."""
@@ -122,7 +123,7 @@ ALONE: list[tuple[dict[str, Any], int, int | None, int, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "count", "held_out", "processes", "refused"), ALONE, ids=str)
+@each(("fields", "count", "held_out", "processes", "refused"), ALONE, ids=str)
 def test_one_label_is_no_batch(
     tmp_path: Any, fields: dict[str, Any], count: int, held_out: int | None, processes: int, refused: str | None
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from tests.loops import each
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.models.hf import HFDenoiser
 from vrpo.training.checkpoints import problem_of
@@ -49,7 +50,7 @@ def parsed(folder: Path) -> list[Any]:
     return [json.loads(text, parse_constant=refuse) for text in texts]
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["two passes", "one pass"])
+@each("adapter", [False, True], ids=["two passes", "one pass"])
 def test_a_diverged_run_stops(tmp_path: Path, adapter: bool) -> None:
     """Kills: NaN weights saved; slopes that "differ", being NaN; a last good checkpoint removed."""
     options = {"peft_config": lora()} if adapter else {}
@@ -64,7 +65,7 @@ def test_supervised_too(tmp_path: Path) -> None:
         train(SFTTrainer, sft_config(tmp_path, **SAVES), answers(8), callbacks=[Diverges()])
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["two passes", "one pass"])
+@each("adapter", [False, True], ids=["two passes", "one pass"])
 def test_going_on_all_the_same(tmp_path: Path, adapter: bool) -> None:
     """What is not known is absent, in every file. Kills: bare NaN and Infinity; a best loss that is none."""
     options = {"peft_config": lora()} if adapter else {}
@@ -89,7 +90,7 @@ def test_a_step_that_is_not_finite_leaves_the_older_checkpoint(tmp_path: Path) -
         trainer.train()
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@each("trained", [True, False])
 def test_broken_weights_are_not_begun_with(tmp_path: Path, trained: bool) -> None:
     """Kills: a NaN in one weight, of the model or of its reference, found by nobody."""
     models = (broken(), tiny()) if trained else (tiny(), broken())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from tests.loops import each
 from tests.training.runs import settings
 from vrpo.training.config import SFTConfig
 from vrpo.training.inherited import NOT_OFFERED
@@ -96,7 +97,7 @@ def test_every_field_is_known() -> None:
     assert {*WORKS, *NOT_OFFERED} - there <= KNOWN_TO_SOME
 
 
-@pytest.mark.parametrize(("given", "reason"), REFUSED, ids=str)
+@each(("given", "reason"), REFUSED, ids=str)
 def test_what_would_be_ignored_is_refused(tmp_path: Path, given: dict[str, Any], reason: str) -> None:
     """Kills: a switch of transformers' own step or evaluation, which does nothing here or something wrong."""
     with pytest.raises(ValueError, match=reason) as error:

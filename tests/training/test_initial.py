@@ -12,6 +12,7 @@ from accelerate.state import GradientState
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
 
+from tests.loops import each
 from tests.training.runs import answers, lora, pairs, settings, sft_config, tiny, train, vrpo_config
 from vrpo.draws import FixedCount
 from vrpo.models.adapter import with_adapter
@@ -63,7 +64,7 @@ def scrambled(module: nn.Module) -> None:
                 parameter.add_(torch.linspace(0.1, 1, parameter.numel()).view_as(parameter))
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@each("name", ADAPTERS)
 def test_the_reference_is_the_policy_that_the_run_begins_with(name: str) -> None:
     """However its adapter begins, and whatever is trained beside it. Kills: "adapter off" taken for it; initial values
     that are trained along, or that stay in the policy."""
@@ -127,7 +128,7 @@ def test_another_reference_at_the_first_batch(tmp_path: Path, monkeypatch: pytes
         train(VRPOTrainer, vrpo_config(tmp_path), pairs(4), **given)
 
 
-@pytest.mark.parametrize(
+@each(
     ("dtype", "computed", "shift", "same"),
     [
         (torch.float32, None, 1e-5, True),
@@ -167,7 +168,7 @@ def test_reentrant_checkpointing_takes_two_passes(tmp_path: Path) -> None:
     assert not given.reentrant
 
 
-@pytest.mark.parametrize("passes", ["one", "two"])
+@each("passes", ["one", "two"])
 def test_what_is_trained_gets_a_gradient(tmp_path: Path, passes: str) -> None:
     """Kills: `allow_unused`, which makes a zero of whatever autograd did not reach."""
     denoiser = tiny()
@@ -179,7 +180,7 @@ def test_what_is_trained_gets_a_gradient(tmp_path: Path, passes: str) -> None:
         train(SFTTrainer, sft_config(tmp_path / "b"), answers(4), denoiser=denoiser)
 
 
-@pytest.mark.parametrize("kind", ["preference", "supervised"])
+@each("kind", ["preference", "supervised"])
 def test_gradients_are_looked_for_when_they_are_whole(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

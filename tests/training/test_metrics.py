@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.training.runs import Recorder, answers, lora, pairs, sft_config, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, SFTCollator, pairs_of, rows_of, tokens_of
 from vrpo.draws import FixedCount, rekeyed
@@ -85,9 +86,7 @@ def standing(
     return trainer, [line for line in trainer.state.log_history if "loss" in line]
 
 
-@pytest.mark.parametrize(
-    ("batch", "steps", "logged"), [(6, 1, 1), (2, 3, 1), (1, 6, 1), (4, 2, 1), (2, 1, 3), (1, 1, 6)]
-)
+@each(("batch", "steps", "logged"), [(6, 1, 1), (2, 3, 1), (1, 6, 1), (4, 2, 1), (2, 1, 3), (1, 1, 6)])
 def test_values(tmp_path: Path, batch: int, steps: int, logged: int) -> None:
     """One window over all pairs, batched and accumulated in any way. Kills: the last micro-batch alone; means of means
     over batches of unequal size (4 + 2); rewards without beta; a variance that forgets the number of draws; draws
@@ -189,7 +188,7 @@ def test_the_error_of_one_item_is_unknown() -> None:
     assert math.isnan(float(error[0]))
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 8])
+@each("size", [2, 3, 4, 8])
 def test_relative_error_of_noise_is_1(size: int) -> None:
     """Of lists, too, of terms without any signal; by chance within a tenth. Kills: the square of a list's mean, in
     which the noise of its pairs averages out (1.5, 1.9 and 3.0)."""
@@ -217,8 +216,8 @@ def test_relative_error_where_there_is_no_score(tmp_path: Path) -> None:
     assert all(line["score/variance"] == 0 and "score/relative_error" not in line for line in log)
 
 
-@pytest.mark.parametrize("plan", ["balanced", "stratified"])
-@pytest.mark.parametrize("coupling", ["none", "quantile", "aligned"])
+@each("plan", ["balanced", "stratified"])
+@each("coupling", ["none", "quantile", "aligned"])
 def test_variance_over_groups(tmp_path: Path, plan: str, coupling: str) -> None:
     """Four coupled draws in two groups, of coupled rows: the variance of two group sums of the pair's difference.
 
@@ -278,7 +277,7 @@ class Gradients(Recorder):
         self.gradients.append([p.grad.clone() for p in kwargs["model"].parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@each("adapter", [False, True], ids=["full", "lora"])
 def test_snr_is_of_the_steps_of_a_window(tmp_path: Path, adapter: bool) -> None:
     """Two windows of 3 steps, two micro-batches each.
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loops import each
 from tests.objectives import of
 from vrpo.losses.corrections import Jackknife
 from vrpo.losses.named import LOSSES
@@ -78,7 +79,7 @@ def reason(loss: str, temperature: str, reference: str, plan: str) -> str | None
     return None
 
 
-@pytest.mark.parametrize("loss", list(LOSSES))
+@each("loss", list(LOSSES))
 def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> None:
     """Kills: a check left out; a check that refuses what is legal; a reason of another mistake."""
     for temperature, reference, plan in product(TEMPERATURES, REFERENCES, PLANS):
@@ -94,7 +95,7 @@ def test_every_combination_is_legal_or_refused_with_its_reason(loss: str) -> Non
 ARWC = {"weights": "arwc"}
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "said"),
     [
         ({"loss_type": "nca_pair"}, "loss_type 'nca_pair' is not offered: apo_zero is"),

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from tests.loops import each
 from tests.training.runs import (
     distance,
     labelled,
@@ -47,7 +48,7 @@ RUNS: dict[str, tuple[Dataset, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@each("name", RUNS)
 def test_each_kind_trains(name: str, tmp_path: Path) -> None:
     """Under the default plan and budget of tokens, with an evaluation, with adapters too where they are cheaper. Kills:
     answers of a list coupled as if they were a pair; a metric that is not a number; an evaluation of another kind."""
@@ -64,7 +65,7 @@ def test_each_kind_trains(name: str, tmp_path: Path) -> None:
     assert isinstance(trainer.recipe.plan, Paired) == (not isinstance(structure, Labels | Rankings))
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if "kto" not in name])
+@each("name", [name for name in RUNS if "kto" not in name])
 def test_accumulation_is_batching(name: str, tmp_path: Path) -> None:
     """Kills: a list that counts by its pairs; weights that are divided by those of the micro-batch; a mean of means."""
     rows, fields = RUNS[name]
@@ -75,7 +76,7 @@ def test_accumulation_is_batching(name: str, tmp_path: Path) -> None:
     assert distance(at_once, in_parts) < TOLERANCE
 
 
-@pytest.mark.parametrize("fields", [{}, {"loss_type": "plackett_luce"}, SCALING])
+@each("fields", [{}, {"loss_type": "plackett_luce"}, SCALING])
 def test_lists_of_two_are_pairs(fields: dict[str, Any], tmp_path: Path) -> None:
     """With their weights and rewards. Kills: draws, weights or rewards of a list that are not its pair's."""
     two = with_numbers(ranked(8, lists=(2,), rewards=True), **WEIGHT)
@@ -150,7 +151,7 @@ REFUSED: list[tuple[dict[str, Any], Dataset, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "rows", "message"), REFUSED)
+@each(("fields", "rows", "message"), REFUSED)
 def test_refused_before_a_model_is_loaded(
     fields: dict[str, Any], rows: Dataset, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +178,7 @@ def with_rewards(rewards: list[Any] | None) -> Dataset:
     return rows.remove_columns("rewards").add_column("rewards", [first, rewards, last])
 
 
-@pytest.mark.parametrize("rewards", [[3.0, 3.0, 2.0, 1.0], [3.0, 2.0, 4.0, 1.0]])
+@each("rewards", [[3.0, 3.0, 2.0, 1.0], [3.0, 2.0, 4.0, 1.0]])
 def test_lists_of_token_ids_need_an_order_too(rewards: list[float], tmp_path: Path) -> None:
     """Kills: ties, or another order, of rows that were tokenised elsewhere, learnt as if they were the order given."""
     config = vrpo_config(tmp_path, loss_type="plackett_luce")
@@ -241,7 +242,7 @@ def test_kto_does_not_depend_on_neighbours_but_for_the_baseline(tmp_path: Path) 
             assert own.key[row] == whole.key[place]
 
 
-@pytest.mark.parametrize("name", ["kto of pairs", "plackett_luce"])
+@each("name", ["kto of pairs", "plackett_luce"])
 def test_resumed_is_uninterrupted(name: str, tmp_path: Path) -> None:
     """Kills: answers to other prompts, or an order of rows, that a resumed run does not find again."""
     rows, fields = RUNS[name]
@@ -272,7 +273,7 @@ def test_samples_of_every_kind(tmp_path: Path) -> None:
         assert len((tmp_path / name / "samples.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("name", ["kto of pairs", "kto of labels", "scaled lists"])
+@each("name", ["kto of pairs", "kto of labels", "scaled lists"])
 def test_precomputed_reference_terms(name: str, tmp_path: Path) -> None:
     """Of every kind, answers to other prompts among them. Kills: terms of one row at another."""
     rows, fields = RUNS[name]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loops import each
 from tests.models.folders import checkpoint
 from tests.models.test_load import logp
 from tests.training.runs import lora, moved, pairs, train, vrpo_config
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("bits", [four_bits, eight_bits], ids=["4bit", "8bit"])
-@pytest.mark.parametrize("family", ["dream", "causal", "illada"])
+@each("bits", [four_bits, eight_bits], ids=["4bit", "8bit"])
+@each("family", ["dream", "causal", "illada"])
 def test_an_adapter_trains_on_a_quantised_base(family: str, bits: Any, tmp_path: Path) -> None:
     """Blocks are quantised, head and embedding are not; score exactly 0 at step 0, then it moves; the adapter merges
     into the base as it is stored. Kills: a tied head quantised with the embedding; a base under other names."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, Features, List, Value
 
+from tests.loops import each
 from tests.training.runs import answers, labelled, pairs, ranked, sft_config, tiny, vrpo_config, with_numbers
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
@@ -52,7 +53,7 @@ DROPPED: dict[str, tuple[Dataset, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", DROPPED)
+@each("case", DROPPED)
 def test_what_text_is_asked_for_is_asked_of_ids(case: str, tmp_path: Path) -> None:
     """Dropped and counted, or raised on request. Kills: each check left out; another row dropped."""
     rows, reason = DROPPED[case]
@@ -107,7 +108,7 @@ REFUSED: dict[str, tuple[Dataset, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@each("case", REFUSED)
 def test_what_no_tokenizer_writes_is_refused(case: str, tmp_path: Path) -> None:
     """Kills: an id that reads another row's embedding, or ends in an IndexError at some step."""
     rows, said = REFUSED[case]

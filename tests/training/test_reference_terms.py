@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from tests.loops import each
 from tests.training.runs import distance, lora, moved, pairs, tiny, train, vrpo_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.models.adapter import with_adapter
@@ -34,8 +35,8 @@ def refuse(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("the reference was called")
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("fields", PLANS, ids=["paper", "default"])
+@each("adapter", [False, True], ids=["full", "lora"])
+@each("fields", PLANS, ids=["paper", "default"])
 def test_replayed_is_live(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: bool, fields: dict[str, Any]
 ) -> None:
@@ -113,7 +114,7 @@ def adapted(denoiser: HFDenoiser, seed: int = 1) -> HFDenoiser:
     return with_adapter(denoiser, lora(), seed)
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "fields", "said"),
     [
         (None, {"num_times": 3}, "and is 'FixedCount(num_times=3"),
@@ -158,7 +159,7 @@ def test_an_evaluation_is_of_its_own_rows(tmp_path: Path) -> None:
         assert found["eval_a_loss" if isinstance(other, dict) else "eval_loss"] == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize(("name", "said"), [("*.safetensors", "is broken"), ("settings.json", "cannot be read")])
+@each(("name", "said"), [("*.safetensors", "is broken"), ("settings.json", "cannot be read")])
 def test_half_a_file_of_terms(tmp_path: Path, name: str, said: str) -> None:
     """Kills: a traceback of the reader."""
     terms = {"precompute_ref_log_probs": True, "ref_terms_dir": str(tmp_path)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.exact import Bigram
+from tests.loops import each
 from tests.objectives import of
 from tests.training.runs import (
     Trajectory,
@@ -71,7 +72,7 @@ def run(folder: Path, count: int = 6, **fields: Any) -> Trajectory:
 # Pools ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@each("adapter", [False, True], ids=["full", "lora"])
 def test_equal_references_are_one(tmp_path: Path, adapter: bool) -> None:
     """MRPO = DPO (METHODS section 5), for every pool. Kills: a second reference that is trained along; a pool of one of
     them; weights that do not add up."""
@@ -82,7 +83,7 @@ def test_equal_references_are_one(tmp_path: Path, adapter: bool) -> None:
         assert distance(expected, found) < TOLERANCE
 
 
-@pytest.mark.parametrize("pool", ["harmonic", "geometric", "mixture"])
+@each("pool", ["harmonic", "geometric", "mixture"])
 def test_all_weight_on_one_is_that_one(tmp_path: Path, pool: str) -> None:
     """Kills: references in another order than their weights; the initial policy in place of a given one."""
     other = tiny(seed=5)
@@ -151,7 +152,7 @@ def masks_seen(modules: Sequence[nn.Module]) -> list[list[Tensor]]:
     return seen
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@each("shared", [True, False])
 def test_all_see_the_draws_of_the_policy(tmp_path: Path, shared: bool) -> None:
     """Without shared draws all references see the same other ones. Kills: a reference with draws of its own."""
     models = [tiny(), tiny(seed=3), tiny(seed=4)]
@@ -192,7 +193,7 @@ def test_a_causal_reference_is_exact(tmp_path: Path) -> None:
     assert (terms < 0).all()
 
 
-@pytest.mark.parametrize("slope", ["plain", "cross_fit"])
+@each("slope", ["plain", "cross_fit"])
 def test_a_causal_reference_in_one_pass(tmp_path: Path, slope: str) -> None:
     """Row by row, and group by group, as all at once. Kills: log p of a row for each group of its draws; terms of rows
     that were not asked for."""
@@ -207,7 +208,7 @@ def test_a_causal_reference_in_one_pass(tmp_path: Path, slope: str) -> None:
 # Cached terms ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@each("adapter", [False, True], ids=["full", "lora"])
 def test_replayed_is_live(tmp_path: Path, adapter: bool) -> None:
     """Of three references. Kills: terms of one for another; a folder that does not know which references it holds."""
     given: dict[str, Any] = {"ref_model": [None, tiny(seed=5)], "causal_ref_model": causal(), **HARMONIC}
@@ -221,7 +222,7 @@ def test_replayed_is_live(tmp_path: Path, adapter: bool) -> None:
         run(tmp_path / "other", **given, **terms, **options[2])
 
 
-@pytest.mark.parametrize("loss", ["kto", "plackett_luce"])
+@each("loss", ["kto", "plackett_luce"])
 def test_terms_of_any_structure_are_replayed(tmp_path: Path, loss: str) -> None:
     """Labelled answers with mismatched ones, and lists, of two references, in batches other than the shards. Kills:
     terms by pair; mismatched rows that depend on the batch."""
@@ -355,7 +356,7 @@ def test_what_does_not_go_together_is_refused_before_loading(
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "said"),
     [
         ({"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha goes with sync_ref_model, which is off"),

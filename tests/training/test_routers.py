@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.loops import each
 from tests.moe import tiny_moe
 from tests.training.runs import (
     Trajectory,
@@ -70,7 +71,7 @@ SAME = {  # runs whose packs hold one row each, so that the loss, which is not l
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+@each("name", SAME)
 def test_preference_runs_that_are_the_same_run(tmp_path: Path, name: str) -> None:
     """Kills: the rate of another micro-batch, a loss that is counted once per pass of a checkpointed layer."""
     common: dict[str, Any] = {"router_aux_loss_coef": COEF, "max_steps": 2, "max_tokens_per_forward": 1, "num_times": 1}
@@ -87,7 +88,7 @@ UNEVEN: dict[str, dict[str, Any]] = {  # runs in which some passes have no gradi
 }
 
 
-@pytest.mark.parametrize("name", UNEVEN)
+@each("name", UNEVEN)
 def test_the_mean_is_over_the_passes_that_were_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Kills: the rate of all draws, which the rows that learn beside those of a baseline fall short of;
     a call that holds both, in which the routers of both are moved."""
@@ -141,7 +142,7 @@ def test_adapters_use_two_passes_and_leave_routers_alone(tmp_path: Path) -> None
     assert all("lora_" in name and "self_attn" in name for name in trajectory[0])
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "message"),
     [
         ({"router_aux_loss_coef": -1.0}, "negative"),

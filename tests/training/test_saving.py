@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.loops import each
 from tests.test_store import HOLD
 from tests.training.runs import answers, pairs, sft_config, tiny, train, vrpo_config
 from vrpo import store
@@ -51,7 +52,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("refused", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError])
+@each("refused", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError])
 def test_a_full_disk_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any) -> None:
     """Kills: a traceback of torch's writer; an earlier checkpoint that is gone by then."""
     save, refused = torch.save, refused if isinstance(refused, OSError) else refused("PytorchStreamWriter failed")
@@ -84,7 +85,7 @@ def test_no_step_to_make(tmp_path: Path) -> None:
         train(SFTTrainer, sft_config(tmp_path, **fields), answers(8))
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "said"),
     [
         ({"num_train_epochs": -1}, "num_train_epochs must be above 0, not -1"),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
+from tests.loops import each
 from tests.training.runs import answers, distance, lora, moved, sft_config, tiny, train
 from vrpo.decoding.decode import generate
 from vrpo.training.sft import SFTTrainer
@@ -17,7 +18,7 @@ def run(folder: Path, count: int, **fields: Any) -> Any:
     return trajectory
 
 
-@pytest.mark.parametrize("count", [8, 6])
+@each("count", [8, 6])
 def test_accumulation_is_batching(tmp_path: Path, count: int) -> None:
     """Kills: a mean over micro-batches or over tokens; a short last window divided by the nominal number."""
     at_once = run(tmp_path / "a", count, per_device_train_batch_size=4)
@@ -25,7 +26,7 @@ def test_accumulation_is_batching(tmp_path: Path, count: int) -> None:
     assert distance(at_once, one_by_one) < 1e-9
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens_per_forward": 12}, {"gradient_checkpointing": True}], ids=str)
+@each("fields", [{"max_tokens_per_forward": 12}, {"gradient_checkpointing": True}], ids=str)
 def test_packing_and_checkpointing_change_nothing(tmp_path: Path, fields: dict[str, Any]) -> None:
     """Kills: a mean over packs; checkpointing that recomputes with another mask."""
     assert distance(run(tmp_path / "a", 8), run(tmp_path / "b", 8, **fields)) < 1e-9

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager, get_task_dict
 from vrpo.data.json_rows import read_records
 from vrpo.evals.harness import VRPOLM
 from vrpo.evals.harness_names import hint
-from vrpo.evals.kept import ALONE, Crew, Row, missing_of
+from vrpo.evals.kept import ALONE, Crew, Row
 from vrpo.store import Parts, known
 
 SAMPLES = "samples.jsonl"
@@ -99,8 +99,8 @@ class HarnessRun:
         output = self.folder / SAMPLES
         output.parent.mkdir(parents=True, exist_ok=True)
         settings = {**self.settings, "options": dict(self.options), "seed": self.seed}
-        parts = Parts(output, settings, 1)
-        if missing_of(parts):
+        parts = Parts(output, settings, 1, "--output_dir")
+        if parts.missing():
             rows = self._run(model(), manager())
             if self.crew.index == 0:
                 parts.write(0, rows)

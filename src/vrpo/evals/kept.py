@@ -60,8 +60,8 @@ def rows_of(
             return [row for first in range(0, len(items), size) for row in _made(items, make, first, size, bar)]
     output.parent.mkdir(parents=True, exist_ok=True)
     about = {**settings, "items": len(items), "items_digest": digest(items), "part_size": size}
-    parts = Parts(output, about, -(-len(items) // size))
-    missing = missing_of(parts)
+    parts = Parts(output, about, -(-len(items) // size), "--output_dir")
+    missing = parts.missing()
     done = len(items) - sum(min(size, len(items) - part * size) for part in missing)
     with _bar(items, done, label, crew) as bar:
         for part in missing:
@@ -72,17 +72,6 @@ def rows_of(
         raise ValueError(f"{output}: parts are missing; the same command goes on from here")
     crew.wait()
     return [record.fields for record in read_records(output, str(output))]
-
-
-def missing_of(parts: Parts) -> list[int]:
-    """
-    Raises:
-        ValueError: in the words of `vrpo eval`, whose field is the output_dir.
-    """
-    try:
-        return parts.missing()
-    except ValueError as error:
-        raise ValueError(str(error).replace("another --output", "another --output_dir")) from error
 
 
 def part_size_of(batch_size: int) -> int:
