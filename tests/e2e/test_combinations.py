@@ -25,16 +25,13 @@ Combination = tuple[str, ...]
 TOO_FEW = 2
 FIRST = 10  # of the covering set; the rest is slow
 _PAIRED: dict[str, dict[str, Any]] = {
-    "sigmoid": {},
+    **{name: {} for name, loss in LOSSES.items() if loss.about == "pairs"},  # a new one enters by its row
     "cdpo": {"loss_type": "sigmoid", "label_smoothing": 0.1},
     "robust": {"label_smoothing": 0.1},
     "ipo": {"beta": 0.1},
-    "ipo_sum": {},
     "hinge": {"beta": 0.01},  # beyond a margin of 1 there is nothing to learn
     "simpo": {"beta": 2.0, "simpo_gamma": 0.4},
     "orpo": {"beta": 0.1},
-    "apo_zero": {},
-    "apo_down": {},
     "exo_pair": {"label_smoothing": 0.1},
     "dmpo_rkl": {"loss_kwargs": {"epsilon": 0.02}},
     "several": {"loss_type": ["simpo", "sigmoid", "sft"], "loss_weights": [0.5, 1.0, 0.05]},
