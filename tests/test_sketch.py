@@ -65,6 +65,7 @@ def test_inner_products_are_unbiased() -> None:
     assert_mean(product, 2.0, -20.0, 20.0, resolution=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @each("places", [((0, 0), (1, 0)), ((0, 0), (0, 1)), ((0, 5), (0, 69)), ((0, 64), (0, 128))])
 def test_signs_are_fair_and_pairwise_independent(places: tuple[tuple[int, int], tuple[int, int]]) -> None:

@@ -66,6 +66,7 @@ def test_those_that_are_done_make_room_at_once():
     assert widths == sorted(widths, reverse=True)  # padding that no row needs is cut
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),

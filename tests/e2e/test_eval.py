@@ -233,7 +233,7 @@ def test_judges_that_cannot_judge_own_prompts(
         ),
         (
             ["--task", "gsm8k=x.jsonl", "--max_new_tokens", "8", "--remasking", "best"],
-            "gsm8k: remasking must be one of",
+            "--remasking: takes low_confidence, margin, entropy, random; not 'best'",
         ),
         (
             ["--task", "gsm8k=x.jsonl", "--max_new_tokens", "8", "--num_fewshot", "5"],

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_killed_and_run_again() -> None:
     """The study's own check. Kills: parts or half-written files left over; answers that depend on where a run was
     stopped; replies asked for twice; a comparison that sees no difference."""

@@ -162,6 +162,7 @@ def test_padding_and_neighbours_change_nothing(wide: HFDenoiser, align: str) -> 
         torch.testing.assert_close(torch.cat(alone), expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.slow
 def test_without_padding_under_flex_attention(golden: Path) -> None:
     """Values. Kills: rows that see each other, copies seen as in the rectangle of another batch."""
     flex, plain = a_model(golden, "sdar", attn_implementation="flex_attention"), a_model(golden, "sdar")

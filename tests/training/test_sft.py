@@ -64,6 +64,7 @@ def test_learns_prompts_and_completions(tmp_path: Path) -> None:
     assert texts == list(colours.values())
 
 
+@pytest.mark.slow
 def test_learns_an_adapter(tmp_path: Path) -> None:
     rows = Dataset.from_list([{"prompt": "sky", "completion": "blue"}])
     _, losses = fit(tmp_path, rows, peft_config=lora(), learning_rate=3e-2)
