@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from vrpo.data import LabelCollator, PreferenceCollator, RankingCollator, structure_of, tokens_of
+from vrpo.data import LabelCollator, PreferenceCollator, RankingCollator, labels_of, pairs_of, rankings_of, tokens_of
 from vrpo.data.collate import with_other_answers
 from vrpo.structures import Labels, Rankings
 from vrpo.types import Pairs
@@ -35,7 +35,7 @@ def test_pairs_taken_apart():
     assert texts(batch)[:4] == [[5, 6, 7], [5, 6, 8, 9], [1, 2, 3, 4, 5], [1, 6]]
     assert texts(batch)[4:] == [[5, 6, 2, 3, 4, 5], [5, 6, 6], [1, 7], [1, 8, 9]]
     assert responses(batch)[4:] == [[2, 3, 4, 5], [6], [7], [8, 9]]
-    structure = structure_of(batch)
+    structure = labels_of(batch)
     assert isinstance(structure, Labels)
     assert structure.desirable.tolist() == [True, False, True, False]
     assert (structure.row.tolist(), structure.mismatched.tolist()) == ([0, 1, 2, 3], [4, 5, 6, 7])
@@ -47,12 +47,12 @@ def test_single_answers_and_their_weights():
     rows = [
         {"prompt_ids": [n], "completion_ids": [n, n], "label": n == 2, "example_id": n, "weight": n / 2} for n in (1, 2)
     ]
-    structure = structure_of(labels(*rows))
+    structure = labels_of(labels(*rows))
     assert (structure.desirable.tolist(), structure.weight.tolist()) == ([False, True], [0.5, 1.0])
     assert responses(labels(*rows)) == [[1, 1], [2, 2], [2, 2], [1, 1]]
-    without = structure_of(labels(*rows, mismatched=False))
+    without = labels_of(labels(*rows, mismatched=False))
     assert (without.row.tolist(), without.mismatched.tolist()) == ([0, 1], [])
-    pair = structure_of(labels({**A, "weight": 0.5}, {**B, "weight": 2.0}))
+    pair = labels_of(labels({**A, "weight": 0.5}, {**B, "weight": 2.0}))
     assert pair.weight.tolist() == [0.5, 0.5, 2.0, 2.0]
 
 
@@ -96,12 +96,12 @@ def test_rankings():
     batch = RankingCollator(0)(
         [{**TWO, "weight": 0.5, "rewards": [4.0, 3.0]}, {**BEST, "weight": 2.0, "rewards": [3.0, 2.0, 1.0]}]
     )
-    structure = structure_of(batch)
+    structure = rankings_of(batch)
     assert isinstance(structure, Rankings)
     assert structure.order.tolist() == [[0, 1, -1], [2, 3, 4]]
     assert texts(batch) == [[1, 2, 3], [1, 6], [5, 6, 8, 9], [5, 6, 7], [5, 6, 6]]
     assert (structure.weight.tolist(), structure.reward.tolist()) == ([0.5, 2.0], [4.0, 3.0, 3.0, 2.0, 1.0])
-    plain = structure_of(RankingCollator(0)([TWO]))
+    plain = rankings_of(RankingCollator(0)([TWO]))
     assert (plain.weight, plain.reward, plain.order.tolist()) == (None, None, [[0, 1]])
 
 
@@ -121,10 +121,10 @@ def test_rewards_and_weights_of_pairs():
         {"chosen_reward": 3.0, "rejected_reward": 1.0, "weight": 2.0},
         {"chosen_reward": 5.0, "rejected_reward": 4.0, "weight": 0.0},
     ]
-    structure = structure_of(PreferenceCollator(0)([{**A, **numbers[0]}, {**B, **numbers[1]}]))
+    structure = pairs_of(PreferenceCollator(0)([{**A, **numbers[0]}, {**B, **numbers[1]}]))
     assert isinstance(structure, Pairs)
     assert structure.reward[structure.chosen].tolist() == [3.0, 5.0]
     assert structure.reward[structure.rejected].tolist() == [1.0, 4.0]
     assert structure.weight.tolist() == [2.0, 0.0]
-    plain = structure_of(PreferenceCollator(0)([A, B]))
+    plain = pairs_of(PreferenceCollator(0)([A, B]))
     assert (plain.reward, plain.weight) == (None, None)

@@ -17,8 +17,10 @@ from vrpo.data.collate import (
     RankingCollator,
     SFTCollator,
     counted,
+    labels_of,
+    pairs_of,
+    rankings_of,
     rows_of,
-    structure_of,
     with_counted,
 )
 from vrpo.losses.pairwise import DPO
@@ -36,6 +38,7 @@ class Stub(VRPOTrainer):
     def __init__(self, rank: int = 0, *, last: bool = True) -> None:
         self.args: Any = SimpleNamespace(world_size=2, process_index=rank, device=torch.device("cpu"))
         self.accelerator: Any = SimpleNamespace(gradient_state=SimpleNamespace(end_of_dataloader=last))
+        self.preference_data: Any = SimpleNamespace(items_in=lambda batch: len(batch["chosen"]))
 
 
 @each(
@@ -46,10 +49,10 @@ def test_what_counts_comes_first(examples: int, batch: int, count: tuple[int, in
     """On two processes. Kills: an example that counts twice, or on no process; a full last batch cut."""
     given = PreferenceCollator(0)(list(pairs(batch)))
     for rank, expected in enumerate(count):
-        found = structure_of(counted(Stub(rank)._filled(given, pairs(examples))))
+        found = pairs_of(counted(Stub(rank)._filled(given, pairs(examples))))
         assert len(found.pairs.chosen) == expected
         earlier = counted(Stub(rank, last=False)._filled(given, pairs(examples)))
-        assert len(structure_of(earlier).pairs.chosen) == batch
+        assert len(pairs_of(earlier).pairs.chosen) == batch
 
 
 KINDS: dict[str, Any] = {
@@ -59,6 +62,14 @@ KINDS: dict[str, Any] = {
     "labels": (LabelCollator(0, False, None), labelled, KTO(Constant(1.0), baseline="batch_mean")),
     "labels of pairs": (LabelCollator(0, False, None), pairs, KTO(Constant(1.0), baseline="batch_mean")),
     "sft": (SFTCollator(0), answers, SFT()),
+}
+
+
+READ: dict[type, Any] = {
+    LabelCollator: labels_of,
+    PreferenceCollator: pairs_of,
+    RankingCollator: rankings_of,
+    SFTCollator: rows_of,
 }
 
 
@@ -77,7 +88,7 @@ def test_no_loss_is_about_what_fills_up(kind: str, some: int) -> None:
         objective = replace(objective, over_processes=others)
     examples = list(rows(5))
     whole = collator(examples)
-    made = rows_of if kind == "sft" else structure_of
+    made = READ[type(collator)]
     structure = made(counted(with_counted(whole, 5, some)))
     terms = torch.linspace(-9, -1, len(whole["ids"]) * 2, dtype=torch.float64).view(-1, 2).requires_grad_()
     reference = torch.full((len(terms), 1, 2), -4.0, dtype=torch.float64)

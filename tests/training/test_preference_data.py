@@ -24,7 +24,6 @@ from tests.training.runs import (
     with_numbers,
 )
 from vrpo.coupling import Paired
-from vrpo.data.collate import structure_of
 from vrpo.structures import Labels, Rankings
 from vrpo.training import preference
 from vrpo.training.preference import VRPOTrainer
@@ -61,7 +60,7 @@ def test_each_kind_trains(name: str, tmp_path: Path) -> None:
     numbers = [value for line in (found, *log_lines(tmp_path)) for value in line.values()]
     assert all(math.isfinite(float(value)) for value in numbers)
     assert {"eval_loss", "eval_rewards/accuracies", "eval_elbo/chosen_change"} < found.keys()
-    structure = structure_of(trainer.data_collator(list(trainer.train_dataset)))
+    structure = trainer.preference_data.read(trainer.data_collator(list(trainer.train_dataset)))
     assert isinstance(trainer.recipe.plan, Paired) == (not isinstance(structure, Labels | Rankings))
 
 

@@ -170,21 +170,21 @@ def tokens_of(batch: Mapping[str, Tensor], *, seed: int, epoch: int) -> Tokens:
     return Tokens(batch["ids"], batch["response"], batch["attention"], key)
 
 
-def structure_of(batch: Mapping[str, Tensor]) -> Pairs | Labels | Rankings:
-    """What a preference batch says about its rows: which are compared, ranked or labelled, and the facts about them."""
+def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
+    """Which rows of a batch of `PreferenceCollator` are compared, and the facts about them."""
     length = batch["response"].sum(-1)
-    if "desirable" in batch:
-        return Labels(batch["row"], batch["desirable"], batch["mismatched"], length, batch.get("weight"))
-    if "order" in batch:
-        return Rankings(batch["order"], length, batch.get("weight"), batch.get("reward"))
     return Pairs(batch["chosen"], batch["rejected"], length, batch.get("weight"), batch.get("reward"))
 
 
-def pairs_of(batch: Mapping[str, Tensor]) -> Pairs:
-    """The same of a batch of pairs."""
-    pairs = structure_of(batch)
-    assert isinstance(pairs, Pairs)
-    return pairs
+def labels_of(batch: Mapping[str, Tensor]) -> Labels:
+    """The labelled rows of a batch of `LabelCollator`."""
+    length = batch["response"].sum(-1)
+    return Labels(batch["row"], batch["desirable"], batch["mismatched"], length, batch.get("weight"))
+
+
+def rankings_of(batch: Mapping[str, Tensor]) -> Rankings:
+    """The lists of a batch of `RankingCollator`."""
+    return Rankings(batch["order"], batch["response"].sum(-1), batch.get("weight"), batch.get("reward"))
 
 
 def rows_of(batch: Mapping[str, Tensor]) -> Rows:

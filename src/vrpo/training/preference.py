@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from vrpo.data.account import DataReport
-from vrpo.data.collate import counted, structure_of
+from vrpo.data.collate import counted
 from vrpo.draws import FixedCount
 from vrpo.estimator import Engine
 from vrpo.kept_graphs import all_graphs_fit, backward_keeping_graphs
@@ -195,7 +195,7 @@ class VRPOTrainer(DiffusionTrainer):
 
     def _rows(self, examples: list[Any], epoch: int) -> tuple[Tokens, Preferences]:
         batch = {name: part.to(self.args.device) for name, part in self.data_collator(examples).items()}
-        return self.tokens(batch, epoch=epoch), structure_of(batch)
+        return self.tokens(batch, epoch=epoch), self.preference_data.read(batch)
 
     def _terms(self, plan: Plan, tokens: Tokens, rows: Preferences) -> Float[Tensor, "N R K"]:
         """The references' terms of rows under their draws by a plan."""
@@ -214,15 +214,15 @@ class VRPOTrainer(DiffusionTrainer):
         return self.references.of(policy, self.accelerator)
 
     def items_in(self, batch: Batch) -> int:
-        return next(len(batch[name]) for name in ("desirable", "order", "chosen") if name in batch)
+        return self.preference_data.items_in(batch)
 
     def added_up(self, sums: Float[Tensor, " 2"]) -> Float[Tensor, " 2"]:
         """Over processes."""
         return self.accelerator.reduce(sums, reduction="sum")
 
     def batch_backward(self, policy: Denoiser, batch: Batch, scale: float) -> Float[Tensor, ""]:
-        tokens, every = self.tokens(batch, epoch=self.draw_epoch), structure_of(batch)
-        structure = structure_of(counted(batch))
+        tokens, every = self.tokens(batch, epoch=self.draw_epoch), self.preference_data.read(batch)
+        structure = self.preference_data.read(counted(batch))
         draws = self.recipe.plan(tokens, every)
         reference: Reference = self._known[0](tokens, every) if self._known else self.reference(policy)
         if not self.args.share_draws:
@@ -277,7 +277,7 @@ class VRPOTrainer(DiffusionTrainer):
         assert self.model is not None
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    @property
+    @cached_property
     def one_pass(self) -> bool:
         """Whether gradients are summed over processes by us, so that each process can push rows back as they come, or
         keep the graphs of a small batch.
@@ -306,8 +306,8 @@ class VRPOTrainer(DiffusionTrainer):
         return relative_error(names, sums)
 
     def batch_metrics(self, policy: Denoiser, batch: Batch) -> Columns:
-        tokens, every = self.tokens(batch, epoch=EVAL_EPOCH), structure_of(batch)
-        structure = structure_of(counted(batch))
+        tokens, every = self.tokens(batch, epoch=EVAL_EPOCH), self.preference_data.read(batch)
+        structure = self.preference_data.read(counted(batch))
         draws = self.recipe.eval_plan(tokens, every)
         step = self._evaluated(policy, tokens, every, structure, draws)
         columns = self.metrics_of(step, structure, draws, common=True)

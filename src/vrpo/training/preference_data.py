@@ -6,6 +6,7 @@ What deliberately does not live here: what a row must contain (data/formats.py),
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -14,17 +15,33 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vrpo.data.account import DataReport
-from vrpo.data.collate import LabelCollator, PreferenceCollator, RankingCollator, with_other_answers
+from vrpo.data.collate import (
+    LabelCollator,
+    PreferenceCollator,
+    RankingCollator,
+    labels_of,
+    pairs_of,
+    rankings_of,
+    with_other_answers,
+)
 from vrpo.data.formats import Kind, kind_of
 from vrpo.data.tokenize import tokenize_preferences, tokenize_ranked, tokenize_unpaired
+from vrpo.structures import Labels, Rankings
 from vrpo.training.balance import answer_token_counts, token_counts
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.types import Pairs
 
 Collator = Callable[[list[Mapping[str, Any]]], dict[str, Tensor]]
 _IDS: dict[Kind, tuple[str, ...]] = {  # columns of an example's answers
     "pairs": ("chosen_ids", "rejected_ids"),
     "rankings": ("completions_ids",),
     "labels": ("completion_ids",),
+}
+_ITEM: dict[Kind, str] = {"pairs": "chosen", "labels": "desirable", "rankings": "order"}  # one entry for each
+_READ: dict[Kind, Callable[[Mapping[str, Tensor]], Any]] = {
+    "pairs": pairs_of,
+    "labels": labels_of,
+    "rankings": rankings_of,
 }
 _SAID: dict[Kind, str] = {
     "pairs": "pairs (chosen, rejected)",
@@ -86,7 +103,7 @@ class PreferenceData:
         """Where rows of this kind have rewards."""
         return _REWARDS.get(self.kind, ())
 
-    @property
+    @cached_property
     def labelled(self) -> bool:
         """Whether the loss is about single answers; pairs are then taken apart."""
         return self.config.structure == "labels"
@@ -142,6 +159,15 @@ class PreferenceData:
                     f"{name}_dataset has one label, over all processes: set per_device_{name}_batch_size so that none "
                     "has, or the baseline to mismatched (gradient_accumulation_steps does not help)"
                 )
+
+    def read(self, batch: Mapping[str, Tensor]) -> Pairs | Labels | Rankings:
+        """The structure of a batch."""
+        found: Pairs | Labels | Rankings = _READ[self.structure](batch)
+        return found
+
+    def items_in(self, batch: Mapping[str, Tensor]) -> int:
+        """How many pairs, lists or labels a batch has."""
+        return len(batch[_ITEM[self.structure]])
 
     def collator(self, pad_id: int) -> Collator:
         if self.labelled:
