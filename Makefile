@@ -34,7 +34,7 @@ wheel: $(STAMP)
 
 # The help of each command, made of its parser; tests/e2e/test_door.py compares.
 pages: $(STAMP)
-	$(BIN)/python -c "from vrpo.commands.page import write_pages; write_pages()"
+	$(BIN)/python -c "from vrpo.cli.page import write_pages; write_pages()"
 
 # What the suite would miss: every mutant must be killed. Minutes; also run by `make slow`.
 mutants: $(STAMP)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tests.loops import each
-from vrpo.commands.arguments import ModelArguments
 from vrpo.losses.named import LOSSES, NOT_OFFERED
+from vrpo.training.arguments import ModelArguments
 from vrpo.training.preference_config import VRPOConfig
 
 ROOT = Path(__file__).parents[1]

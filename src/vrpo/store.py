@@ -23,11 +23,13 @@ import math
 import os
 import platform
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
@@ -198,6 +200,14 @@ def check_settings(path: Path, settings: Mapping[str, Any], made: Path, remedy: 
         raise ValueError(f"{made} was made with other settings: {'; '.join(changed)}. {remedy}")
 
 
+def digest(items: Sequence[Any]) -> str:
+    """A hash of items that are plain JSON values, or have a representation that says all."""
+    found = blake2b(digest_size=8)
+    for item in items:
+        found.update(json.dumps(item, sort_keys=True, default=repr).encode() + b"\n")
+    return found.hexdigest()
+
+
 def differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What has changed between two sets of settings, in words."""
     return [
@@ -357,3 +367,13 @@ def as_umask(file: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     file.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def keeping(place: Path) -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, the command ends with what is in `place`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: what is done is kept in {place}; the same command goes on", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from tests.data.data_rows import pair, preferences, said, supervised
-from vrpo.commands.generate_prompts import read_prompts
+from vrpo.answering.prompts import read_prompts
 from vrpo.data import load_rows, tokenize_preferences, tokenize_ranked, tokenize_sft, tokenize_unpaired
 from vrpo.data.formats import preference_columns, supervised_columns
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrpo.commands.door import COMMANDS
-from vrpo.commands.page import parser_of
+from vrpo.cli.door import COMMANDS
+from vrpo.cli.page import parser_of
 from vrpo.models.tiny import from_config, train_tokenizer
 
 TRAINING = ("sft", "train", "rounds", "estimate")

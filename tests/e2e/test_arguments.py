@@ -11,18 +11,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from tests.loops import each
-from vrpo.commands import train as command
-from vrpo.commands.arguments import (
-    ModelArguments,
-    PreferenceDataArguments,
-    ScratchArguments,
-    SFTDataArguments,
-    parse,
-)
-from vrpo.commands.config_file import content_of
-from vrpo.commands.rounds import RoundArguments
+from vrpo.fields.config_file import content_of
+from vrpo.fields.parser import parse
 from vrpo.models import load as loading
+from vrpo.rounds import RoundArguments
 from vrpo.training import inherited
+from vrpo.training import run as command
+from vrpo.training.arguments import ModelArguments, PreferenceDataArguments, ScratchArguments, SFTDataArguments
 from vrpo.training.config import SFTConfig
 from vrpo.training.preference_config import VRPOConfig
 

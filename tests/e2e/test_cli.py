@@ -246,7 +246,7 @@ def test_exit_codes(
 ) -> None:
     """Kills: SIGTERM that ends a run without a word, or with the code of Ctrl-C; a traceback for a full disk; two
     lines; handlers that outlive the command."""
-    monkeypatch.setattr("vrpo.cli._run", run)
+    monkeypatch.setattr("vrpo.cli.command_line._run", run)
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     before = signal.getsignal(signal.SIGTERM)
     assert main(["train", "--output_dir", "out"]) == code
@@ -256,7 +256,7 @@ def test_exit_codes(
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: a net so wide that a bug of ours is told as a user's mistake."""
-    monkeypatch.setattr("vrpo.cli._run", raises(TypeError("a bug")))
+    monkeypatch.setattr("vrpo.cli.command_line._run", raises(TypeError("a bug")))
     with pytest.raises(TypeError, match="a bug"):
         main(["train"])
 
@@ -267,7 +267,7 @@ def test_a_warning_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def run(name: str, argv: Sequence[str]) -> None:
         sys.stderr.write(warnings.formatwarning("40 rows\n were dropped", UserWarning, "x.py", 3))
 
-    monkeypatch.setattr("vrpo.cli._run", run)
+    monkeypatch.setattr("vrpo.cli.command_line._run", run)
     assert main(["train"]) == 0
     assert capsys.readouterr().err == "warning: 40 rows were dropped\n"
 

@@ -18,8 +18,8 @@ from tests.causal import causal
 from tests.loops import each
 from tests.training.runs import tiny
 from vrpo.cli import main
-from vrpo.commands import train as commands
 from vrpo.losses.named import LOSSES
+from vrpo.training import run as commands
 
 Combination = tuple[str, ...]
 TOO_FEW = 2

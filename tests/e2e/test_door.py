@@ -8,8 +8,8 @@ import pytest
 
 from tests.loops import each
 from vrpo.cli import main
-from vrpo.commands.door import COMMANDS, PAGES, RARE, check, page_of
-from vrpo.commands.page import page, parser_of
+from vrpo.cli.door import COMMANDS, PAGES, RARE, check, page_of
+from vrpo.cli.page import page, parser_of
 
 HEAVY = {"torch", "numpy", "transformers", "peft", "datasets", "accelerate", "matplotlib", "rich", "tqdm"}
 
@@ -91,7 +91,7 @@ def test_a_value_of_the_wrong_kind_needs_the_parser_only() -> None:
     code = (
         "import sys, vrpo.cli\n"
         "assert vrpo.cli.main(['train', '--output_dir', 'x', '--use_cpu', 'true', '--beta', '0']) == 2\n"
-        "own = {'vrpo.training.base', 'vrpo.models.load', 'vrpo.data.sources', 'vrpo.commands.rounds', 'datasets'}\n"
+        "own = {'vrpo.training.base', 'vrpo.models.load', 'vrpo.data.sources', 'vrpo.rounds', 'datasets'}\n"
         "assert not own & set(sys.modules), own & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -135,7 +135,7 @@ def test_another_version_of_transformers_has_other_fields(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The parser, which knows them, has the last word. Kills: a field refused by a page of another version."""
-    monkeypatch.setattr("vrpo.commands.door.version", lambda name: "5.99")
+    monkeypatch.setattr("vrpo.cli.door.version", lambda name: "5.99")
     assert main(["train", "--a_new_field", "1", "--output_dir", str(tmp_path)]) == 2
     assert "--a_new_field: unknown field 'a_new_field'" in capsys.readouterr().err
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from vrpo.cli import main
-from vrpo.commands import estimate_step
-from vrpo.commands.arguments import ModelArguments
-from vrpo.commands.estimate import step_cost_of, tokenized
-from vrpo.commands.estimate_report import StepCost
-from vrpo.commands.train import adapter_config
 from vrpo.data.sources import load_rows
 from vrpo.diagnostics.cost import GPUS
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.planning import step as estimate_step
+from vrpo.planning.report import StepCost
+from vrpo.planning.run import step_cost_of, tokenized
+from vrpo.training.arguments import ModelArguments
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.run import adapter_config
 
 SIZE = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 96}
 

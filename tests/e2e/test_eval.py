@@ -16,10 +16,10 @@ from tests.loops import each
 from tests.rewards.machine import WITHOUT
 from tests.rewards.test_endpoint import Server, said, start  # noqa: F401
 from vrpo.cli import main
-from vrpo.commands import evaluate_plan as command
-from vrpo.commands.evaluate_models import files_fingerprint, named
 from vrpo.evals import own_run
+from vrpo.evals import wanted as command
 from vrpo.evals.compare import mcnemar
+from vrpo.evals.models import files_fingerprint, named
 from vrpo.evals.own import OWN
 from vrpo.models.tiny import from_config, train_tokenizer
 from vrpo.rewards.verdict import Answer, Verdict

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tests.models.folders import CONFIGS, checkpoint
 from tests.models.test_load import logp
 from tests.models.test_side_files import BESIDE, assert_same, contents
+from vrpo import export as command
 from vrpo.cli import main
-from vrpo.commands import export as command
 from vrpo.models.adapter import with_adapter
 from vrpo.models.load import load
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from tests.loops import each
 from vrpo import store
+from vrpo.answering.prompts import Prompt, read_prompts
+from vrpo.answering.run import _watched
 from vrpo.cli import main
-from vrpo.commands.generate import _watched
-from vrpo.commands.generate_prompts import Prompt, read_prompts
 from vrpo.decoding.decode import generate
 from vrpo.decoding.flight import Flight
 from vrpo.models.load import load
@@ -192,7 +192,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Kills: parts computed twice, a part that is half there, streams that depend on where a run was stopped."""
-    import vrpo.commands.generate as command
+    import vrpo.answering.run as command
 
     one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
     assert main(sampled(model, tmp_path, "--output", str(one))) == 0

@@ -12,12 +12,12 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from tests.rewards import stub
 from tests.rewards.test_endpoint import KEY, Server, answers_in, honest, said, start  # noqa: F401 (a fixture)
 from vrpo.cli import main
-from vrpo.commands.pairs_judges import VERIFIERS
 from vrpo.data.formats import FIELDS
 from vrpo.data.sources import load_rows
 from vrpo.data.tokenize import tokenize_preferences
 from vrpo.models.reward_model import load_reward_model
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.pairs.judges import VERIFIERS
 from vrpo.rewards.verdict import Answer
 from vrpo.store import Parts
 

@@ -11,8 +11,8 @@ import torch
 from tests.causal import causal
 from tests.training.runs import tiny
 from vrpo.cli import main
-from vrpo.commands import train as commands
 from vrpo.models.load import load
+from vrpo.training import run as commands
 
 QUIET = "--report_to none --disable_tqdm true --use_cpu true --learning_rate 0.01 --logging_steps 1 --num_times 2"
 RUN = [*QUIET.split(), "--per_device_train_batch_size", "2", "--plan", "fixed_count", "--max_steps", "2"]

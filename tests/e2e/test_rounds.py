@@ -73,7 +73,7 @@ def test_a_stopped_loop_goes_on(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Kills: a round begun again from its start; a stage taken for done that was not."""
-    import vrpo.commands.rounds as command
+    import vrpo.rounds as command
 
     assert run(config) == 0
     whole = files("loop")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_pairs import sampled
+from vrpo.answering import run as generate
 from vrpo.cli import main
-from vrpo.commands import generate, pairs
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.pairs import run as pairs
 from vrpo.training.preference import VRPOTrainer
 
 

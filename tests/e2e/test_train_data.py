@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from tests.training.runs import tiny
 from vrpo.cli import main
-from vrpo.commands import train_rewards
-from vrpo.commands.arguments import PreferenceDataArguments
-from vrpo.commands.train_rewards import with_rewards
 from vrpo.models.reward_model import load_reward_model
 from vrpo.rewards.verdict import Answer
+from vrpo.training import pair_rewards as train_rewards
+from vrpo.training.arguments import PreferenceDataArguments
+from vrpo.training.pair_rewards import with_rewards
 from vrpo.training.preference_config import VRPOConfig
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--max_steps", "1"]

@@ -11,10 +11,10 @@ from datasets import Dataset
 
 from tests.loops import each
 from vrpo.cli import main
-from vrpo.commands import train as commands
-from vrpo.commands.arguments import DataArguments
-from vrpo.commands.train import answers_of, datasets, run, texts
+from vrpo.training import run as commands
+from vrpo.training.arguments import DataArguments
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.run import answers_of, datasets, run, texts
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--max_steps", "1", "--output_dir"]
 TINY = ["--vocab_size", "300", "--hidden_size", "16", "--num_layers", "1", "--num_heads", "2"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vrpo.cli import main
-from vrpo.commands.variance import VarianceArguments
-from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.diagnostics.designs import merged
 from vrpo.diagnostics.measure import Meter
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.variance.plans import named_designs, trained_by_default
+from vrpo.variance.run import VarianceArguments
 
 SMALL = ("--num_pairs 4", "--num_replicates 3", "--budgets 1 2 4", "--sketch_size 32", "--plan_draws 2 4")
 PICTURES = ("variance_by_budget", "scores", "split")
@@ -201,7 +201,7 @@ def test_ctrl_c_elsewhere(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"vrpo.commands.variance.{where}", stop)
+        patched.setattr(f"vrpo.variance.run.{where}", stop)
         code, _, err = variance()
     assert code == 130
     said = f"interrupted: {kept} measurements (of one pair under one design each) are kept in {tmp_path}/out/pairs"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from vrpo.evals.kept import ALONE, Crew, digest, part_size_of, rows_of
+from vrpo.evals.kept import ALONE, Crew, part_size_of, rows_of
+from vrpo.store import digest
 
 ITEMS = [f"item {i}" for i in range(10)]
 

@@ -10,11 +10,12 @@ from peft import LoraConfig
 from tests.models.folders import checkpoint
 from tests.models.test_load import logp
 from vrpo.cli import main
-from vrpo.commands.arguments import ModelArguments, parse
+from vrpo.fields.parser import parse
 from vrpo.models.adapter import with_adapter
 from vrpo.models.conventions import FILE
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, mask_id_of
+from vrpo.training.arguments import ModelArguments
 
 EXPORT = ("export", "--model_name_or_path")
 

@@ -11,11 +11,11 @@ from tests.models.folders import checkpoint
 from tests.models.test_load import logp
 from tests.training.runs import answers, pairs, sft_config, vrpo_config
 from vrpo.cli import main
-from vrpo.commands.arguments import ModelArguments
 from vrpo.decoding.decode import generate
 from vrpo.models import attention
 from vrpo.models.load import load, mask_id_of
 from vrpo.models.precision import compute_dtype, weights_dtype
+from vrpo.training.arguments import ModelArguments
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
 

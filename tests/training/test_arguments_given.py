@@ -13,9 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingA
 
 from tests.loops import each
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, vrpo_config
+from vrpo.fields.not_offered import MOVED, NOT_OFFERED, PAGE
 from vrpo.models.adapter import with_adapter
 from vrpo.training.config import SFTConfig
-from vrpo.training.not_offered import MOVED, NOT_OFFERED, PAGE
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.sft import SFTTrainer

@@ -11,9 +11,6 @@ from datasets import Dataset
 
 from tests.models.test_block import FAMILIES, a_model
 from tests.training.runs import answers, lora, moved, pairs, sft_config, tiny, train, vrpo_config
-from vrpo.commands.arguments import ModelArguments
-from vrpo.commands.estimate import _shape_of
-from vrpo.commands.variance_models import models_of
 from vrpo.coupling import Paired
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.draws import FixedCount
@@ -21,9 +18,12 @@ from vrpo.estimator import elbo
 from vrpo.evals.harness import VRPOLM
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
+from vrpo.planning.run import _shape_of
 from vrpo.plans import BalancedMasks, PerBlock
+from vrpo.training.arguments import ModelArguments
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.sft import SFTTrainer
+from vrpo.variance.models import models_of
 
 
 def small(rows: Dataset) -> Dataset:

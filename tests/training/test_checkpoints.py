@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from tests.loops import each
 from tests.training.runs import answers, lora, pairs, sft_config, tiny, train, vrpo_config
-from vrpo.commands.train import run
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.draws import FixedCount
 from vrpo.estimator import elbo
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.run import run
 from vrpo.training.sft import SFTTrainer
 
 KEPT = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig
 
 from tests.training.runs import distance, lora, moved, pairs, tiny, train, vrpo_config
-from vrpo.commands import train as command
-from vrpo.commands.arguments import ModelArguments
 from vrpo.models import load as loading
 from vrpo.models.adapter import with_adapter
 from vrpo.models.fingerprint import frozen_weights, weights_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.training import run as command
+from vrpo.training.arguments import ModelArguments
 from vrpo.training.preference import VRPOTrainer
 
 needs_bitsandbytes = pytest.mark.skipif(

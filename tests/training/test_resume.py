@@ -23,10 +23,10 @@ from tests.training.runs import (
     train,
     vrpo_config,
 )
-from vrpo.commands.train import run
 from vrpo.models.load import load
 from vrpo.training.checkpoints import checkpoint_of, last_checkpoint, manifest_of, problem_of, seal
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.run import run
 from vrpo.training.sft import SFTTrainer
 
 EPOCH = 4  # optimizer steps of an epoch: 8 pairs in batches of 2

@@ -16,9 +16,9 @@ from tests.loops import each
 from tests.test_store import HOLD
 from tests.training.runs import answers, pairs, sft_config, tiny, train, vrpo_config
 from vrpo import store
-from vrpo.commands.train import run
 from vrpo.training.checkpoints import problem_of
 from vrpo.training.preference import VRPOTrainer
+from vrpo.training.run import run
 from vrpo.training.sft import SFTTrainer
 
 SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}

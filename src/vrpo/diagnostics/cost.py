@@ -1,7 +1,7 @@
 """What a computation will cost, without doing it: its operations are recorded under torch's FakeTensorMode, whose
 tensors have a shape and no memory. Every storage counts while it lives; every operation is charged what a machine says.
 
-What deliberately does not live here: what a training step is (commands/estimate_step.py).
+What deliberately does not live here: what a training step is (planning/step.py).
 """
 
 import statistics

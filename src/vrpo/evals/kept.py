@@ -4,17 +4,15 @@ What a part holds depends on its items and settings only, so the final file is t
 interrupted, and by however many processes it was done.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from vrpo.data.json_rows import read_records
-from vrpo.store import Parts
+from vrpo.store import Parts, digest
 
 Row = dict[str, Any]
 Make = Callable[[Sequence[Any], int], list[Row]]  # items of a part and the number of the first one -> a row of each
@@ -78,14 +76,6 @@ def part_size_of(batch_size: int) -> int:
     """Items of a part if nobody says: four batches, at least 64, so that a run that goes on with smaller batches, since
     memory was short, finds the same parts."""
     return max(64, 4 * batch_size)
-
-
-def digest(items: Sequence[Any]) -> str:
-    """A hash of items that are plain JSON values, or have a representation that says all."""
-    found = blake2b(digest_size=8)
-    for item in items:
-        found.update(json.dumps(item, sort_keys=True, default=repr).encode() + b"\n")
-    return found.hexdigest()
 
 
 def _made(items: Sequence[Any], make: Make, first: int, size: int, bar: Any) -> list[Row]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from vrpo.decoding.text import prompt_ids
 from vrpo.evals.answers import max_length_of, written
-from vrpo.evals.kept import ALONE, Crew, Row, digest, rows_of
+from vrpo.evals.kept import ALONE, Crew, Row, rows_of
 from vrpo.evals.own import OwnTask
 from vrpo.models.hf import HFDenoiser
 from vrpo.rewards.verdict import Answer, Judge
+from vrpo.store import digest
 
 
 @dataclass(frozen=True)

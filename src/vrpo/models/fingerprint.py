@@ -71,3 +71,18 @@ def _update(digest: xxh3_128, tensor: Tensor) -> None:
     elements = tensor.detach().reshape(-1)
     for part in elements.split(_CHUNK):  # one of an accelerator is copied piece by piece
         digest.update(part.cpu().contiguous().view(torch.uint8).numpy())
+
+
+_OF_TRAINING = ("trainer_state.json", "training_args.bin", "manifest.json")  # beside a trained model: when, where
+
+
+def files_fingerprint(path: str | None) -> str | None:
+    """A hash of a folder's weights and configuration; of a hub name, the name."""
+    if path is None or not Path(path).is_dir():
+        return path
+    found = xxh3_128()
+    for file in sorted(Path(path).iterdir()):
+        wanted = file.suffix in (".safetensors", ".bin", ".json") and file.name not in _OF_TRAINING
+        if wanted and file.is_file():
+            found.update(f"{file.name} {file_digest(file)} ".encode())
+    return str(found.hexdigest())

@@ -2,7 +2,7 @@
 
 A rule sees the pairs that are possible at all (`possible`) and puts those that it takes into an order, best first.
 Choices among equals are a hash of (seed, prompt, samples): the same in any order of the samples, and replayable.
-What deliberately does not live here: judging (the verifiers and reward models), files (commands/), statistics over
+What deliberately does not live here: judging (the verifiers and reward models), files (pairs/), statistics over
 prompts (diagnostics/pair_statistics.py).
 """
 

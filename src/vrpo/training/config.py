@@ -9,10 +9,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 import torch
 from transformers import TrainingArguments
 
+from vrpo.fields.not_offered import unknown_field
 from vrpo.leaves import check_type, name_of
 from vrpo.losses.setwise import SFT
 from vrpo.training.inherited import check_inherited, check_resolved
-from vrpo.training.not_offered import unknown_field
 from vrpo.training.recipe import Recipe, plans_of
 
 _RANGES = {  # least and greatest values of numbers, those of transformers among them; None of them is infinite

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from xxhash import xxh3_128
 
-from vrpo.models.fingerprint import file_digest
+from vrpo.models.fingerprint import files_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, longest_of
-
-_OF_TRAINING = ("trainer_state.json", "training_args.bin", "manifest.json")  # beside a trained model: when, where
 
 
 @dataclass(frozen=True)
@@ -71,18 +68,6 @@ def several(texts: list[str]) -> list[NamedModel]:
         if sum(other.name == model.name for other in models) > 1:
             raise ValueError(f"--models: two are called {model.name}; give each a name: before=... after=...")
     return models
-
-
-def files_fingerprint(path: str | None) -> str | None:
-    """A hash of a folder's weights and configuration; of a hub name, the name."""
-    if path is None or not Path(path).is_dir():
-        return path
-    found = xxh3_128()
-    for file in sorted(Path(path).iterdir()):
-        wanted = file.suffix in (".safetensors", ".bin", ".json") and file.name not in _OF_TRAINING
-        if wanted and file.is_file():
-            found.update(f"{file.name} {file_digest(file)} ".encode())
-    return str(found.hexdigest())
 
 
 @dataclass

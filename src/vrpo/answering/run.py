@@ -16,19 +16,17 @@ from rich.live import Live
 from rich.text import Text
 from tqdm import tqdm
 
-from vrpo.commands.evaluate_models import files_fingerprint
-from vrpo.commands.generate_prompts import Prompt, given_prompts, read_prompts
-from vrpo.commands.options import RunOptions, SamplingOptions
-from vrpo.commands.stopped import keeping
+from vrpo.answering.prompts import Prompt, given_prompts, read_prompts
 from vrpo.decoding.decode import Generation, generate
 from vrpo.decoding.flight import Flight
 from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.decoding.view import in_colour, write_trace
 from vrpo.decoding.visible import visible
-from vrpo.evals.kept import digest
+from vrpo.fields.options import RunOptions, SamplingOptions
+from vrpo.models.fingerprint import files_fingerprint
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import load, longest_of, mask_id_of, tokenizer_of
-from vrpo.store import Parts, check_writable, locked
+from vrpo.store import Parts, check_writable, digest, keeping, locked
 
 _NOT_OF_THE_ANSWERS = ("prompt", "output", "watch", "trace", "trace_rows", "device", "device_map")
 _MOST = 100_000_000  # answers

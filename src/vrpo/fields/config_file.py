@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from vrpo.training.not_offered import unknown_field
+from vrpo.fields.not_offered import unknown_field
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from vrpo.commands.arguments import field_parser, mapping
-from vrpo.commands.config_file import Parser
-from vrpo.commands.door import COMMANDS, PAGES, RARE, Command
+from vrpo.cli.door import COMMANDS, PAGES, RARE, Command
+from vrpo.fields.config_file import Parser
+from vrpo.fields.parser import field_parser, mapping
 from vrpo.training.config import DiffusionConfig
 
 _COMMON = (  # fields of transformers.TrainingArguments that --help shows; --help_all shows all

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vrpo.commands.config_file import NUMBERS, as_number, content_of, unknown_field
+from vrpo.fields.config_file import NUMBERS, as_number, content_of, unknown_field
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Command:
         return [getattr(import_module(module), name) for module, _, name in found]
 
 
-_ARGUMENTS, _TRAINING = "vrpo.commands.arguments", "vrpo.training"
+_ARGUMENTS, _TRAINING = "vrpo.training.arguments", "vrpo.training"
 _PREFERENCE = (
     *(f"{_ARGUMENTS}.PreferenceDataArguments", f"{_ARGUMENTS}.ModelArguments"),
     f"{_TRAINING}.preference_config.VRPOConfig",
 )
 COMMANDS = {
     "sft": Command(
-        "vrpo.commands.train",
+        "vrpo.training.run",
         "sft",
         "supervised fine-tuning, or pretraining from scratch",
         (
@@ -46,52 +46,52 @@ COMMANDS = {
         ),
     ),
     "train": Command(
-        "vrpo.commands.train",
+        "vrpo.training.run",
         "train",
         "preference optimisation (VRPO)",
         _PREFERENCE,
     ),
     "rounds": Command(
-        "vrpo.commands.rounds",
+        "vrpo.rounds",
         "rounds",
         "generate, judge, pair and train, again and again, then evaluate",
-        (*_PREFERENCE[:2], "vrpo.commands.rounds.RoundArguments", *_PREFERENCE[2:]),
+        (*_PREFERENCE[:2], "vrpo.rounds.RoundArguments", *_PREFERENCE[2:]),
     ),
     "generate": Command(
-        "vrpo.commands.generate",
+        "vrpo.answering.run",
         "generate_command",
         "answer prompts with a model",
-        ("vrpo.commands.generate.GenerateArguments",),
+        ("vrpo.answering.run.GenerateArguments",),
     ),
     "pairs": Command(
-        "vrpo.commands.pairs",
+        "vrpo.pairs.run",
         "pairs",
         "judge sampled answers and make preference pairs of them",
-        ("vrpo.commands.pairs.PairsArguments",),
+        ("vrpo.pairs.run.PairsArguments",),
     ),
     "eval": Command(
-        "vrpo.commands.evaluate",
+        "vrpo.evals.run",
         "evaluate",
         "models on benchmarks, compared on the same items",
-        ("vrpo.commands.evaluate_plan.EvalArguments",),
+        ("vrpo.evals.wanted.EvalArguments",),
     ),
     "variance": Command(
-        "vrpo.commands.variance",
+        "vrpo.variance.run",
         "variance",
         "how noisy the preference gradient is, and what to do about it",
-        ("vrpo.commands.variance.VarianceArguments",),
+        ("vrpo.variance.run.VarianceArguments",),
     ),
     "estimate": Command(
-        "vrpo.commands.estimate",
+        "vrpo.planning.run",
         "estimate",
         "memory and time of a training step, before anything is loaded",
-        ("vrpo.commands.estimate_report.EstimateArguments", *_PREFERENCE),
+        ("vrpo.planning.report.EstimateArguments", *_PREFERENCE),
     ),
     "export": Command(
-        "vrpo.commands.export",
+        "vrpo.export",
         "export",
         "merge an adapter, and write a model in its official layout",
-        ("vrpo.commands.export.ExportArguments",),
+        ("vrpo.export.ExportArguments",),
     ),
     "demo": Command(
         "vrpo.demo.run",

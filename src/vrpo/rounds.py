@@ -18,25 +18,26 @@ from typing import Any
 from accelerate import PartialState
 from xxhash import xxh3_128
 
-from vrpo.commands.arguments import ModelArguments, PreferenceDataArguments, made_of
-from vrpo.commands.evaluate import checked as check_evaluation
-from vrpo.commands.evaluate import evaluate
-from vrpo.commands.evaluate_models import files_fingerprint
-from vrpo.commands.evaluate_plan import EvalArguments
-from vrpo.commands.generate import GenerateArguments, generate_command
-from vrpo.commands.generate import checked as check_generation
-from vrpo.commands.generate_prompts import Prompt
-from vrpo.commands.pairs import PairsArguments, pairs
-from vrpo.commands.pairs import checked as check_pairing
-from vrpo.commands.pairs_judges import is_verifier, verifier_of
-from vrpo.commands.train import check_run, train_on, writing
+from vrpo.answering.prompts import Prompt
+from vrpo.answering.run import GenerateArguments, generate_command
+from vrpo.answering.run import checked as check_generation
 from vrpo.diagnostics.report import table
+from vrpo.evals.run import checked as check_evaluation
+from vrpo.evals.run import evaluate
+from vrpo.evals.wanted import EvalArguments
+from vrpo.fields.parser import made_of
+from vrpo.models.fingerprint import files_fingerprint
 from vrpo.models.load import load
+from vrpo.pairs.judges import is_verifier, verifier_of
+from vrpo.pairs.run import PairsArguments, pairs
+from vrpo.pairs.run import checked as check_pairing
 from vrpo.rewards.judges import check_truth
 from vrpo.rewards.verdict import Answer
 from vrpo.store import differences, write_whole, write_whole_folder
+from vrpo.training.arguments import ModelArguments, PreferenceDataArguments
 from vrpo.training.identity import settings_of
 from vrpo.training.preference_config import VRPOConfig
+from vrpo.training.run import check_run, train_on, writing
 
 _SAID = {  # what the rounds themselves say to a stage
     "generate": ("model_name_or_path", "output", "seed"),

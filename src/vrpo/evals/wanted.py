@@ -6,14 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vrpo.commands.evaluate_prompts import NAME, RUN_CODE, own_prompts
-from vrpo.commands.options import JudgeOptions, RunOptions, SamplingOptions
-from vrpo.commands.pairs_judges import is_verifier, verifier_of
 from vrpo.decoding.sampling import SAMPLING, Sampling
 from vrpo.evals.compare import RESAMPLES
 from vrpo.evals.kept import part_size_of
 from vrpo.evals.own import OWN, OwnTask
+from vrpo.evals.own_prompts import NAME, RUN_CODE, own_prompts
 from vrpo.evals.presets import PRESETS, Setting, setting_of
+from vrpo.fields.options import JudgeOptions, RunOptions, SamplingOptions
+from vrpo.pairs.judges import is_verifier, verifier_of
 from vrpo.rewards.judges import verifier
 from vrpo.rewards.verdict import Judge
 

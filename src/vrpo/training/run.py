@@ -11,15 +11,6 @@ from datasets import Dataset, Value
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
-from vrpo.commands.arguments import (
-    POLICY,
-    DataArguments,
-    ModelArguments,
-    PreferenceDataArguments,
-    ScratchArguments,
-    SFTDataArguments,
-)
-from vrpo.commands.train_rewards import check_reward_model, with_rewards
 from vrpo.data.formats import FIELDS, preference_columns, shown, supervised_columns
 from vrpo.data.json_rows import Wanted
 from vrpo.data.sources import is_one_table, load_rows, split_rows
@@ -29,9 +20,18 @@ from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import class_of, load, require_bitsandbytes
 from vrpo.models.precision import compute_dtype
 from vrpo.models.tiny import from_config, train_tokenizer
+from vrpo.training.arguments import (
+    POLICY,
+    DataArguments,
+    ModelArguments,
+    PreferenceDataArguments,
+    ScratchArguments,
+    SFTDataArguments,
+)
 from vrpo.training.base import DiffusionTrainer
 from vrpo.training.checkpoints import check_named, sealed
 from vrpo.training.config import DiffusionConfig, SFTConfig
+from vrpo.training.pair_rewards import check_reward_model, with_rewards
 from vrpo.training.preference import VRPOTrainer
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.preference_data import PreferenceData

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from vrpo.commands.door import COMMANDS, asks_for_help, check, help_of
+from vrpo.cli.door import COMMANDS, asks_for_help, check, help_of
 from vrpo.decoding.visible import visible
 
 
@@ -81,7 +81,7 @@ def _warning(message: Warning | str, category: type[Warning], *_: object, **__: 
 def _run(name: str, argv: Sequence[str]) -> None:
     command = COMMANDS[name]
     check(name, argv)
-    given = importlib.import_module("vrpo.commands.arguments").parse(command.classes(), argv, prog=f"vrpo {name}")
+    given = importlib.import_module("vrpo.fields.parser").parse(command.classes(), argv, prog=f"vrpo {name}")
     getattr(importlib.import_module(command.module), command.function)(*given)
 
 

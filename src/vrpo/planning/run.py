@@ -18,10 +18,6 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.arguments import POLICY, ModelArguments, PreferenceDataArguments
-from vrpo.commands.estimate_report import KERNELS, PROCESS, EstimateArguments, StepCost, show, show_advice
-from vrpo.commands.estimate_step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
-from vrpo.commands.train import adapter_config
 from vrpo.data.collate import PreferenceCollator, pairs_of, tokens_of
 from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.sources import load_rows
@@ -34,8 +30,12 @@ from vrpo.models.head import HEAD_CHUNK
 from vrpo.models.load import config_fields, model_class, tokenizer_of
 from vrpo.models.shape import check_tensors
 from vrpo.one_pass import units
+from vrpo.planning.report import KERNELS, PROCESS, EstimateArguments, StepCost, show, show_advice
+from vrpo.planning.step import PASSES, Call, Setup, Simulation, points_of, quiet_transformers, simulate
+from vrpo.training.arguments import POLICY, ModelArguments, PreferenceDataArguments
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.references import check_references
+from vrpo.training.run import adapter_config
 from vrpo.types import Tokens
 
 

@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vrpo.commands.generate_prompts import read_prompts
-from vrpo.commands.options import JudgeOptions
-from vrpo.commands.pairs import judge_of
-from vrpo.commands.pairs_judges import AgainstOthers, ByItself, is_verifier, judge_settings, judging, verifier_of
+from vrpo.answering.prompts import read_prompts
 from vrpo.data.json_rows import Record
 from vrpo.evals.kept import Crew, Row, rows_of
 from vrpo.evals.own import OwnTask
+from vrpo.fields.options import JudgeOptions
+from vrpo.pairs.judges import AgainstOthers, ByItself, is_verifier, judge_settings, judging, verifier_of
+from vrpo.pairs.run import judge_of
 from vrpo.rewards.comparisons import Comparison, schedule, win_rates
 from vrpo.rewards.endpoint import EndpointJudge
 from vrpo.rewards.pairing import Key

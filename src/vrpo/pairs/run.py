@@ -13,9 +13,14 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vrpo.commands.arguments import made_of
-from vrpo.commands.options import JUDGES, JudgeOptions
-from vrpo.commands.pairs_judges import (
+from vrpo.data.json_rows import read_records
+from vrpo.decoding.visible import visible
+from vrpo.diagnostics.pair_plots import length_picture
+from vrpo.diagnostics.pair_statistics import pair_report, pair_statistics
+from vrpo.diagnostics.plots import figure_class
+from vrpo.fields.options import JUDGES, JudgeOptions
+from vrpo.fields.parser import made_of
+from vrpo.pairs.judges import (
     check_fields,
     check_judge,
     is_verifier,
@@ -24,13 +29,7 @@ from vrpo.commands.pairs_judges import (
     template_of,
     verdict_of,
 )
-from vrpo.commands.pairs_samples import Group, Reader
-from vrpo.commands.stopped import keeping
-from vrpo.data.json_rows import read_records
-from vrpo.decoding.visible import visible
-from vrpo.diagnostics.pair_plots import length_picture
-from vrpo.diagnostics.pair_statistics import pair_report, pair_statistics
-from vrpo.diagnostics.plots import figure_class
+from vrpo.pairs.samples import Group, Reader
 from vrpo.rewards.judges import VERIFIERS
 from vrpo.rewards.pairing import (
     AtMost,
@@ -44,7 +43,7 @@ from vrpo.rewards.pairing import (
     Rule,
     paired,
 )
-from vrpo.store import Parts, check_writable, known, locked
+from vrpo.store import Parts, check_writable, keeping, known, locked
 
 _RULES: dict[str, Callable[..., Rule]] = {
     "best_worst": BestWorst,

@@ -13,9 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from vrpo.commands.options import MASK_HELP, SHIFT_HELP, check_device
-from vrpo.commands.variance_models import Models, models_of
-from vrpo.commands.variance_plans import named_designs, trained_by_default
 from vrpo.data.collate import PreferenceCollator, tokens_of
 from vrpo.data.formats import FIELDS, preference_columns
 from vrpo.data.sources import load_rows
@@ -28,8 +25,11 @@ from vrpo.diagnostics.report import report, tables
 from vrpo.diagnostics.statistics import scores
 from vrpo.diagnostics.summary import Measurements, finite, summarise
 from vrpo.draws import draw_key
+from vrpo.fields.options import MASK_HELP, SHIFT_HELP, check_device
 from vrpo.sketch import Sketch
 from vrpo.types import Tokens
+from vrpo.variance.models import Models, models_of
+from vrpo.variance.plans import named_designs, trained_by_default
 
 _MOST = {  # what a measurement may be asked for
     **dict.fromkeys(("num_pairs", "max_length", "max_prompt_length", "eos_padding", "sketch_size"), 1 << 24),

@@ -15,18 +15,17 @@ import torch
 from accelerate import PartialState
 
 import vrpo
-from vrpo.commands.evaluate_models import NamedModel, Shelf, several
-from vrpo.commands.evaluate_plan import EvalArguments, Planned, plan_of
-from vrpo.commands.evaluate_prompts import compared, loader, of_all
-from vrpo.commands.stopped import keeping
 from vrpo.decoding.visible import visible
 from vrpo.diagnostics.eval_picture import eval_picture
 from vrpo.diagnostics.plots import figure_class
 from vrpo.evals.harness_names import require_names
 from vrpo.evals.kept import Crew
+from vrpo.evals.models import NamedModel, Shelf, several
+from vrpo.evals.own_prompts import compared, loader, of_all
 from vrpo.evals.own_run import OwnRun
 from vrpo.evals.report import Measure, Result, measure_of, results_of, tables
-from vrpo.store import check_writable, known, locked
+from vrpo.evals.wanted import EvalArguments, Planned, plan_of
+from vrpo.store import check_writable, keeping, known, locked
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "datasets", "lm-eval", "numpy")
 Values = Mapping[tuple[str, str], Mapping[str, float]]  # (task, metric) -> item -> value

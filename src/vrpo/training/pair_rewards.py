@@ -1,7 +1,7 @@
 """`vrpo train` with a reward model: the rewards of pairs that have none, computed once before training and kept.
 
 What deliberately does not live here: what rewards do to a loss (temperature.py), making pairs by rewards
-(commands/pairs.py).
+(pairs/run.py).
 """
 
 import json
@@ -17,13 +17,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm import tqdm
 
-from vrpo.commands.arguments import PreferenceDataArguments
 from vrpo.data.formats import NUMBERS, Text, UnusableRow, kind_of, preference_of
 from vrpo.data.json_rows import read_records
 from vrpo.models.fingerprint import weights_fingerprint
 from vrpo.models.reward_model import RewardModel, load_reward_model
 from vrpo.rewards.verdict import Answer
 from vrpo.store import Parts
+from vrpo.training.arguments import PreferenceDataArguments
 from vrpo.training.preference_config import VRPOConfig
 
 _PART = 64  # rows whose rewards are written together

@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vrpo.commands.options import JudgeOptions
-from vrpo.commands.pairs_samples import Group
+from vrpo.fields.options import JudgeOptions
+from vrpo.pairs.samples import Group
 from vrpo.rewards.comparisons import Comparison, schedule, win_rates
 from vrpo.rewards.endpoint import TEMPLATE, Endpoint, EndpointJudge, Memory, NoMemory
 from vrpo.rewards.judges import VERIFIERS, verifier

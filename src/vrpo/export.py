@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from vrpo.commands.options import BLOCK_HELP, MASK_HELP, SHIFT_HELP
+from vrpo.fields.options import BLOCK_HELP, MASK_HELP, SHIFT_HELP
 from vrpo.models.adapter_names import export_adapter
 from vrpo.models.hf import HFDenoiser
 from vrpo.models.load import base_of, load, model_class
