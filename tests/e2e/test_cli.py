@@ -279,7 +279,12 @@ def test_python_m_vrpo() -> None:
     assert "usage: vrpo COMMAND" in helped.stdout
     wrong = python_m("-m", "vrpo", "trian")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: no command 'trian'")
+    assert wrong.stderr.startswith("error: no command 'trian'; did you mean train?")
+
+
+def test_a_command_that_was_renamed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan"]) == 2
+    assert "no command 'plan'; did you mean estimate?" in capsys.readouterr().err
 
 
 def test_accelerate_launch(workplace: Path, tmp_path: Path) -> None:

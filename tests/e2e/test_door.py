@@ -1,5 +1,7 @@
 """The door of the command line: help, and what is wrong with a command that needs no import to be known."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +145,11 @@ def test_another_version_of_transformers_has_other_fields(
 def test_a_line_without_flags_goes_on_to_the_parser() -> None:
     """Kills: pairs of flags and ends where there is no flag, which ends in a message of Python's."""
     check("train", [])
+
+
+def test_a_command_takes_what_it_is_given() -> None:
+    """Kills: a dataclass that the function wants and the parser does not make."""
+    for name, command in COMMANDS.items():
+        function = getattr(importlib.import_module(command.module), command.function)
+        wanted = [each.annotation for each in inspect.signature(function).parameters.values()]
+        assert wanted == command.classes(), name

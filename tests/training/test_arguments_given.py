@@ -58,6 +58,7 @@ def test_the_page_about_trl_is_the_table(tmp_path: Path) -> None:
     }
     same = page.split("## Fields that are the same")[1].split("##")[0].split("The losses")[0]
     assert set(re.findall(r"`(\w+)`", same)) <= set(VRPOConfig.__dataclass_fields__)
+    assert {"num_masks", "rounds"} <= MOVED.keys()
     for name, instead in MOVED.items():
         with pytest.raises(ValueError, match=re.escape(f"unknown field '{name}': write {instead}")):
             VRPOConfig(output_dir=str(tmp_path), **{name: None})

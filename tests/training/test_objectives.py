@@ -116,6 +116,7 @@ ARWC = {"weights": "arwc"}
         ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing belongs to loss_type sigmoid or robust"),
         ({"label_smoothing": 0.5}, "must lie in [0, 0.5), not 0.5"),
         ({"simpo_gamma": 1.0}, "simpo_gamma belongs to loss_type simpo; sigmoid has label_smoothing"),
+        ({"loss_kwargs": {"label_smoothing": 0.1}}, "loss_kwargs: label_smoothing is a field of its own"),
         ({"loss_kwargs": {"epsilon": 0.1}}, "loss_kwargs: epsilon belongs to loss_type dmpo_rkl"),
         ({"loss_kwargs": {"gamma": 0.1}}, "loss_kwargs: gamma belongs to no loss"),
         ({"loss_kwargs": {"baseline": "batch_mean"}}, "loss_kwargs: baseline belongs to loss_type kto"),

@@ -21,6 +21,8 @@ from typing import Any
 from vrpo.cli.door import COMMANDS, asks_for_help, check, help_of
 from vrpo.decoding.visible import visible
 
+RENAMED = {"plan": "estimate"}  # commands of earlier versions
+
 
 def usage() -> str:
     width = max(map(len, COMMANDS))
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         print(importlib.import_module("vrpo").__version__)
         return 0
     if argv[0] not in COMMANDS:
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        close = [RENAMED[argv[0]]] if argv[0] in RENAMED else difflib.get_close_matches(argv[0], COMMANDS, n=1)
         meant = f"; did you mean {close[0]}?" if close else ""
         print(f"error: no command {argv[0]!r}{meant} (vrpo --help lists them)", file=sys.stderr)
         return 2

@@ -97,7 +97,7 @@ COMMANDS = {
         "vrpo.demo.run",
         "demo",
         "a few minutes on a laptop: train, collect pairs, align, compare",
-        ("vrpo.demo.run.DemoArguments",),
+        ("vrpo.demo.run.DemoArguments", "vrpo.demo.run.Settings"),
     ),
 }
 

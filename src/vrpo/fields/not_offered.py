@@ -69,6 +69,9 @@ MOVED = {  # what had a field of its own in earlier versions
     "ref_weighting": "ref_pool_kwargs: {weights: arwc}",
     "ref_clip": "ref_pool_kwargs: {clip: 0.1}",
 }
+MOVED |= dict.fromkeys(
+    ("rounds", "generate", "pairs", "evaluate"), "vrpo rounds --config FILE.yaml, a command of its own"
+)
 PAGE = "docs/coming_from_trl.md"
 
 

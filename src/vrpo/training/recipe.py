@@ -230,6 +230,8 @@ def _builds(config: Any) -> dict[str, Any]:
     """
     names = [name for _, name in losses_of(config) if name != "sft"]
     flat = {each: getattr(config, each) for each, neutral in FLAT.items() if getattr(config, each) != neutral}
+    for key in FLAT.keys() & (config.loss_kwargs or {}).keys():
+        raise ValueError(f"loss_kwargs: {key} is a field of its own. Set it there")
     given: Mapping[str, Any] = {**flat, **(config.loss_kwargs or {})}
     owned = {name: list(parameters(LOSSES[name].make)) for name in names}
     for key in given:
