@@ -39,6 +39,7 @@ from vrpo.training.identity import settings_of
 from vrpo.training.preference_config import VRPOConfig
 from vrpo.training.run import check_run, train_on, writing
 
+_MOST = 1 << 20
 _SAID = {  # what the rounds themselves say to a stage
     "generate": ("model_name_or_path", "output", "seed"),
     "pairs": ("samples", "output", "report"),
@@ -70,8 +71,8 @@ class RoundArguments:
 
     def __post_init__(self) -> None:
         for name in ("rounds", "prompts_per_round"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} must be from 1 to {_MOST:,}, not {getattr(self, name)}")
         for stage, said in _SAID.items():
             taken = [name for name in said if name in (getattr(self, stage) or {})]
             if taken:

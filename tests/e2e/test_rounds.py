@@ -99,12 +99,12 @@ def test_a_stopped_loop_goes_on(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rounds": 0}, "rounds must be at least 1, not 0"),
+        ({"rounds": 0}, "rounds must be from 1 to 1,048,576, not 0"),
         ({"pairs": None}, "the following arguments are required: --pairs"),
         ({"generate": {"prompts": "prompts.jsonl", "seed": 3}}, "generate: seed is what the rounds themselves say"),
         ({"dataset_name": "prompts.jsonl"}, "dataset_name: rounds make their pairs themselves"),
         ({"rounds": None}, "the following arguments are required: --rounds"),
-        ({"prompts_per_round": 0}, "prompts_per_round must be at least 1, not 0"),
+        ({"prompts_per_round": 0}, "prompts_per_round must be from 1 to 1,048,576, not 0"),
         ({"prompts_per_round": 4}, "2 rounds of prompts_per_round 4 need 8 prompts: prompts.jsonl has 6"),
         ({"eval_strategy": "epoch"}, "eval_strategy in rounds needs pairs to hold out: eval_fraction"),
         ({"eval_fraction": 0.5}, "eval_fraction is given, but eval_strategy is 'no'"),

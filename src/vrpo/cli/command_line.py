@@ -59,7 +59,6 @@ def main(argv: list[str] | None = None) -> int:
     if asks_for_help(argv[1:]):
         print(help_of(argv[0], argv[1:]), end="")
         return 0
-    warnings.formatwarning = _warning
     with _on_a_terminal() as stopped_by:
         try:
             _run(argv[0], argv[1:])
@@ -73,11 +72,6 @@ def main(argv: list[str] | None = None) -> int:
                 raise
             return 128 + (stopped_by or [signal.SIGINT])[0]
     return 0
-
-
-def _warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
-    """What a warning says, without the line of source that it comes from."""
-    return f"warning: {message}\n"
 
 
 def _run(name: str, argv: Sequence[str]) -> None:

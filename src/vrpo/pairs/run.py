@@ -187,13 +187,10 @@ def _parts(args: PairsArguments, settings: dict[str, Any], prompts: int, first: 
     dropped = {"unfinished": "drop", "end_ids": args.end_ids} if args.unfinished == "drop" else {"unfinished": "judged"}
     size = args.prompts_per_part
     of_verdicts |= dropped | {"prompts_per_part": size}
-    found = Parts(args.report / "verdicts.jsonl", of_verdicts, -(-prompts // size))
+    found = Parts(args.report / "verdicts.jsonl", of_verdicts, -(-prompts // size), "--report")
     if first and found.folder.is_dir() and not list(found.folder.glob("*.jsonl")):
         shutil.rmtree(found.folder)
-    try:
-        found.missing()
-    except ValueError as error:
-        raise ValueError(str(error).replace("another --output", "another --report")) from error
+    found.missing()
     return made, found
 
 
