@@ -29,6 +29,8 @@ ON_TIED: dict[str, dict[str, Any]] = {
     "tokens of the head": {"trainable_token_indices": {"lm_head": [1, 2]}},
     "kept tied": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
     "whole, kept tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "directions of the head": {"target_modules": ["lm_head"], "use_dora": True},
+    "directions of both": {"target_modules": ["lm_head", "embed_tokens"], "use_dora": True},
     "blocks": {},
 }
 

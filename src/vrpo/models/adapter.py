@@ -45,7 +45,11 @@ def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HF
             f"peft_config: {type(peft_config).__name__} puts tokens of its own before a text, which have no place in "
             "masks and blocks: train a LoRA"
         )
-    _check_learns(peft_config)
+    if getattr(peft_config, "init_lora_weights", None) == "eva":
+        raise ValueError(
+            "peft_config: init_lora_weights='eva' begins from data, which no trainer here gives it. Take True, or call "
+            "peft's initialize_lora_eva_weights yourself and give the PeftModel as model"
+        )
     _check_names(denoiser.module, peft_config)
     config = copy.copy(peft_config)
     if isinstance(config, LoraConfig) and config.target_modules is None:
@@ -54,24 +58,8 @@ def with_adapter(denoiser: HFDenoiser, peft_config: PeftConfig, seed: int) -> HF
         torch.manual_seed(seed)
         base = identity_of(denoiser.module, denoiser.tokenizer)  # some adapters change what they are put on
         adapted = get_peft_model(denoiser.module, config)
-    if getattr(config, "use_dora", False):
-        _check_rows(adapted)
+    check_layers(adapted)
     return replace(denoiser, module=adapted, base=base)
-
-
-def _check_learns(config: Any) -> None:
-    """
-    Raises:
-        ValueError: the adapter would add nothing, whatever it learns, or begins as what only peft's own call makes it.
-    """
-    scales = [getattr(config, "lora_alpha", 1), *(getattr(config, "alpha_pattern", None) or {}).values()]
-    if 0 in scales:
-        raise ValueError("peft_config: a lora_alpha of 0 adds nothing, whatever the adapter learns. Set it above 0")
-    if getattr(config, "init_lora_weights", None) == "eva":
-        raise ValueError(
-            "peft_config: init_lora_weights='eva' begins from data, which no trainer here gives it. Take True, or call "
-            "peft's initialize_lora_eva_weights yourself and give the PeftModel as model"
-        )
 
 
 def _check_names(module: Any, config: Any) -> None:
@@ -107,18 +95,18 @@ def _close(name: str, there: Sequence[str]) -> str:
     return f". Did you mean {found[0]!r}?" if found else ""
 
 
-def _check_rows(module: Any) -> None:
+def check_layers(module: PeftModel) -> None:
     """
     Raises:
-        ValueError: DoRA divides a weight's rows by their length, and one is 0.
+        ValueError: a layer of the adapter is scaled by 0, or DoRA divides by the length of a weight's row, which is 0.
     """
     for name, layer in module.named_modules():
-        norms = getattr(layer, "lora_magnitude_vector", None)
-        if (
-            isinstance(layer, BaseTunerLayer)
-            and norms
-            and any(bool((part.weight == 0).any()) for part in norms.values())
-        ):
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        if any(getattr(layer, "scaling", {}).get(adapter) == 0 for adapter in layer.active_adapters):
+            raise ValueError(f"peft_config: {name} is scaled by 0, whatever the adapter learns. Set lora_alpha above 0")
+        norms = getattr(layer, "lora_magnitude_vector", None) or {}
+        if any(bool((part.weight == 0).any()) for part in norms.values()):
             raise ValueError(
                 f"peft_config: use_dora divides by the length of each row of a weight, and {name} has a row of zeros. "
                 "Leave use_dora out, or leave that module out of target_modules"

@@ -6,11 +6,12 @@ by the table that the weights are renamed by (`register_checkpoint_conversion_ma
 """
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
@@ -96,7 +97,7 @@ def check_adapter(adapter: str) -> None:
     """
     try:
         config: Any = PeftConfig.from_pretrained(adapter)
-    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever peft runs into with a file that others wrote
         why = " ".join(str(error).split())
         raise ValueError(
             f"adapter {adapter}: neither a folder with an adapter_config.json that peft reads nor one that the hub "
@@ -108,9 +109,27 @@ def check_adapter(adapter: str) -> None:
         raise ValueError(f"adapter {adapter} names code to import (megatron_core): remove megatron_config")
     if Path(adapter).is_dir() and not (Path(adapter) / "adapter_model.safetensors").is_file():
         raise ValueError(f"adapter {adapter} lacks adapter_model.safetensors (pickled ones, .bin, are not read)")
-    ranks = [config.r, *(config.rank_pattern or {}).values()] if isinstance(config, LoraConfig) else []
+    if isinstance(config, LoraConfig):
+        _check_fields(config, f"adapter {adapter}: adapter_config.json")
+
+
+def _check_fields(config: LoraConfig, place: str) -> None:
+    """
+    Raises:
+        ValueError: a field is of another type than peft's, a rank is none, or a scale would switch the adapter off.
+    """
+    for field, hint in get_type_hints(LoraConfig).items():
+        if hint is bool and type(value := getattr(config, field)) is not bool:
+            raise ValueError(f"{place}: {field} is {value!r}, and takes true or false")
+    for field in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(value := getattr(config, field), dict | None):
+            raise ValueError(f"{place}: {field} is {value!r}, and takes names of modules with a number each")
+    ranks = [config.r, *(config.rank_pattern or {}).values()]
     if any(type(rank) is not int or not 1 <= rank <= _LARGEST_RANK for rank in ranks):
-        raise ValueError(f"adapter {adapter}: adapter_config.json: r or rank_pattern is no rank: {ranks[:5]}")
+        raise ValueError(f"{place}: r or rank_pattern is no rank: {ranks[:5]}")
+    scales = [config.lora_alpha, *(config.alpha_pattern or {}).values()]
+    if any(type(scale) not in (int, float) or not 0 < abs(scale) < math.inf for scale in scales):
+        raise ValueError(f"{place}: lora_alpha or alpha_pattern is no scale: {scales[:5]}. Give numbers other than 0")
 
 
 def _patterns(config: Any) -> list[str]:
@@ -118,8 +137,8 @@ def _patterns(config: Any) -> list[str]:
     found = [*(getattr(config, "rank_pattern", None) or {}), *(getattr(config, "alpha_pattern", None) or {})]
     for field in ("target_modules", "exclude_modules", "layers_pattern"):
         given = getattr(config, field, None) or []
-        found += [given] if isinstance(given, str) else list(given) if field == "layers_pattern" else []
-    return found
+        found += [given] if isinstance(given, str) else given if field == "layers_pattern" else []
+    return [each for each in found if isinstance(each, str)]
 
 
 def with_saved_adapter(module: Any, adapter: str) -> PeftModel:
@@ -133,7 +152,7 @@ def with_saved_adapter(module: Any, adapter: str) -> PeftModel:
     check_patterns(_patterns(PeftConfig.from_pretrained(adapter)), names, f"{adapter}/adapter_config.json")
     try:
         wrapped, unplaced = _wrapped(module, adapter, state)
-    except (RuntimeError, UserWarning, TypeError, re.error) as error:  # another shape; no module of ours; no pattern
+    except Exception as error:  # whatever peft runs into with a file of others
         raise ValueError(f"{adapter} is no adapter of this model: {' '.join(str(error).split())}") from error
     if unplaced:
         raise ValueError(f"{adapter} is no adapter of this model, which has no place for {unplaced[:5]}")

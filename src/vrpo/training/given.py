@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from vrpo.models.adapter import with_adapter
+from vrpo.models.adapter import check_layers, with_adapter
 from vrpo.models.causal import CausalDenoiser, CausalLikelihood, as_causal, load_causal
 from vrpo.models.hf import HFDenoiser, MaskedDiffusion, is_quantized, is_spread
 from vrpo.models.load import adapt, load
@@ -144,6 +144,7 @@ def check_trainable(module: Any) -> None:
         )
     if isinstance(module, PeftModel):
         _check_adapter(module)
+        check_layers(module)
         _check_saved(module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
